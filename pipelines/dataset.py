@@ -1,0 +1,288 @@
+"""Scenes, or a folder of captioned pictures, as batches ready for a training step.
+
+Everything random about an example (which one, dropped caption, noise, time) is a function of (seed, place in the
+endless stream of examples). So a resumed run needs one number, and the batch size or the number of processes decides
+only how the stream is cut.
+
+Shapes: B batch, T tokens, h×w pixels.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
+
+from pipelines import scenes
+from unet_xattn import flow
+from unet_xattn.words import split_words, tokens_of
+
+MAX_TOKENS = 64
+VALIDATION_SEED = 2**31
+"""Scenes of this seed validate; training takes seeds below it."""
+
+
+class DataError(ValueError):
+    """What is wrong with the data somebody gave."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture (h, w, 3) uint8, its caption, and where stretches of the caption lie in the picture, if known."""
+
+    picture: np.ndarray
+    caption: str
+    regions: Sequence[tuple[int, int, np.ndarray]] = ()  # (start, end, mask (h, w) in [0, 1])
+
+
+class Examples(Protocol):
+    """An endless stream of training examples, and a fixed set of others to validate on."""
+
+    def example(self, place: int) -> Example: ...
+    def validation(self, count: int) -> list[Example]: ...
+    def captions(self) -> Iterable[str]: ...
+
+
+class SceneExamples:
+    """The endless scenes of one seed."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed = size, seed
+
+    def example(self, place: int) -> Example:
+        return self._render(scenes.scene(self.seed, place))
+
+    def validation(self, count: int) -> list[Example]:
+        return [self._render(scenes.scene(VALIDATION_SEED, i)) for i in range(count)]
+
+    def captions(self) -> Iterable[str]:
+        return (scenes.scene(self.seed, i).caption for i in range(4000))
+
+    def _render(self, scene: scenes.Scene) -> Example:
+        picture, masks = scenes.render(scene, self.size)
+        regions = [(w.start, w.end, scenes.word_mask(w, masks)) for w in scene.words]
+        return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None])
+
+
+class FolderExamples:
+    """A folder of pictures with a `metadata.jsonl` (or .csv) of `file_name` and `text`, read by datasets' imagefolder.
+
+    Each epoch visits every picture once, in an order that is a function of (seed, epoch). One picture in twenty is
+    kept for validation.
+    """
+
+    def __init__(self, folder: str | Path, size: int, seed: int):
+        self.size, self.seed = size, seed
+        self.rows = read_folder(folder)
+        held_back = range(7 % len(self.rows), len(self.rows), 20) if len(self.rows) >= 20 else range(len(self.rows))
+        self.validation_rows = [self.rows[i] for i in held_back]
+        if len(self.rows) >= 20:
+            self.rows = [row for i, row in enumerate(self.rows) if i not in held_back]
+
+    def example(self, place: int) -> Example:
+        epoch, position = divmod(place, len(self.rows))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+        return self._load(self.rows[order[position]])
+
+    def validation(self, count: int) -> list[Example]:
+        return [self._load(row) for row in self.validation_rows[:count]]
+
+    def captions(self) -> Iterable[str]:
+        return (caption for _, caption in self.rows)
+
+    def _load(self, row: tuple[Path, str]) -> Example:
+        return Example(load_picture(row[0], self.size), row[1])
+
+
+def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
+    """(picture, caption) for every row of a folder of captioned pictures, each picture opened once.
+
+    Raises:
+        DataError: no such folder, no pictures, no captions, or pictures or captions that cannot be used (all named).
+    """
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give one with pictures and a metadata.jsonl")
+    if not any(folder.glob("metadata.*")):
+        raise DataError(
+            f"{folder} has no captions: add a metadata.jsonl with one line a picture, "
+            '{"file_name": "cat.png", "text": "a black cat"}'
+        )
+    if not any(Image.registered_extensions().get(p.suffix.lower()) for p in folder.rglob("*")):
+        raise DataError(f"{folder} has no pictures")
+    try:
+        table = load_dataset("imagefolder", data_dir=str(folder), split="train")
+    except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
+        raise DataError(f"{folder} cannot be read: {error.__cause__ or error}") from error
+    if "text" not in table.column_names:
+        raise DataError(f"{folder}: its metadata has no column 'text' for captions, only {table.column_names}")
+    table = table.cast_column("image", ImageFeature(decode=False))
+    rows, bad = [], []
+    for row in table:
+        path, caption = Path(row["image"]["path"]), row["text"]
+        if not isinstance(caption, str) or not caption.strip():
+            bad.append(f"{path.name}: no caption")
+            continue
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            bad.append(f"{path.name}: {error}")
+            continue
+        rows.append((path, caption))
+    if bad:
+        raise DataError(f"{folder}: {len(bad)} of {len(table)} rows cannot be used: {'; '.join(bad)}")
+    return rows
+
+
+def load_picture(path: Path, size: int) -> np.ndarray:
+    """A picture as (size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, centre-cropped."""
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture).convert("RGB")
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of these captions, lower-cased, with character offsets; a Han character is a token.
+
+    It remembers every word it was trained on, in `init_kwargs["known_words"]`, so that others can be pointed out.
+    """
+    captions = list(captions)
+    core = Tokenizer(models.BPE(unk_token="[UNK]"))
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    # BERT's splits at spaces and around every punctuation mark; Han characters have no spaces to split at.
+    han = pre_tokenizers.Split(pattern=Regex(r"\p{Han}"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([han, pre_tokenizers.BertPreTokenizer()])
+    special = ["[PAD]", "[UNK]", "[START]", "[END]"]
+    letters = [chr(c) for c in range(33, 127)]
+    core.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False),
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="[START] $A [END]", special_tokens=[(s, core.token_to_id(s)) for s in ("[START]", "[END]")]
+    )
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[START]",
+        eos_token="[END]",
+        model_max_length=MAX_TOKENS,
+        known_words=[],
+    )
+    tokenizer.init_kwargs["known_words"] = sorted(
+        {w.text.lower() for caption in captions for w in split_words(caption, tokenizer)}
+    )
+    return tokenizer
+
+
+@dataclass
+class Batch:
+    """What one step trains on.
+
+    pictures (B, 3, h, w) in [-1, 1], noise likewise, times (B,) in (0, 1), ids and token_mask (B, T),
+    masks (B, T, grid, grid): where each token's meaning lies, zero everywhere if unknown.
+    """
+
+    pictures: Tensor
+    noise: Tensor
+    times: Tensor
+    ids: Tensor
+    token_mask: Tensor
+    masks: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+class Collator:
+    """Turns (place, example) pairs into a `Batch`.
+
+    Args:
+        caption_dropout: share of captions replaced by the empty one. This is what makes guidance work: the model
+            learns what a picture is without being told what it shows.
+        grid: side of the masks given to mask supervision, the finest grid that attends.
+        time_shift: see `flow.sample_times`.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, caption_dropout: float, grid: int, time_shift: float
+    ):
+        self.tokenizer, self.seed, self.grid = tokenizer, seed, grid
+        self.caption_dropout, self.time_shift = caption_dropout, time_shift
+
+    def __call__(self, items: Sequence[tuple[int, Example]]) -> Batch:
+        captions, noise, times = [], [], []
+        for place, example in items:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, place))
+            dropped = torch.rand((), generator=generator) < self.caption_dropout
+            captions.append("" if dropped else example.caption)
+            times.append(flow.sample_times(1, generator, self.time_shift))
+            noise.append(torch.randn(3, *example.picture.shape[:2], generator=generator))
+        ids, token_mask, masks = self.read(captions, [example.regions for _, example in items])
+        pictures = to_tensor(np.stack([example.picture for _, example in items]))
+        return Batch(pictures, torch.stack(noise), torch.cat(times), ids, token_mask, masks)
+
+    def read(
+        self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Captions and their regions -> ids (B, T), token_mask (B, T), masks (B, T, grid, grid)."""
+        read = self.tokenizer(
+            captions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt"
+        )
+        masks = np.zeros((*read["input_ids"].shape, self.grid, self.grid), np.float32)
+        for row, (caption, offsets, spans) in enumerate(
+            zip(captions, read["offset_mapping"].tolist(), regions, strict=True)
+        ):
+            for start, end, mask in spans if caption else ():
+                side = mask.shape[0] // self.grid
+                pooled = mask.reshape(self.grid, side, self.grid, side).mean(axis=(1, 3))
+                masks[row, list(tokens_of(start, end, offsets))] = pooled
+        return read["input_ids"], read["attention_mask"].bool(), torch.from_numpy(masks)
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for torch out of several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 pictures (B, h, w, 3) -> (B, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class _Stream(Dataset):
+    def __init__(self, examples: Examples):
+        self.examples = examples
+
+    def __getitem__(self, place: int) -> tuple[int, Example]:
+        return place, self.examples.example(place)
+
+
+def batches(
+    examples: Examples, collator: Collator, batch_size: int, start: int, stop: int, workers: int
+) -> DataLoader:
+    """The stream of batches over places [start, stop)."""
+    return DataLoader(
+        _Stream(examples),
+        batch_size=batch_size,
+        sampler=range(start, stop),
+        collate_fn=collator,
+        num_workers=workers,
+        drop_last=True,
+    )

@@ -1,0 +1,310 @@
+"""Captioned pictures without end: a scene, its picture, a mask per object and a mask per word, all exact.
+
+A scene is a pure function of (seed, index). Its caption names everything visible; what goes unsaid is what everybody
+assumes, a medium size and a white ground, so a short prompt still has one meaning.
+
+Shapes: h×w pixels. Lengths and places are in units of the picture's shorter side, x to the right and y down.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (250, 220, 50),
+    "green": (45, 160, 70),
+    "blue": (40, 90, 220),
+    "purple": (130, 60, 175),
+    "pink": (245, 150, 195),
+    "brown": (120, 72, 36),
+}
+GROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (248, 248, 248),
+    "gray": (150, 152, 155),
+    "black": (24, 24, 28),
+    "turquoise": (90, 205, 200),
+}
+SIZES: dict[str, float] = {"small": 0.09, "medium": 0.13, "big": 0.18}
+"""Name of a size -> radius of the shape, half the width of its box."""
+
+
+def _regular(points: int, turn: float = 0.0) -> np.ndarray:
+    angles = turn + np.arange(points) * 2 * math.pi / points
+    return np.stack([np.sin(angles), -np.cos(angles)], axis=1)
+
+
+def _star() -> np.ndarray:
+    points = _regular(10)
+    points[1::2] *= 0.42
+    return points * 1.08
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x, -y], axis=1) / 16
+
+
+SHAPES: dict[str, np.ndarray] = {
+    "circle": _regular(48),
+    "square": np.array([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]]),
+    "triangle": np.array([[0, -1], [1.05, 0.85], [-1.05, 0.85]]),
+    "diamond": np.array([[0, -1.15], [0.75, 0], [0, 1.15], [-0.75, 0]]),
+    "star": _star(),
+    "heart": _heart(),
+    "cross": np.array(
+        [[-1, -0.34], [-0.34, -0.34], [-0.34, -1], [0.34, -1], [0.34, -0.34], [1, -0.34]]
+        + [[1, 0.34], [0.34, 0.34], [0.34, 1], [-0.34, 1], [-0.34, 0.34], [-1, 0.34]]
+    ),
+}
+"""Name of a shape -> its outline, points (n, 2) about the centre at radius 1."""
+
+HELD_OUT: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("circle", "orange"),
+        ("square", "purple"),
+        ("triangle", "pink"),
+        ("diamond", "red"),
+        ("star", "blue"),
+        ("heart", "green"),
+        ("cross", "yellow"),
+        ("square", "brown"),
+    }
+)
+"""(shape, colour) pairs that no training scene shows: what a model draws for them, it has composed."""
+
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over", "on top of"),
+    "below": ("below", "under", "beneath"),
+}
+"""A relation -> the ways to say it."""
+
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium", "medium-sized"), "big": ("big", "large")}
+COUNT_WORDS = {2: "two", 3: "three"}
+KINDS = ("one", "count", "two", "relation", "three")
+"""one object; two or three of a kind; two different ones; the same with their relation; three different ones."""
+
+
+@dataclass(frozen=True)
+class Object:
+    """One thing in the picture: its centre (x, y) and its radius in units of the shorter side."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float = 0.5
+    y: float = 0.5
+    radius: float = 0.0
+
+
+@dataclass(frozen=True)
+class Word:
+    """A stretch of the caption, its class and what it speaks of: indices of objects, or none for the ground."""
+
+    start: int
+    end: int
+    kind: str  # shape, colour, size, count, relation or ground
+    objects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows and what its caption says of it.
+
+    `relation` is (subject, relation, object) where the caption states one; `kind` is one of `KINDS`.
+    """
+
+    kind: str
+    objects: tuple[Object, ...]
+    ground: str
+    relation: tuple[int, str, int] | None = None
+    caption: str = ""
+    words: tuple[Word, ...] = ()
+
+
+def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False) -> Scene:
+    """The scene at place `index` of the endless series `seed`.
+
+    Args:
+        kind: one of `KINDS`, or None for training's mixture of them.
+        held_out: False never shows a pair of `HELD_OUT`; True shows one in every scene, for testing.
+    """
+    rng = np.random.default_rng((seed, index))
+    kind = str(rng.choice(KINDS, p=[0.2, 0.15, 0.2, 0.3, 0.15])) if kind is None else kind
+    ground = str(rng.choice(list(GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
+    described = _describe_objects(rng, kind, held_out)
+    objects, relation = _place(rng, kind, described)
+    return _caption(rng, Scene(kind, objects, ground, relation))
+
+
+def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> list[Object]:
+    pairs = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT]
+    different = {"one": 1, "count": 1, "two": 2, "relation": 2, "three": 3}[kind]
+    chosen = [pairs[i] for i in rng.choice(len(pairs), different, replace=False)]
+    if held_out:
+        left_out = sorted(HELD_OUT)
+        chosen[int(rng.integers(different))] = left_out[int(rng.integers(len(left_out)))]
+    sizes = rng.choice(list(SIZES), different, p=[0.3, 0.4, 0.3])
+    objects = [Object(shape, colour, str(size)) for (shape, colour), size in zip(chosen, sizes, strict=True)]
+    return objects * int(rng.integers(2, 4)) if kind == "count" else objects
+
+
+def _place(
+    rng: np.random.Generator, kind: str, objects: list[Object]
+) -> tuple[tuple[Object, ...], tuple[int, str, int] | None]:
+    """Put each object somewhere inside the picture and clear of the others, and state a relation that holds."""
+    radii = np.array([SIZES[o.size] for o in objects]) * rng.uniform(0.95, 1.05, len(objects))  # (objects,)
+    reach = 1.15 * radii  # a diamond is the tallest shape for its radius
+    while True:
+        # Many layouts at a time: three big objects rarely fall clear of one another.
+        centres = rng.uniform(0.01 + reach[:, None], 0.99 - reach[:, None], (64, len(objects), 2))
+        distance = np.abs(centres[:, :, None] - centres[:, None]).max(axis=-1)  # (64, objects, objects)
+        clear = distance > reach[:, None] + reach + 0.02
+        clear |= np.eye(len(objects), dtype=bool)
+        for layout in centres[clear.all(axis=(1, 2))]:
+            placed = tuple(
+                replace(o, x=float(x), y=float(y), radius=float(r))
+                for o, (x, y), r in zip(objects, layout, radii, strict=True)
+            )
+            if kind != "relation":
+                return placed, None
+            stated = relation_between(placed[0], placed[1])
+            if stated:
+                return placed, (0, stated, 1)
+
+
+def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:
+    """How `a` lies to `b` along the axis that dominates by `margin`, or None where it is neither."""
+    dx, dy = a.x - b.x, a.y - b.y
+    if abs(dx) > margin * abs(dy):
+        return "left of" if dx < 0 else "right of"
+    if abs(dy) > margin * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+def _caption(rng: np.random.Generator, described: Scene) -> Scene:
+    """Say the scene in one of many wordings, keeping account of what each word speaks of."""
+    text, words = "", []
+
+    def say(piece: str, kind: str | None = None, objects: tuple[int, ...] = ()) -> None:
+        nonlocal text
+        if kind:
+            words.append(Word(len(text), len(text) + len(piece), kind, objects))
+        text += piece
+
+    def say_group(indices: tuple[int, ...]) -> None:
+        o = described.objects[indices[0]]
+        # "medium" mostly goes without saying; small and big never do.
+        size = str(rng.choice(SIZE_WORDS[o.size])) if o.size != "medium" or rng.random() < 0.2 else ""
+        if len(indices) > 1:
+            say(COUNT_WORDS[len(indices)], "count", indices)
+        else:
+            say("an" if (size or o.colour)[0] in "aeiou" else "a")
+        if size:
+            say(" ")
+            say(size, "size", indices)
+        say(" ")
+        say(o.colour, "colour", indices)
+        say(" ")
+        plural = ("es" if o.shape.endswith("s") else "s") if len(indices) > 1 else ""
+        say(o.shape + plural, "shape", indices)
+
+    count = len(described.objects)
+    groups = [tuple(range(count))] if described.kind == "count" else [(i,) for i in range(count)]
+    shows_ground = described.ground != "white" or rng.random() < 0.4
+    ground_first = shows_ground and rng.random() < 0.2
+    opening = str(rng.choice(["", "", "", "a picture of ", "there is ", "draw "]))
+    if opening == "there is " and described.kind == "count":
+        opening = "there are "
+    if ground_first:
+        say("on a ")
+        say(described.ground, "ground")
+        say(str(rng.choice([" background, ", " ground, "])))
+    else:
+        say(opening)
+    for i, group in enumerate(groups):
+        if i and described.relation:
+            say(str(rng.choice([" ", " ", " is "])) if not opening or ground_first else " ")
+            say(str(rng.choice(RELATIONS[described.relation[1]])), "relation", (0, 1))
+            say(" ")
+        elif i:
+            say(" and " if i == len(groups) - 1 else ", ")
+        say_group(group)
+    if shows_ground and not ground_first:
+        say(str(rng.choice([" on a ", ", on a ", " against a "])))
+        say(described.ground, "ground")
+        say(str(rng.choice([" background", " ground"])))
+    # As people type. Each keeps the length, or adds only behind the last word, so that the words' places hold.
+    manner = rng.random()
+    if manner < 0.3:
+        text = text[0].upper() + text[1:]
+    elif manner < 0.36:
+        text = text.upper()
+    text += str(rng.choice(["", "", "", ".", "!"]))
+    return replace(described, caption=text, words=tuple(words))
+
+
+def render(described: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene, anti-aliased.
+
+    size: a side, or (height, width), in pixels -> picture (h, w, 3) uint8 and the coverage of each object,
+    (objects, h, w) float32 in [0, 1], which is its exact mask.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    picture = np.empty((height, width, 3), np.float32)
+    picture[:] = GROUNDS[described.ground]
+    masks = np.zeros((len(described.objects), height, width), np.float32)
+    for mask, o in zip(masks, described.objects, strict=True):
+        mask[:] = coverage(o.shape, *_pixels(o, height, width), height, width)
+        picture += mask[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture)
+    return picture.round().astype(np.uint8), masks
+
+
+def _pixels(o: Object, height: int, width: int) -> tuple[float, float, float]:
+    side = min(height, width)
+    # The longer side spreads the places out and leaves the sizes alone.
+    return o.x * width, o.y * height, o.radius * side
+
+
+def coverage(shape: str, x: float, y: float, radius: float, height: int, width: int) -> np.ndarray:
+    """How much of each pixel a shape covers, (h, w) float32 in [0, 1]; centre and radius in pixels."""
+    fine = 4  # samples across a pixel
+    left, top = math.floor(x - 1.3 * radius), math.floor(y - 1.3 * radius)
+    box = math.ceil(2.6 * radius) + 2
+    canvas = Image.new("L", (box * fine, box * fine))
+    outline = (SHAPES[shape] * radius + (x - left, y - top)) * fine - 0.5
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=255)
+    patch = np.asarray(canvas, np.float32).reshape(box, fine, box, fine).mean(axis=(1, 3)) / 255
+    out = np.zeros((height, width), np.float32)
+    y0, y1, x0, x1 = max(top, 0), min(top + box, height), max(left, 0), min(left + box, width)
+    if y0 < y1 and x0 < x1:
+        out[y0:y1, x0:x1] = patch[y0 - top : y1 - top, x0 - left : x1 - left]
+    return out
+
+
+def word_mask(word: Word, masks: np.ndarray) -> np.ndarray | None:
+    """Where a word's meaning lies, (h, w) in [0, 1], or None for a relation, which lies nowhere.
+
+    masks: what `render` gave for the scene, (objects, h, w).
+    """
+    if word.kind == "relation":
+        return None
+    if word.kind == "ground":
+        return 1 - masks.max(axis=0)
+    return masks[list(word.objects)].max(axis=0)
+
+
+@lru_cache(maxsize=64)
+def unit_area(shape: str) -> float:
+    """Area of a shape of radius 1 (the shoelace formula)."""
+    x, y = SHAPES[shape].T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)

@@ -1,0 +1,209 @@
+"""Prompt in, picture out: a diffusers pipeline whose every guided step can be watched.
+
+Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the memory, h×w pixels.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unet_xattn import AttentionTrace, CrossAttentionUNet, Transformer
+from unet_xattn.words import split_words
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+active_trace: ContextVar[tuple[DiffusionPipeline, AttentionTrace] | None] = ContextVar("active_trace", default=None)
+"""What `capture.trace` opened in this thread (or task): the pipeline it records, and where to."""
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(folder.parent.name for folder in BUNDLED.glob("*/model_index.json"))
+
+
+class TextToImagePipeline(DiffusionPipeline):
+    """Draws pictures from prompts by integrating a rectified flow from noise to picture.
+
+    Components: a tokenizer with offsets, the text encoder that gives the memory, the UNet that reads it, and any of
+    diffusers' schedulers for flow models (FlowMatchEuler, FlowMatchHeun, DPM-Solver++ or UniPC with flow sigmas).
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        text_encoder: Transformer,
+        unet: CrossAttentionUNet,
+        scheduler: SchedulerMixin,
+    ):
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler)
+        unet.to(memory_format=torch.channels_last)  # 5 to 15 % faster on CPUs
+        self.image_processor = VaeImageProcessor(vae_scale_factor=unet.size_multiple)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "TextToImagePipeline":
+        """Load a bundled model by name, a folder (a finished run is one), or a model of the hub by its id.
+
+        Raises:
+            ValueError: there is no such model; the message lists those that are there.
+        """
+        name = str(name)
+        if name in bundled_models():
+            return super().from_pretrained(str(BUNDLED / name), **kwargs)
+        if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+            raise ValueError(f"{name} holds no model: it has no model_index.json (has its run saved one yet?)")
+        if not Path(name).is_dir() and name.count("/") != 1:
+            raise ValueError(
+                f"there is no model {name!r}: give a bundled one ({', '.join(bundled_models())}), a folder or a hub id"
+            )
+        return super().from_pretrained(name, **kwargs)
+
+    def encode_prompt(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> memory (B, T, D) and which of its tokens are real (B, T).
+
+        Raises:
+            ValueError: a prompt has more tokens than the model reads; nothing is cut off silently.
+        """
+        limit = self.tokenizer.model_max_length
+        read = self.tokenizer(prompts, padding=True, return_tensors="pt")
+        ids, token_mask = read["input_ids"], read["attention_mask"].bool()
+        if ids.shape[1] > limit:
+            raise ValueError(f"the prompt has {ids.shape[1]} tokens, this model reads {limit}: shorten it")
+        ids, token_mask = ids.to(self._execution_device), token_mask.to(self._execution_device)
+        return self.text_encoder.encode(ids, token_mask), token_mask
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
+        attention: AttentionTrace | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw pictures.
+
+        Args:
+            prompt: what to draw; a list draws a picture for each.
+            height, width: in pixels, the size the model was trained at by default.
+            num_inference_steps: steps from noise to picture.
+            guidance_scale: how far to go from the negative prompt's prediction past the prompt's (classifier-free
+                guidance, arXiv 2207.12598); 1 is none.
+            guidance_interval: guide only at noise levels within (low, high] of [0, 1] (arXiv 2404.07724).
+            negative_prompt: what to steer away from; the empty caption by default.
+            num_images_per_prompt: pictures of each prompt.
+            generator: where the noise comes from; a list gives each picture its own, so that a seed names a picture
+                alone or in a batch.
+            latents: the noise itself, (B, 3, height, width).
+            output_type: "pil", "np" (B, h, w, 3) in [0, 1], "pt" (B, 3, h, w) in [0, 1] or "latent" in [-1, 1].
+            callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; what it returns
+                replaces the latents.
+            attention: where to record the cross-attention; `with trace(pipe) as attention` gives one.
+
+        Raises:
+            ValueError: an argument is out of its range; the message says which.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        height = self.unet.config.sample_size if height is None else height
+        width = self.unet.config.sample_size if width is None else width
+        self._check_inputs(prompts, height, width, num_inference_steps, guidance_scale, guidance_interval)
+        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
+        if len(negatives) != len(prompts):
+            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt must be 1 or more, got {num_images_per_prompt}")
+        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+        negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
+
+        attention = attention or self._traced()
+        if attention is not None:
+            words = {p: split_words(p, self.tokenizer) for p in set(prompts)}
+            attention.start(prompts, [words[p] for p in prompts], (height, width))
+
+        # Both branches are encoded together, so that they are padded alike and run as one batch.
+        guided = guidance_scale != 1
+        memory, token_mask = self.encode_prompt(negatives + prompts if guided else prompts)
+        shape = (len(prompts), self.unet.config.in_channels, height, width)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}, expected {shape}")
+        latents = latents.to(self._execution_device, self.unet.dtype).to(memory_format=torch.channels_last)
+
+        count = len(prompts)
+        low, high = guidance_interval
+
+        def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
+            """Velocity at x, guided where the noise level says so; only the prompt's half is kept under its name."""
+            if guided and low < sigma <= high:
+                branches = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
+                record = attention.recorder(step, branches) if attention else None
+                both = self.unet(torch.cat([x, x]), timestep, memory, token_mask, record=record).sample
+                away, towards = both.chunk(2)
+                return away + guidance_scale * (towards - away)
+            record = attention.recorder(step, {"prompt": slice(0, count)}) if attention else None
+            return self.unet(x, timestep, memory[-count:], token_mask[-count:], record=record).sample
+
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = self.scheduler.timesteps
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
+                sigma = float(timestep) / self.scheduler.config.num_train_timesteps
+                prediction = denoise(latents, timestep, sigma, step)
+                latents = self.scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    values = {name: {"latents": latents}[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = callback_on_step_end(self, step, timestep, values).pop("latents", latents)
+                progress.update()
+
+        if attention is not None:
+            attention.finish(self.unet.attention_layers)
+        images = self.image_processor.postprocess(latents.float(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def _traced(self) -> AttentionTrace | None:
+        pipe, attention = active_trace.get() or (None, None)
+        return attention if pipe is self else None
+
+    def _check_inputs(
+        self,
+        prompts: list[str],
+        height: int,
+        width: int,
+        steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+    ) -> None:
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError("prompt must be a text or a list of texts, with at least one")
+        if not all(p.strip() for p in prompts):
+            raise ValueError("the prompt is empty: say what to draw, for example 'a red circle'")
+        if not 1 <= steps <= 1000:
+            raise ValueError(f"num_inference_steps must be between 1 and 1000, got {steps}")
+        if not 0 <= guidance_scale <= 100:
+            raise ValueError(f"guidance_scale must be between 0 and 100, got {guidance_scale}")
+        if not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+            raise ValueError(f"guidance_interval must be (low, high) with 0 ≤ low < high ≤ 1, got {guidance_interval}")
+        self.unet.check_size(height, width)

@@ -1,0 +1,284 @@
+"""Training a text-to-image model: one flat loop on Accelerate, the same file on a laptop and under `accelerate launch`.
+
+Shapes: B batch, T tokens, h×w pixels.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pipelines.dataset import (
+    Batch,
+    Collator,
+    DataError,
+    Example,
+    Examples,
+    FolderExamples,
+    SceneExamples,
+    batches,
+    seed_of,
+    to_tensor,
+    train_tokenizer,
+)
+from pipelines.text_to_image import TextToImagePipeline
+from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Noise levels of the validation loss."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run is. The same settings, machine and thread count give the same weights."""
+
+    data: str = "shapes"  # "shapes", or a folder of captioned pictures
+    out: str = "runs/first"
+    steps: int = 6000
+    batch_size: int = 64  # of all processes together
+    seed: int = 0
+    size: int = 64  # side of the pictures, in pixels
+    learning_rate: float = 1e-3
+    warmup: int = 200  # steps of rising learning rate; it falls over the last third
+    weight_decay: float = 0.01
+    caption_dropout: float = 0.1  # without it there is nothing to guide away from
+    mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
+    time_shift: float = 3.0  # towards noise, where the layout is decided
+    ema_sigma: float = 0.1  # relative width of the averaging window
+    every: int = 500  # steps between validations, sample pictures and checkpoints
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 2), ("seed", 0), ("size", 16), ("warmup", 0), ("every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.seed >= 2**31:
+            raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
+        if not 0 < self.ema_sigma < 0.28:
+            raise ValueError(f"ema_sigma must be between 0 and 0.28, got {self.ema_sigma}")
+
+
+class TextToImageModel(nn.Module):
+    """What is trained: the text encoder and the UNet that reads its memory."""
+
+    def __init__(self, text_encoder: Transformer, unet: CrossAttentionUNet):
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+
+    def forward(
+        self, noisy: Tensor, times: Tensor, ids: Tensor, token_mask: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """noisy (B, 3, h, w), times (B,), ids and token_mask (B, T) -> velocity (B, 3, h, w), mean token loss ().
+
+        With masks (B, T, grid, grid) every cross-attention layer is held against them; without, the token loss is 0.
+        """
+        memory = self.text_encoder.encode(ids, token_mask)
+        losses: list[Tensor] = []
+
+        def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
+            losses.append(grounding.token_loss(weights, masks, grid))
+
+        prediction = self.unet(
+            noisy, times * flow.TRAIN_TIMESTEPS, memory, token_mask, record=None if masks is None else record
+        ).sample
+        return prediction, torch.stack(losses).mean() if losses else prediction.new_zeros(())
+
+
+def train(config: TrainConfig, resume: bool = False) -> Path:
+    """Train a model and leave it, as a diffusers pipeline folder, in `config.out`; returns that folder.
+
+    Args:
+        resume: go on with the run in `config.out`, with the settings it was started with.
+
+    Raises:
+        ValueError: settings or data that cannot be used, a run that is already there, or nothing to resume.
+    """
+    out = Path(config.out)
+    checkpoint = out / "checkpoint"
+    start = 0
+    if resume:
+        state = load_state(checkpoint)
+        config, start = TrainConfig(**state["config"]), state["step"]
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if torch.cuda.is_available() else "no",  # weights stay fp32
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        log_with="tensorboard",
+        project_dir=out / "logs",
+    )
+    torch.manual_seed(config.seed)
+    examples = load_examples(config)
+    tokenizer = train_tokenizer(examples.captions())
+    text_encoder = Transformer(vocab_size=len(tokenizer))
+    unet = CrossAttentionUNet(sample_size=config.size, memory_width=text_encoder.config.width)
+    unet.check_size(config.size, config.size)
+    model = TextToImageModel(text_encoder, unet).to(accelerator.device, memory_format=torch.channels_last)
+    ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+    )
+    if resume:
+        load_checkpoint(checkpoint, model, ema, optimizer)
+
+    collator = Collator(
+        tokenizer, config.seed, config.caption_dropout, config.size // unet.config.patch_size, config.time_shift
+    )
+    first, last = start * config.batch_size, config.steps * config.batch_size
+    loader = batches(examples, collator, config.batch_size, first, last, workers=1)
+    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    accelerator.init_trackers("tensorboard")
+    validation = examples.validation(128)
+    pipe = as_pipeline(tokenizer, ema.module)
+
+    progress = tqdm(
+        total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process, file=sys.stdout
+    )
+    for step, batch in enumerate(loader, start):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config)
+        noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
+        with accelerator.autocast():
+            has_masks = config.mask_weight > 0 and bool(batch.masks.any())
+            prediction, token_loss = trained(
+                noisy, batch.times, batch.ids, batch.token_mask, batch.masks if has_masks else None
+            )
+        loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)).mean()
+        accelerator.backward(loss + config.mask_weight * token_loss)
+        norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(accelerator.unwrap_model(trained))
+
+        done = step + 1
+        progress.update()
+        if done % 50 == 0:
+            values = {"loss": loss.item(), "token loss": token_loss.item(), "gradient norm": float(norm)}
+            rate = progress.format_dict["rate"] or 0
+            accelerator.log(values | {"pictures/s": rate * config.batch_size}, step=done)
+            progress.set_postfix_str(f"loss {values['loss']:.3f}, {rate * config.batch_size:.0f} pictures/s")
+        if (done % config.every == 0 or done == config.steps) and accelerator.is_main_process:
+            report = validate(ema.module, collator, validation, accelerator.device)
+            accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
+            with open(out / "validation.jsonl", "a") as file:
+                file.write(json.dumps({"step": done} | report) + "\n")
+            progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.items()))
+            save_samples(pipe, [e.caption for e in validation[:16]], out / "samples" / f"step-{done:06d}.png")
+            pipe.save_pretrained(out)
+            save_checkpoint(checkpoint, model, ema, optimizer, {"step": done, "config": asdict(config)})
+        accelerator.wait_for_everyone()
+    progress.close()
+    accelerator.end_training()
+    return out
+
+
+def load_examples(config: TrainConfig) -> Examples:
+    """The data a run names: the endless scenes, or a folder."""
+    if config.data == "shapes":
+        return SceneExamples(config.size, config.seed)
+    if not Path(config.data).is_dir():
+        raise DataError(f"there is no data {config.data!r}: give 'shapes' or a folder of captioned pictures")
+    return FolderExamples(config.data, config.size, config.seed)
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """The learning rate's factor: up over the warm-up, level, then down to nothing over the last third."""
+    return min(1.0, (step + 1) / max(config.warmup, 1), (config.steps - step) / config.steps * 3)
+
+
+def power_function_ema(sigma: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An average of the weights over a window that grows with the run (EDM2, arXiv 2312.02696, section 3.1).
+
+    `sigma` is the window's standard deviation relative to the length of training.
+    """
+    gamma = np.roots([1, 7, 16 - sigma**-2, 12 - sigma**-2]).real.max()
+
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+        beta = (1 - 1 / (int(updates) + 1)) ** (gamma + 1)
+        torch._foreach_lerp_(averaged, current, 1 - beta)
+
+    return update
+
+
+def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel) -> TextToImagePipeline:
+    """A pipeline on these very weights (not a copy)."""
+    pipe = TextToImagePipeline(tokenizer, model.text_encoder, model.unet, FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def validate(
+    model: TextToImageModel, collator: Collator, examples: list[Example], device: torch.device
+) -> dict[str, float]:
+    """Losses on fixed pictures at fixed noise levels and seeds, with their own captions and with each other's.
+
+    If the shuffled captions cost no more than the right ones, the model does not read the text. Where the data has
+    masks: `pointing`, the share of words whose mean map over all layers peaks in their mask at noise 0.3.
+    """
+    model.eval()
+    captions = [e.caption for e in examples]
+    regions = [e.regions for e in examples]
+    order = range(len(examples))
+    shuffled = [(i + 1) % len(examples) for i in order]
+    report = {}
+    for level in LEVELS:
+        for name, places in (("", order), (" shuffled", shuffled)):
+            losses, hits = [], []
+            for chunk in (slice(i, i + 64) for i in range(0, len(examples), 64)):
+                ids, token_mask, masks = collator.read([captions[i] for i in places[chunk]], regions[chunk])
+                pictures = to_tensor(np.stack([e.picture for e in examples[chunk]]))
+                noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed_of(chunk.start)))
+                times = torch.full((len(pictures),), level)
+                batch = Batch(pictures, noise, times, ids, token_mask, masks).to(device)
+                maps: list[Tensor] = []
+                prediction = model.unet(
+                    flow.interpolate(batch.pictures, batch.noise, batch.times),
+                    batch.times * flow.TRAIN_TIMESTEPS,
+                    model.text_encoder.encode(batch.ids, batch.token_mask),
+                    batch.token_mask,
+                    record=lambda layer, weights, grid, maps=maps: maps.append(_upsampled(weights, grid, collator.grid)),
+                ).sample
+                losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)))
+                inside = grounding.points_inside(torch.stack(maps).mean(dim=0), batch.masks)
+                hits.append(inside[batch.masks.flatten(2).amax(dim=-1) >= 0.5])
+            report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
+            if level == 0.3 and not name and len(torch.cat(hits)):
+                report["pointing"] = torch.cat(hits).float().mean().item()
+    model.train()
+    return report
+
+
+def _upsampled(weights: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    maps = weights.mean(dim=1).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
+    return F.interpolate(maps, (side, side), mode="bilinear")
+
+
+def save_samples(pipe: TextToImagePipeline, prompts: list[str], path: Path) -> None:
+    """One PNG with a picture for each prompt, the same noise every time."""
+    pipe.unet.eval(), pipe.text_encoder.eval()
+    seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    pictures = pipe(prompts, generator=seeds, output_type="np").images  # (B, h, w, 3)
+    pipe.unet.train(), pipe.text_encoder.train()
+    columns = min(8, len(pictures))
+    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    sheet = np.zeros((sum(r.shape[0] for r in rows), max(r.shape[1] for r in rows), 3))
+    for i, row in enumerate(rows):
+        sheet[i * row.shape[0] : (i + 1) * row.shape[0], : row.shape[1]] = row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(path)

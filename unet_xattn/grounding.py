@@ -1,0 +1,40 @@
+"""How well attention maps lie on the regions their words speak of.
+
+Shapes: B batch, T tokens, h×w the grid of one attention layer. Masks are in [0, 1]; a token whose mask is zero
+everywhere speaks of no region and is left out.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pool_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Masks (B, T, H, W) at the resolution of a layer, (B, T, h, w), each with a peak of 1 where it is not empty.
+
+    A small object covers only part of a coarse cell; scaled to its peak, the mask still says which cell is its own.
+    """
+    pooled = F.adaptive_avg_pool2d(masks, grid)
+    return pooled / pooled.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+
+
+def mass_inside(attention: Tensor, masks: Tensor) -> Tensor:
+    """Share of each token's attention that lies inside its mask: (B, T, h, w) twice -> (B, T) in [0, 1]."""
+    return (attention * masks).sum(dim=(-2, -1)) / attention.sum(dim=(-2, -1)).clamp_min(1e-8)
+
+
+def points_inside(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Whether each token's attention peaks where its mask is at least `threshold`: (B, T, h, w) twice -> (B, T)."""
+    peak = attention.flatten(2).argmax(dim=-1, keepdim=True)  # (B, T, 1)
+    return masks.flatten(2).gather(-1, peak).squeeze(-1) >= threshold
+
+
+def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """TokenCompose's token loss (arXiv 2312.03626, eq. 3): (1 − mass inside the mask)², the mean over tokens.
+
+    weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> scalar, 0 without any mask.
+    """
+    attention = weights.float().mean(dim=1).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
+    has_mask = masks.flatten(2).amax(dim=-1) > 0  # (B, T)
+    missed = (1 - mass_inside(attention, pool_masks(masks, grid))).square()
+    return torch.where(has_mask, missed, 0.0).sum() / has_mask.sum().clamp_min(1)

@@ -1,0 +1,247 @@
+"""A compact UNet in whose blocks image positions (queries) read the memory (keys and values).
+
+Shapes: B batch, C channels, h×w the grid of one level, N = h·w its positions, T tokens, M width of the memory,
+P patch size, H attention heads, V width of the time embedding.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unet_xattn.attention import MultiHeadAttention, Record, padding_mask
+from unet_xattn.transformer import sinusoidal_positions
+
+RecordLayer = Callable[[str, Tensor, tuple[int, int]], None]
+"""Receives a cross-attention layer's name, its weights (B, H, h·w, T) and its grid (h, w)."""
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Weights and bias set to zero: a residual branch that ends in this starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a residual; the noise level scales and shifts what lies between (arXiv 2105.05233)."""
+
+    def __init__(self, channels_in: int, channels: int, time_width: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(math.gcd(16, channels_in), channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.time = nn.Linear(time_width, 2 * channels)
+        self.norm2 = nn.GroupNorm(math.gcd(16, channels), channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
+        branch = self.conv1(F.silu(self.norm1(x)))  # (B, C, h, w)
+        branch = self.norm2(branch) * (1 + scale) + shift
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(branch)))
+
+
+class AttentionBlock(nn.Module):
+    """Positions read one another (where `reads_itself`), then the memory: two residuals."""
+
+    def __init__(self, channels: int, heads: int, memory_width: int, reads_itself: bool):
+        super().__init__()
+        self.self_attention = self.norm1 = None
+        if reads_itself:
+            self.norm1 = nn.LayerNorm(channels)
+            self.self_attention = MultiHeadAttention(channels, heads, zero_init=True)
+        self.norm2 = nn.LayerNorm(channels)
+        self.cross_attention = MultiHeadAttention(channels, heads, memory_width, zero_init=True)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, record: Record | None) -> Tensor:
+        grid = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)  # (B, N, C)
+        if self.self_attention is not None:
+            x = x + self.self_attention(self.norm1(x))
+        x = x + self.cross_attention(self.norm2(x), memory, mask, record)
+        return x.transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
+
+
+class UNetBlock(nn.Module):
+    """A residual block and, where the level attends, an attention block."""
+
+    def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None):
+        super().__init__()
+        self.residual = residual
+        self.attention = attention
+
+    def forward(
+        self, x: Tensor, time: Tensor, memory: Tensor, mask: Tensor | None, record: Record | None = None
+    ) -> Tensor:
+        x = self.residual(x, time)
+        return x if self.attention is None else self.attention(x, memory, mask, record)
+
+
+class CrossAttentionUNet(ModelMixin, ConfigMixin):
+    """Noisy picture, noise level and memory in; velocity (or whatever it is trained to predict) out.
+
+    The memory reaches the picture through cross-attention and nowhere else: no pooled text joins the time
+    embedding, so what the attention maps show is all the text there is.
+
+    Args:
+        sample_size: height and width it is trained at, in pixels; other sizes work where the levels allow them.
+        in_channels, out_channels: channels of the picture (or latent) it reads and predicts.
+        patch_size: P, each P×P patch of pixels becomes one position of the finest grid.
+        block_out_channels: channels of each level, finest first; each level halves the grid.
+        layers_per_block: blocks of each level on the way down and again on the way up; one number, or one a level.
+        cross_attention: which levels read the memory.
+        self_attention: which levels read themselves as well (the cost grows with the square of their positions).
+        heads: attention heads of every attention layer.
+        memory_width: M, width of the memory.
+        dropout: probability of dropping a unit of a residual block while training.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        patch_size: int = 4,
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int | tuple[int, ...] = (1, 2, 2),
+        cross_attention: tuple[bool, ...] = (True, True, True),
+        self_attention: tuple[bool, ...] = (False, True, True),
+        heads: int = 4,
+        memory_width: int = 128,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        levels = len(block_out_channels)
+        depths = [layers_per_block] * levels if isinstance(layers_per_block, int) else list(layers_per_block)
+        for name, value in [
+            ("layers_per_block", depths),
+            ("cross_attention", cross_attention),
+            ("self_attention", self_attention),
+        ]:
+            if len(value) != levels:
+                raise ValueError(f"{name} has {len(value)} entries for {levels} levels: give one a level")
+        if any(alone and not reads for alone, reads in zip(self_attention, cross_attention, strict=True)):
+            raise ValueError("a level with self_attention needs cross_attention: the two share a block")
+
+        self.gradient_checkpointing = False
+        self.size_multiple = patch_size * 2 ** (levels - 1)
+        time_width = 4 * block_out_channels[0]
+
+        def block(level: int, channels_in: int) -> UNetBlock:
+            channels = block_out_channels[level]
+            attention = None
+            if cross_attention[level]:
+                attention = AttentionBlock(channels, heads, memory_width, self_attention[level])
+            return UNetBlock(ResidualBlock(channels_in, channels, time_width, dropout), attention)
+
+        self.time_embedding = nn.Sequential(
+            nn.Linear(block_out_channels[0], time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU()
+        )
+        # Two more channels say where a patch lies (CoordConv, arXiv 1807.03247): "left of" needs a left.
+        channels = block_out_channels[0]
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2 + 2, channels, 3, padding=1)
+
+        self.down, skips = nn.ModuleList(), []
+        for level in range(levels):
+            self.down.append(nn.ModuleList())
+            for _ in range(depths[level]):
+                self.down[level].append(block(level, channels))
+                channels = block_out_channels[level]
+                skips.append(channels)
+        self.mid = block(levels - 1, channels)
+        self.up = nn.ModuleList()
+        for level in reversed(range(levels)):
+            self.up.append(nn.ModuleList())
+            for _ in range(depths[level]):
+                self.up[-1].append(block(level, channels + skips.pop()))
+                channels = block_out_channels[level]
+
+        self.norm_out = nn.GroupNorm(math.gcd(16, channels), channels)
+        self.conv_out = zeroed(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
+
+    @property
+    def attention_layers(self) -> list[str]:
+        """Names of the cross-attention layers in the order they run, as `record` receives them."""
+        blocks = [(name, module) for name, module in self.named_modules() if isinstance(module, UNetBlock)]
+        order = {"down": 0, "mid": 1, "up": 2}
+        blocks.sort(key=lambda item: order[item[0].split(".")[0]])
+        return [name for name, module in blocks if module.attention is not None]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError where the levels cannot halve this many pixels."""
+        if height % self.size_multiple or width % self.size_multiple or min(height, width) <= 0:
+            raise ValueError(
+                f"this model draws sizes that are multiples of {self.size_multiple} pixels, got {width}×{height}"
+            )
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+        record: RecordLayer | None = None,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """Predict from a noisy picture.
+
+        sample (B, C, height, width); timestep a number or (B,), 0 clean to 1000 noise; encoder_hidden_states, the
+        memory, (B, T, M); encoder_attention_mask (B, T), True = real token -> `.sample` shaped like `sample`.
+        `record` is called once for every cross-attention layer (see `RecordLayer`); a recorded pass is not
+        gradient-checkpointed, for recomputing would record twice.
+        """
+        self.check_size(*sample.shape[-2:])
+        memory = encoder_hidden_states
+        mask = None if encoder_attention_mask is None else padding_mask(encoder_attention_mask)
+        time = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
+        time = sinusoidal_positions(time, self.config.block_out_channels[0]).to(sample.dtype)
+        time = self.time_embedding(time)  # (B, V)
+
+        def run(name: str, block: UNetBlock, x: Tensor) -> Tensor:
+            if record is not None:
+                layer = partial(_record_layer, record, name, x.shape[-2:])
+                return block(x, time, memory, mask, layer)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return self._gradient_checkpointing_func(block, x, time, memory, mask)
+            return block(x, time, memory, mask)
+
+        x = F.pixel_unshuffle(sample, self.config.patch_size)  # (B, C·P², h, w)
+        x = self.conv_in(torch.cat([x, coordinates(x)], dim=1))
+        skips = []
+        for i, level in enumerate(self.down):
+            x = F.avg_pool2d(x, 2) if i else x
+            for j, block in enumerate(level):
+                x = run(f"down.{i}.{j}", block, x)
+                skips.append(x)
+        x = run("mid", self.mid, x)
+        for i, level in enumerate(self.up):
+            x = F.interpolate(x, scale_factor=2.0) if i else x
+            for j, block in enumerate(level):
+                x = run(f"up.{i}.{j}", block, torch.cat([x, skips.pop()], dim=1))
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)
+        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+
+def coordinates(x: Tensor) -> Tensor:
+    """Where each position lies, from -1 (left, top) to 1 (right, bottom): (B, C, h, w) -> (B, 2, h, w)."""
+    b, _, h, w = x.shape
+    centre_x = (torch.arange(w, device=x.device, dtype=x.dtype) * 2 + 1) / w - 1
+    centre_y = (torch.arange(h, device=x.device, dtype=x.dtype) * 2 + 1) / h - 1
+    return torch.stack([centre_x.expand(h, w), centre_y[:, None].expand(h, w)]).expand(b, 2, h, w)
+
+
+def _record_layer(record: RecordLayer, name: str, grid: tuple[int, int], weights: Tensor) -> None:
+    record(name, weights, tuple(grid))

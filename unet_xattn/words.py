@@ -1,0 +1,75 @@
+"""From a prompt to its words, and from words and phrases to the tokens the model reads.
+
+Any tokenizer with character offsets will do (transformers' fast ones): words are stretches of the text as it was
+typed, and a token belongs to every word whose characters it covers.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+# A Han character stands alone; elsewhere a word is letters and digits, joined by hyphens or apostrophes within it.
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the prompt: its text, the characters [start, end) it takes there, and the positions of its tokens."""
+
+    text: str
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Positions of the tokens that cover any of the characters [start, end); special tokens cover none."""
+    return tuple(i for i, (s, e) in enumerate(offsets) if s < end and e > start and e > s)
+
+
+def split_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
+    """The words of a prompt in order. Punctuation is in the tokens but is no word."""
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in _WORD.finditer(prompt)]
+
+
+def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a prompt that the model has never read, in order.
+
+    Our tokenizers carry the words of their training captions (`known_words`); for others, a word counts as unknown
+    if the vocabulary cannot spell it.
+    """
+    known = tokenizer.init_kwargs.get("known_words")
+    if known is not None:
+        known = frozenset(known)
+        return [word.text for word in split_words(prompt, tokenizer) if word.text.lower() not in known]
+    ids = tokenizer(prompt)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    return [w.text for w in split_words(prompt, tokenizer) if any(ids[i] == unknown for i in w.tokens)]
+
+
+def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int = 0) -> tuple[int, ...]:
+    """Positions of the tokens of a word or phrase, whatever its case.
+
+    Args:
+        occurrence: which one, from 0, where the prompt says it more than once.
+
+    Raises:
+        ValueError: the prompt does not say it, or not that often.
+    """
+    starts, ends = {w.start for w in words}, {w.end for w in words}
+    pattern = r"\s+".join(map(re.escape, query.split()))
+    places = [m.span() for m in re.finditer(pattern, prompt, re.IGNORECASE)] if pattern else []
+    places = [(s, e) for s, e in places if s in starts and e in ends]
+    if not places:
+        raise ValueError(f"{query!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}")
+    if not 0 <= occurrence < len(places):
+        raise ValueError(f"{query!r} is in the prompt {len(places)} time(s), so occurrence {occurrence} is not there")
+    start, end = places[occurrence]
+    return tuple(sorted({t for w in words if w.start < end and w.end > start for t in w.tokens}))
