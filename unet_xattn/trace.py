@@ -76,8 +76,12 @@ class AttentionTrace:
     @property
     def words(self) -> list[Word]:
         """The words of the (first) prompt, with their characters and tokens."""
-        self._check_recorded()
-        return self._words[0]
+        return self.words_of(0)
+
+    def words_of(self, image: int) -> list[Word]:
+        """The words of the prompt of one image."""
+        self._check_recorded(image)
+        return self._words[image]
 
     @property
     def layers(self) -> list[str]:
@@ -99,12 +103,10 @@ class AttentionTrace:
         branch: str = "prompt",
     ) -> Tensor:
         """Mean attention of one layer, (T, h, w) float32: at each position, the shares of all tokens add up to 1."""
-        self._check_recorded()
+        self._check_recorded(image)
         for name, asked in (("step", step), ("head", head)):
             if asked is not None and name not in self.keep:
                 raise ValueError(f"{name}s were averaged while recording: trace with keep={name!r} to ask for one")
-        if not 0 <= image < len(self.prompts):
-            raise ValueError(f"image {image} is not there: {len(self.prompts)} image(s) were recorded")
         keys = [k for k in self._sums if k[0] == branch and k[2] == layer and step in (None, k[1])]
         if not keys:
             where = f"layer {layer!r}" if step is None else f"layer {layer!r} at step {step}"
@@ -163,28 +165,29 @@ class AttentionTrace:
         Raises:
             ValueError: the region is empty or not inside the picture.
         """
-        self._check_recorded()
+        words = self.words_of(image)
         (height, width), (x0, y0, x1, y1) = self.size, region
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise ValueError(f"region {region} is not a box (x0, y0, x1, y1) inside the picture, {width}×{height}")
-        words = self._words[image]
         shares = [float(self.heatmap(w, image=image, **which)[y0:y1, x0:x1].mean()) for w in words]
         return sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
 
     def _tokens(self, word: str | int | Word, occurrence: int, image: int) -> tuple[int, ...]:
-        self._check_recorded()
+        words = self.words_of(image)
         if isinstance(word, Word):
             return word.tokens
         if isinstance(word, str):
-            return find_phrase(word, self.prompts[image], self._words[image], occurrence)
+            return find_phrase(word, self.prompts[image], words, occurrence)
         count = next(iter(self._sums.values())).shape[2]
         if not 0 <= word < count:
             raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {count - 1}")
         return (word,)
 
-    def _check_recorded(self) -> None:
+    def _check_recorded(self, image: int = 0) -> None:
         if not self._sums:
             raise ValueError("nothing has been recorded yet: call the pipeline inside `with trace(pipe) as attention:`")
+        if not 0 <= image < len(self.prompts):
+            raise ValueError(f"image {image} is not there: {len(self.prompts)} image(s) were recorded")
 
     # Keeping.
 

@@ -1,0 +1,139 @@
+"""How fast training and sampling are, as ratios to what the same machine can do, measured in one run.
+
+A shared machine's clock says little by itself; its own matrix-product rate, measured between the runs, is the ruler.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelines.capture import trace
+from pipelines.dataset import Batch, Collator, SceneExamples, train_tokenizer
+from pipelines.text_to_image import TextToImagePipeline
+from pipelines.train import TextToImageModel
+from unet_xattn import CrossAttentionUNet, Transformer, flow
+
+PROMPT = "a red circle left of a blue square"
+
+
+def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> dict:
+    """One training step of our UNet, and of diffusers' `UNet2DConditionModel` of about equal parameters.
+
+    Both get the same 64×64 pictures, memory, targets and optimizer. The ratio to the matrix-product rate counts three
+    forward passes' operations for a step (forward, and twice that backward).
+    """
+    examples = SceneExamples(64, seed=0)
+    tokenizer = train_tokenizer(examples.captions())
+    batch = Collator(tokenizer, 0, 0.1, 16, 3.0)([(i, examples.example(i)) for i in range(batch_size)]).to(
+        torch.device(device)
+    )
+    ours = CrossAttentionUNet()
+    theirs = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(48, 96, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    models = {"ours": ours, "diffusers UNet2DConditionModel": theirs}
+    steps = {name: _step(unet, len(tokenizer), batch, device) for name, unet in models.items()}
+    for step in steps.values():
+        step()
+    rounds = []
+    for _ in range(repeats):  # in turn, so that a drift of the machine touches all alike
+        rounds.append({name: _seconds(step, device) for name, step in steps.items()})
+        rounds[-1]["matrix product"] = _product_seconds(device)
+    rate = 2 * 2048**3 / statistics.median(r["matrix product"] for r in rounds)
+    report: dict = {"machine": machine(device), "batch size": batch_size, "matrix-product GFLOP/s": rate / 1e9}
+    for name, unet in models.items():
+        seconds = statistics.median(r[name] for r in rounds)
+        operations = 3 * _forward_operations(unet, batch)
+        report[name] = {
+            "parameters": sum(p.numel() for p in unet.parameters()),
+            "GFLOP per picture, forward": operations / 3 / batch_size / 1e9,
+            "pictures/s": batch_size / seconds,
+            "ratio to the matrix-product rate": operations / seconds / rate,
+        }
+    report["times faster than diffusers' step"] = statistics.median(
+        r["diffusers UNet2DConditionModel"] / r["ours"] for r in rounds
+    )
+    return report
+
+
+def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 7) -> dict:
+    """Seconds for one picture in 20 guided steps, alone and recorded, and per picture in a batch of 16."""
+    pipe = pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+
+    def recorded() -> None:
+        with trace(pipe):
+            pipe(PROMPT)
+
+    calls = {"alone": lambda: pipe(PROMPT), "recorded": recorded, "in a batch of 16": lambda: pipe([PROMPT] * 16)}
+    for call in calls.values():
+        call()
+    rounds = [{name: _seconds(call, device) for name, call in calls.items()} for _ in range(repeats)]
+    report: dict = {"machine": machine(device), "steps": 20}
+    for name in calls:
+        report[f"seconds per picture, {name}"] = statistics.median(r[name] for r in rounds) / (16 if "16" in name else 1)
+    report["recorded / alone"] = statistics.median(r["recorded"] / r["alone"] for r in rounds)
+    return report
+
+
+def machine(device: str = "cpu") -> str:
+    """The machine a figure was measured on, in words."""
+    if device != "cpu":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _step(unet: nn.Module, vocab_size: int, batch: Batch, device: str) -> Callable[[], None]:
+    model = TextToImageModel(Transformer(vocab_size), unet).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    noisy = flow.interpolate(batch.pictures, batch.noise, batch.times).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            memory = model.text_encoder.encode(batch.ids, batch.token_mask)
+            times = batch.times * flow.TRAIN_TIMESTEPS
+            prediction = unet(noisy, times, memory, encoder_attention_mask=batch.token_mask).sample
+        flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _forward_operations(unet: nn.Module, batch: Batch) -> int:
+    memory = torch.zeros(*batch.ids.shape, 128, device=batch.ids.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(batch.pictures, batch.times, memory)
+    return counter.get_total_flops()
+
+
+def _product_seconds(device: str) -> float:
+    a, b = (
+        torch.randn(2048, 2048, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        for _ in range(2)
+    )
+    a @ b
+    return min(_seconds(lambda: a @ b, device) for _ in range(5))
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,31 @@
+import numpy as np
+from PIL import Image
+
+from pipelines import trace
+from pipelines.overlay import colour_map, overlay, word_sheet
+
+
+def test_colours_grow_lighter_with_the_value() -> None:
+    lightness = colour_map(np.linspace(0, 1, 50)).astype(float) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_overlay_shows_where_the_heat_is() -> None:
+    heat = np.zeros((32, 48), np.float32)
+    heat[5:10, 30:40] = 1
+    shown = np.asarray(overlay(Image.new("RGB", (48, 32), "gray"), heat)).astype(int)
+    assert shown.shape == (32, 48, 3)
+    assert shown[7, 35].sum() > shown[20, 10].sum() + 200
+
+
+def test_sheet_has_a_tile_for_the_picture_and_each_word(tiny_pipe) -> None:
+    size = tiny_pipe.unet.config.sample_size
+    for prompt in ("red circle", "a red circle left of a blue square on a gray ground"):
+        with trace(tiny_pipe) as attention:
+            picture = tiny_pipe(prompt, num_inference_steps=1).images[0]
+        assert picture.size == (size, size)
+        tiles = len(prompt.split()) + 1
+        sheet = word_sheet(picture, attention, tile=64)
+        columns = min(6, tiles)
+        assert sheet.width == columns * 72 + 8
+        assert sheet.height == -(-tiles // columns) * (64 + 24 + 8) + 8
