@@ -57,7 +57,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # without it there is nothing to guide away from
     mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
-    time_shift: float = 3.0  # towards noise, where the layout is decided
+    layout_share: float = 0.4  # of the steps: first the layout, at high noise, then the detail
     ema_sigma: float = 0.1  # relative width of the averaging window
     every: int = 500  # steps between validations, sample pictures and checkpoints
 
@@ -136,9 +136,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     if resume:
         load_checkpoint(checkpoint, model, ema, optimizer)
 
-    collator = Collator(
-        tokenizer, config.seed, config.caption_dropout, config.size // unet.config.patch_size, config.time_shift
-    )
+    grid = config.size // unet.config.patch_size
+    layout_places = round(config.layout_share * config.steps) * config.batch_size
+    collator = Collator(tokenizer, config.seed, config.caption_dropout, grid, layout_places)
     first, last = start * config.batch_size, config.steps * config.batch_size
     loader = batches(examples, collator, config.batch_size, first, last, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
