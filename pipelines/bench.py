@@ -78,13 +78,13 @@ def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 
         with trace(pipe):
             pipe(PROMPT)
 
-    calls = {"alone": lambda: pipe(PROMPT), "recorded": recorded, "in a batch of 16": lambda: pipe([PROMPT] * 16)}
+    calls = {"alone": lambda: pipe(PROMPT), "recorded": recorded, "in a batch": lambda: pipe([PROMPT] * 16)}
     for call in calls.values():
         call()
     rounds = [{name: _seconds(call, device) for name, call in calls.items()} for _ in range(repeats)]
     report: dict = {"machine": machine(device), "steps": 20}
-    for name in calls:
-        report[f"seconds per picture, {name}"] = statistics.median(r[name] for r in rounds) / (16 if "16" in name else 1)
+    for name, pictures in {"alone": 1, "recorded": 1, "in a batch": 16}.items():
+        report[f"seconds per picture, {name}"] = statistics.median(r[name] for r in rounds) / pictures
     report["recorded / alone"] = statistics.median(r["recorded"] / r["alone"] for r in rounds)
     return report
 

@@ -117,7 +117,8 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give one with pictures and a metadata.jsonl")
-    if not any(folder.glob("metadata.*")):
+    # An empty file too: datasets stumbles over it.
+    if not any(f.stat().st_size for kind in ("jsonl", "csv", "parquet") for f in folder.glob(f"metadata.{kind}")):
         raise DataError(
             f"{folder} has no captions: add a metadata.jsonl with one line a picture, "
             '{"file_name": "cat.png", "text": "a black cat"}'
@@ -125,7 +126,8 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
     if not any(Image.registered_extensions().get(p.suffix.lower()) for p in folder.rglob("*")):
         raise DataError(f"{folder} has no pictures")
     try:
-        table = load_dataset("imagefolder", data_dir=str(folder), split="train")
+        # "**" keeps datasets from reading splits into names: a picture called my-test.png is no test set.
+        table = load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train")
     except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
         raise DataError(f"{folder} cannot be read: {error.__cause__ or error}") from error
     if "text" not in table.column_names:

@@ -48,7 +48,7 @@ class TrainConfig:
 
     data: str = "shapes"  # "shapes", or a folder of captioned pictures
     out: str = "runs/first"
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 64  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels

@@ -1,0 +1,160 @@
+"""How often do a pipeline's pictures show what their prompts say? Agreement by GenEval's tags, as numbers and a table.
+
+The prompts are those of fixed test scenes that no training sees, equally many of every kind; the pictures are judged by
+rules (`judge`). Beside the model stand two figures of the judge itself on the same scenes: its ceiling, on their exact
+renders, and its floor, on their renders under one another's captions.
+
+Shapes: B pictures in a batch, h×w pixels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.judge import GENEVAL, Verdict, judge
+from pipelines.scenes import KINDS, Scene, render, scene
+
+TEST_SEED = 2_718_281_828
+"""The series of scenes kept for testing: no training and no validation may use it."""
+
+SPLITS = {"seen": False, "held_out": True}
+"""Name of a split -> whether each of its scenes shows a shape in a colour that no training scene shows it in."""
+
+
+def evaluate(
+    pipe: Callable[..., Any],
+    count_per_kind: int = 50,
+    seeds: Sequence[int] = (0, 1),
+    num_inference_steps: int = 20,
+    guidance_scale: float = 3.0,
+    batch_size: int = 50,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draw the test prompts with `pipe`, judge the pictures, count.
+
+    Args:
+        pipe: called as diffusers' pipelines are; its answer's `.images` are floats (B, h, w, 3) in [0, 1].
+        count_per_kind: prompts of each kind in each split, two or more.
+        seeds: each prompt is drawn once for every seed; two prompts of a kind never share their noise.
+        progress: told (pictures done, pictures in all) after each batch.
+
+    Returns:
+        {"settings": {...}, "seen": {...}, "held_out": {...}}, ready for JSON. A split holds "model", "ceiling" and
+        "floor"; each of them has an entry for every tag of `GENEVAL`, one for "all_correct", and under "kinds"
+        all-correct for each kind of prompt. An entry is {"k", "n", "share", "low", "high"}: k right out of n, and the
+        Wilson interval. It takes all n for independent, so with several seeds it is a little too narrow.
+
+    Raises:
+        ValueError: too few prompts or seeds to say anything.
+    """
+    if count_per_kind < 2:
+        raise ValueError(f"count_per_kind must be 2 or more, for captions to be exchanged, got {count_per_kind}")
+    if not seeds or batch_size < 1:
+        raise ValueError(f"needs a seed or more and a batch of 1 or more, got {len(seeds)} seeds, batch {batch_size}")
+    prompts = len(SPLITS) * len(KINDS) * count_per_kind
+    report: dict[str, Any] = {
+        "settings": {
+            "test_seed": TEST_SEED,
+            "count_per_kind": count_per_kind,
+            "prompts": prompts,
+            "seeds": list(seeds),
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        }
+    }
+    done = 0
+    for split, held_out in SPLITS.items():
+        scenes = fixed_scenes(count_per_kind, held_out)
+        jobs = [(s, seed * count_per_kind + i % count_per_kind) for seed in seeds for i, s in enumerate(scenes)]
+        verdicts: list[Verdict] = []
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            images = pipe(
+                [described.caption for described, _ in batch],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(noise) for _, noise in batch],
+                output_type="np",
+            ).images
+            pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
+            verdicts += [judge(described, picture) for (described, _), picture in zip(batch, pictures, strict=True)]
+            done += len(batch)
+            if progress is not None:
+                progress(done, prompts * len(seeds))
+        renders = [render(described, pictures.shape[1:3])[0] for described in scenes]
+        # The caption of another scene of the same kind: what a model would score that hears only the kind.
+        others = np.roll(np.arange(len(scenes)).reshape(-1, count_per_kind), 1, axis=1).ravel()
+        report[split] = {
+            "model": _count(verdicts),
+            "ceiling": _count([judge(s, picture) for s, picture in zip(scenes, renders, strict=True)]),
+            "floor": _count([judge(scenes[other], picture) for other, picture in zip(others, renders, strict=True)]),
+        }
+    return report
+
+
+def fixed_scenes(count_per_kind: int, held_out: bool) -> list[Scene]:
+    """The scenes of a split, kind by kind; a larger count begins each kind with the same scenes."""
+    return [
+        scene(TEST_SEED, index * len(KINDS) + place, kind, held_out)
+        for place, kind in enumerate(KINDS)
+        for index in range(count_per_kind)
+    ]
+
+
+def _count(verdicts: list[Verdict]) -> dict[str, Any]:
+    tags = {tag: _share([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL}
+    kinds = {kind: _share([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
+    return {**tags, "all_correct": _share([v.all_correct for v in verdicts]), "kinds": kinds}
+
+
+def _share(right: list[bool]) -> dict[str, float]:
+    k, n = sum(right), len(right)
+    low, high = wilson(k, n)
+    return {"k": k, "n": n, "share": k / n, "low": low, "high": high}
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (low, high) for the share behind k right out of n, n at least 1 (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.975)
+    centre = (k + z**2 / 2) / (n + z**2)
+    half = z * math.sqrt(k * (n - k) / n + z**2 / 4) / (n + z**2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def table(report: dict[str, Any]) -> str:
+    """What `evaluate` gave, as a Markdown table of percentages for people, at most 100 columns wide."""
+    settings = report["settings"]
+    lines = [
+        f"{settings['prompts']} prompts, seeds {', '.join(map(str, settings['seeds']))}, "
+        f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}; % right (95 % interval).",
+        "Ceiling and floor (seen / held-out) are the judge's, on exact renders and under exchanged captions.",
+        "",
+        f"| {'':18} | {'n':>4} | {'seen pairs':>15} | {'held-out pairs':>15} | {'ceiling':>13} | {'floor':>13} |",
+        f"|:{'-' * 19}|{'-' * 5}:|{'-' * 16}:|{'-' * 16}:|{'-' * 14}:|{'-' * 14}:|",
+    ]
+    entries = {
+        (split, source): _rows(report[split][source]) for split in SPLITS for source in ("model", "ceiling", "floor")
+    }
+    for name, entry in entries["seen", "model"].items():
+        model = [
+            f"{100 * e['share']:.1f} ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
+            for e in (entries[split, "model"][name] for split in SPLITS)
+        ]
+        judged = [
+            " / ".join(f"{100 * entries[split, source][name]['share']:.1f}" for split in SPLITS)
+            for source in ("ceiling", "floor")
+        ]
+        lines.append(
+            f"| {name:18} | {entry['n']:4} | {model[0]:>15} | {model[1]:>15} | {judged[0]:>13} | {judged[1]:>13} |"
+        )
+    return "\n".join(lines)
+
+
+def _rows(counted: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Name of a line of the table -> its share; the kinds come under the all-correct that they are parts of."""
+    tags = {name.replace("_", " "): entry for name, entry in counted.items() if name != "kinds"}
+    return tags | {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
