@@ -1,0 +1,95 @@
+"""Small real models and small real data for every test."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything bundled or local works with no connection, the tests too
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from pipelines import TextToImagePipeline
+from pipelines.dataset import SceneExamples, train_tokenizer
+from unet_xattn import CrossAttentionUNet, Transformer
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Tests that draw random tensors draw the same ones every time."""
+    torch.manual_seed(0)
+
+
+def _awake(model: nn.Module) -> nn.Module:
+    """Zero-initialised layers say nothing: a little noise on every weight makes outputs depend on inputs."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_unet() -> Callable[..., CrossAttentionUNet]:
+    """A function of settings -> a tiny UNet of fixed seed; `awake=False` leaves it as it is initialised."""
+
+    def make(awake: bool = True, **settings: object) -> CrossAttentionUNet:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            defaults = {
+                "sample_size": 32,
+                "block_out_channels": (16, 32),
+                "layers_per_block": 1,
+                "cross_attention": (True, True),
+                "self_attention": (False, True),
+                "heads": 2,
+                "memory_width": 32,
+            }
+            unet = CrossAttentionUNet(**(defaults | settings))
+            return _awake(unet) if awake else unet.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the scenes' captions."""
+    return train_tokenizer(islice(SceneExamples(32, 0).captions(), 1000))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAttentionUNet]) -> TextToImagePipeline:
+    """An untrained pipeline whose pictures depend on prompt and noise. Shared: do not change it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        text_encoder = _awake(Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1))
+    pipe = TextToImagePipeline(tokenizer, text_encoder, make_unet(), FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A function of (name, captions, rows) -> a folder with a little picture for each caption and their metadata."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+    def make(name: str, captions: Sequence[str], rows: Sequence[dict] | None = None) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(len(captions)):
+            # Each picture has a grey level of its own, so that a test can tell them apart.
+            Image.fromarray(np.full((32, 32, 3), 8 * i, np.uint8)).save(folder / f"{i}.png")
+        rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(captions)] if rows is None else rows
+        (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        return folder
+
+    return make

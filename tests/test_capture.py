@@ -1,0 +1,220 @@
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from torch import Tensor
+
+from pipelines import TextToImagePipeline, trace
+from unet_xattn import AttentionTrace, CrossAttentionUNet
+
+PROMPT = "a red circle left of a blue square"
+OTHER = "three small green stars on a black ground"
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(pipe: TextToImagePipeline, prompt: str | list[str] = PROMPT, seed: int = 0, **kwargs: object) -> Tensor:
+    """Pictures (B, 3, h, w) in [0, 1]."""
+    settings = {"generator": seeded(seed), "num_inference_steps": 4, "output_type": "pt"} | kwargs
+    return pipe(prompt, **settings).images
+
+
+def traced(
+    pipe: TextToImagePipeline, prompt: str | list[str] = PROMPT, seed: int = 0, **kwargs: object
+) -> AttentionTrace:
+    with trace(pipe) as attention:
+        draw(pipe, prompt, seed, **kwargs)
+    return attention
+
+
+def assert_same_trace(found: AttentionTrace, expected: AttentionTrace) -> None:
+    assert found.prompts == expected.prompts and found.layers == expected.layers
+    for layer in expected.layers:
+        for branch in ("prompt", "negative"):
+            torch.testing.assert_close(
+                found.maps(layer, branch=branch), expected.maps(layer, branch=branch), rtol=1e-3, atol=1e-4
+            )
+
+
+def test_recording_leaves_the_picture_unchanged(tiny_pipe: TextToImagePipeline) -> None:
+    plain = draw(tiny_pipe)
+    with trace(tiny_pipe) as attention:
+        recorded = draw(tiny_pipe)
+    assert (recorded - plain).abs().max() < 1 / 255
+    assert plain.std() > 0.05  # there is something to change
+    assert [word.text for word in attention.words] == PROMPT.split()
+    torch.testing.assert_close(draw(tiny_pipe), plain, rtol=0, atol=0)  # and nothing stays behind
+
+
+def test_a_seed_names_a_picture_alone_and_in_a_batch_recorded_or_not(tiny_pipe: TextToImagePipeline) -> None:
+    prompts = [PROMPT, OTHER, "a star"]
+    alone = torch.cat([draw(tiny_pipe, prompt, seed) for seed, prompt in enumerate(prompts)])
+    generators = [seeded(seed) for seed in range(3)]
+    together = draw(tiny_pipe, prompts, generator=generators)
+    assert (together - alone).abs().max() < 1 / 255
+    with trace(tiny_pipe) as attention:
+        recorded = draw(tiny_pipe, prompts, generator=[seeded(seed) for seed in range(3)])
+    assert (recorded - alone).abs().max() < 1 / 255
+    assert attention.prompts == prompts
+    one = traced(tiny_pipe, OTHER, seed=1)
+    torch.testing.assert_close(attention.heatmap("green", image=1), one.heatmap("green"), rtol=1e-3, atol=1e-4)
+    assert (attention.heatmap("a", image=0) - attention.heatmap("a", image=2)).abs().max() > 1e-3
+
+
+def test_pictures_of_one_prompt_have_a_map_each(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe) as attention:
+        draw(tiny_pipe, [PROMPT, OTHER], num_images_per_prompt=2)
+    assert attention.prompts == [PROMPT, PROMPT, OTHER, OTHER]
+    assert not torch.equal(attention.heatmap("red", image=0), attention.heatmap("red", image=1))
+    assert attention.words_of(3)[0].text == "three"
+
+
+def test_maps_have_the_size_of_the_picture_whatever_its_shape(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe, height=24, width=48)
+    assert attention.heatmap("circle").shape == (24, 48)
+    grids = {attention.maps(layer).shape[-2:] for layer in attention.layers}
+    assert grids == {(6, 12), (3, 6)}
+
+
+def test_the_recorded_steps_are_those_of_the_sampler(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe, keep="full") as attention:
+        draw(tiny_pipe, num_inference_steps=3)
+    assert attention.steps == [0, 1, 2]
+    # The picture changes from step to step, so its attention does.
+    layer = attention.layers[0]
+    assert not torch.allclose(attention.maps(layer, step=0), attention.maps(layer, step=2), atol=1e-4)
+
+
+def test_outside_the_guidance_interval_only_the_prompt_is_recorded(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe, keep="step") as attention:
+        draw(tiny_pipe, guidance_interval=(0.0, 0.6))
+    layer = attention.layers[0]
+    assert attention.maps(layer, step=0).shape == attention.maps(layer, step=3).shape
+    assert attention.maps(layer, step=3, branch="negative") is not None
+    with pytest.raises(ValueError, match="at step 0 of branch 'negative'"):
+        attention.maps(layer, step=0, branch="negative")
+
+
+def test_a_later_call_starts_anew(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe) as attention:
+        draw(tiny_pipe, OTHER)
+        draw(tiny_pipe)
+    assert_same_trace(attention, traced(tiny_pipe))
+
+
+def test_after_the_block_nothing_is_recorded(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe)
+    draw(tiny_pipe, OTHER)
+    assert attention.prompts == [PROMPT]
+    with pytest.raises(KeyError), trace(tiny_pipe) as broken:
+        raise KeyError("something else went wrong in the block")
+    draw(tiny_pipe)
+    assert broken.layers == []
+
+
+def test_another_pipeline_is_not_recorded(tiny_pipe: TextToImagePipeline) -> None:
+    other = TextToImagePipeline(**tiny_pipe.components)
+    other.set_progress_bar_config(disable=True)
+    with trace(tiny_pipe) as attention:
+        draw(other)
+    assert attention.layers == []
+
+
+def test_two_pipelines_are_traced_side_by_side(tiny_pipe: TextToImagePipeline) -> None:
+    other = TextToImagePipeline(**tiny_pipe.components | {"scheduler": FlowMatchEulerDiscreteScheduler()})
+    other.set_progress_bar_config(disable=True)
+    with trace(tiny_pipe) as first, trace(other) as second:
+        draw(tiny_pipe, PROMPT)
+        draw(other, OTHER)
+    assert_same_trace(first, traced(tiny_pipe, PROMPT))
+    assert_same_trace(second, traced(tiny_pipe, OTHER))
+
+
+def test_threads_that_share_a_pipeline_draw_their_own_pictures(tiny_pipe: TextToImagePipeline) -> None:
+    expected = [draw(tiny_pipe, PROMPT, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: draw(tiny_pipe, PROMPT, seed), range(4)))
+    for picture, wanted in zip(found, expected, strict=True):
+        assert (picture - wanted).abs().max() < 1 / 255
+
+
+def test_threads_that_trace_one_pipeline_do_not_mix(tiny_pipe: TextToImagePipeline) -> None:
+    jobs = [(PROMPT, 0), (OTHER, 1), ("a star", 2)]
+    expected = [traced(tiny_pipe, *job) for job in jobs]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda job: traced(tiny_pipe, *job), jobs))
+    for attention, wanted in zip(found, expected, strict=True):
+        assert_same_trace(attention, wanted)
+
+
+def test_a_call_in_another_thread_is_not_recorded(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe) as attention:
+        thread = threading.Thread(target=draw, args=(tiny_pipe, OTHER))
+        thread.start()
+        thread.join()
+        assert attention.layers == []
+        draw(tiny_pipe)
+    assert attention.prompts == [PROMPT]
+
+
+def test_a_trace_can_be_handed_to_the_call_itself(tiny_pipe: TextToImagePipeline) -> None:
+    attention = AttentionTrace()
+    draw(tiny_pipe, attention=attention)
+    assert_same_trace(attention, traced(tiny_pipe))
+
+
+def test_a_trace_without_a_call_says_so(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe) as attention:
+        pass
+    with pytest.raises(ValueError, match="nothing has been recorded yet"):
+        attention.heatmap("red")
+
+
+def test_a_model_whose_layer_stays_silent_is_an_error(
+    tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet]
+) -> None:
+    class Silent(CrossAttentionUNet):
+        """A model that was changed and no longer reports its first layer."""
+
+        def forward(self, *args: object, record: Callable | None = None, **kwargs: object) -> object:
+            def some(name: str, *rest: object) -> None:
+                if name != self.attention_layers[0]:
+                    record(name, *rest)
+
+            return super().forward(*args, record=record and some, **kwargs)
+
+    silent = Silent.from_config(make_unet().config)
+    pipe = TextToImagePipeline(**tiny_pipe.components | {"unet": silent})
+    pipe.set_progress_bar_config(disable=True)
+    draw(pipe)
+    with pytest.raises(RuntimeError, match=r"attention was not recorded.*'down\.0\.0'"), trace(pipe):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("wrong", [None, "shapes", object()])
+def test_something_that_is_no_pipeline_is_refused(wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"records a TextToImagePipeline, not a {type(wrong).__name__}"), trace(wrong):
+        pass
+
+
+def test_a_pipeline_without_words_is_refused() -> None:
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )
+    pipe = DDPMPipeline(unet, DDPMScheduler())
+    with pytest.raises(TypeError, match="not a DDPMPipeline"), trace(pipe):
+        pass
+
+
+def test_what_to_keep_is_checked_before_anything_is_drawn(tiny_pipe: TextToImagePipeline) -> None:
+    with pytest.raises(ValueError, match="'mean' or 'full', not everything"), trace(tiny_pipe, keep="everything"):
+        pass

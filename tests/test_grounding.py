@@ -1,0 +1,111 @@
+"""Shapes: B batch, T tokens, h×w the grid of one attention layer."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unet_xattn.grounding import mass_inside, points_inside, pool_masks, token_loss
+
+
+def box(y: slice, x: slice, side: int = 16) -> Tensor:
+    """A mask of one token, (1, 1, side, side)."""
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., y, x] = 1
+    return mask
+
+
+LEFT = box(slice(None), slice(0, 8))
+QUARTER = box(slice(0, 8), slice(0, 8))
+
+
+def test_mass_inside_is_one_inside_zero_outside_and_the_area_if_spread_evenly() -> None:
+    even = torch.full((1, 1, 16, 16), 0.3)
+    assert mass_inside(LEFT, LEFT).item() == pytest.approx(1)
+    assert mass_inside(1 - LEFT, LEFT).item() == 0
+    assert mass_inside(even, LEFT).item() == pytest.approx(1 / 2)
+    assert mass_inside(even, QUARTER).item() == pytest.approx(1 / 4)
+
+
+def test_mass_inside_of_a_token_nobody_looks_at_is_zero_not_nan() -> None:
+    assert mass_inside(torch.zeros(1, 1, 16, 16), LEFT).item() == 0
+
+
+def test_each_token_of_each_picture_is_measured_by_its_own_mask() -> None:
+    attention = torch.rand(3, 5, 4, 6)
+    masks = torch.rand(3, 5, 4, 6)
+    together = mass_inside(attention, masks)
+    assert together.shape == (3, 5)
+    for b in range(3):
+        for t in range(5):
+            alone = mass_inside(attention[b : b + 1, t : t + 1], masks[b : b + 1, t : t + 1])
+            torch.testing.assert_close(alone[0, 0], together[b, t])
+
+
+def test_pooling_keeps_a_peak_of_one_for_objects_smaller_than_a_cell() -> None:
+    small = box(slice(5, 6), slice(9, 10))
+    pooled = pool_masks(small, (4, 4))
+    assert pooled[0, 0, 1, 2] == 1 and pooled.sum() == 1
+    assert (pool_masks(torch.zeros(1, 1, 16, 16), (4, 4)) == 0).all()
+
+
+def test_pooling_keeps_shapes_of_other_than_square_grids_where_they_are() -> None:
+    pooled = pool_masks(box(slice(0, 8), slice(None)), (2, 4))
+    assert pooled[0, 0].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+
+
+def test_pointing_asks_where_the_peak_is() -> None:
+    attention = torch.rand(1, 1, 16, 16) / 2
+    attention[0, 0, 3, 4] = 1
+    assert points_inside(attention, LEFT).tolist() == [[True]]
+    assert points_inside(attention, 1 - LEFT).tolist() == [[False]]
+    assert points_inside(attention, 0.4 * LEFT).tolist() == [[False]]
+    assert points_inside(attention, 0.4 * LEFT, threshold=0.3).tolist() == [[True]]
+
+
+def weights_of(maps: Tensor, heads: int = 2) -> Tensor:
+    """Maps (B, T, h, w) as attention weights (B, heads, h·w, T)."""
+    return maps.flatten(2).transpose(1, 2)[:, None].expand(-1, heads, -1, -1)
+
+
+def test_token_loss_is_nothing_inside_everything_outside_and_squared_between() -> None:
+    masks = QUARTER
+    inside = pool_masks(masks, (4, 4))
+    assert token_loss(weights_of(inside), masks, (4, 4)).item() == pytest.approx(0)
+    assert token_loss(weights_of(1 - inside), masks, (4, 4)).item() == pytest.approx(1)
+    even = torch.ones(1, 1, 4, 4)
+    assert token_loss(weights_of(even), masks, (4, 4)).item() == pytest.approx((1 - 1 / 4) ** 2)
+
+
+def test_token_loss_leaves_out_tokens_without_a_mask() -> None:
+    masks = torch.cat([QUARTER, torch.zeros_like(QUARTER)], dim=1)  # (1, 2, 16, 16)
+    maps = torch.cat([torch.ones(1, 1, 4, 4), torch.rand(1, 1, 4, 4)], dim=1)
+    expected = token_loss(weights_of(maps[:, :1]), masks[:, :1], (4, 4))
+    torch.testing.assert_close(token_loss(weights_of(maps), masks, (4, 4)), expected)
+    assert token_loss(weights_of(maps), torch.zeros_like(masks), (4, 4)).item() == 0
+
+
+def test_token_loss_averages_the_heads_before_it_asks() -> None:
+    """A head may look elsewhere as long as the layer as a whole looks inside: half inside, not half of each loss."""
+    inside, outside = pool_masks(LEFT, (4, 4)), pool_masks(1 - LEFT, (4, 4))
+    weights = torch.cat([weights_of(inside, 1), weights_of(outside, 1)], dim=1)
+    assert token_loss(weights, LEFT, (4, 4)).item() == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_descending_the_token_loss_moves_attention_into_the_mask(has_mask: bool) -> None:
+    scores = torch.zeros(1, 2, 16, 3, requires_grad=True)  # (B, heads, h·w, T)
+    masks = torch.cat([QUARTER, 1 - QUARTER, torch.zeros_like(QUARTER)], dim=1) * has_mask
+    before = token_loss(scores.softmax(-1), masks, (4, 4))
+    before.backward()
+    assert scores.grad is not None and scores.grad.isfinite().all()
+    after = token_loss((scores - scores.grad).softmax(-1), masks, (4, 4))
+    assert after < before if has_mask else after == before == 0
+
+
+def test_token_loss_of_half_precision_weights_is_taken_in_fp32() -> None:
+    weights = torch.rand(1, 2, 16, 1).half()
+    loss = token_loss(weights, QUARTER, (4, 4))
+    assert loss.dtype == torch.float32
+    assert math.isclose(loss.item(), token_loss(weights.float(), QUARTER, (4, 4)).item(), rel_tol=1e-6)

@@ -1,0 +1,391 @@
+"""What diffusers' own PipelineTesterMixin asks of a pipeline, and what this one promises beyond it."""
+
+import copy
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+from PIL import Image
+from torch import Tensor
+
+from pipelines import TextToImagePipeline
+from pipelines.text_to_image import BUNDLED, bundled_models
+from unet_xattn import CrossAttentionUNet, flow
+
+PROMPT = "a red circle left of a blue square"
+OTHER = "three small green stars on a black ground"
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(pipe: TextToImagePipeline, prompt: str | list[str] = PROMPT, **kwargs: object) -> Tensor:
+    """Pictures in [-1, 1] as they come out of the flow, (B, 3, h, w)."""
+    settings = {"generator": seeded(), "num_inference_steps": 3, "output_type": "latent"} | kwargs
+    return pipe(prompt, **settings).images
+
+
+def with_parts(pipe: TextToImagePipeline, **parts: object) -> TextToImagePipeline:
+    changed = TextToImagePipeline(**pipe.components | parts)
+    changed.set_progress_bar_config(disable=True)
+    return changed
+
+
+def copied(pipe: TextToImagePipeline) -> TextToImagePipeline:
+    return with_parts(pipe, unet=copy.deepcopy(pipe.unet), text_encoder=copy.deepcopy(pipe.text_encoder))
+
+
+# The same picture.
+
+
+def test_a_seed_gives_the_same_picture_again_and_another_seed_another(tiny_pipe: TextToImagePipeline) -> None:
+    assert torch.equal(draw(tiny_pipe), draw(tiny_pipe))
+    assert (draw(tiny_pipe, generator=seeded(1)) - draw(tiny_pipe)).abs().max() > 0.1
+
+
+def test_the_prompt_matters(tiny_pipe: TextToImagePipeline) -> None:
+    assert (draw(tiny_pipe, OTHER) - draw(tiny_pipe)).abs().max() > 0.01
+
+
+def test_drawing_leaves_the_global_random_numbers_alone(tiny_pipe: TextToImagePipeline) -> None:
+    before = torch.get_rng_state()
+    draw(tiny_pipe)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_saved_pipeline_draws_the_same_picture(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    for loaded in (TextToImagePipeline.from_pretrained(tmp_path), TextToImagePipeline.from_pretrained(str(tmp_path))):
+        loaded.set_progress_bar_config(disable=True)
+        assert torch.equal(draw(loaded), draw(tiny_pipe))
+        assert loaded.tokenizer(PROMPT)["input_ids"] == tiny_pipe.tokenizer(PROMPT)["input_ids"]
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    # These paths are in every published model: code may not move without them.
+    assert index["unet"] == ["unet_xattn.unet", "CrossAttentionUNet"]
+    assert index["text_encoder"] == ["unet_xattn.transformer", "Transformer"]
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+
+
+def test_a_pipeline_kept_in_fp16_draws_nearly_the_same_picture(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    copied(tiny_pipe).to(torch.float16).save_pretrained(tmp_path)
+    loaded = TextToImagePipeline.from_pretrained(tmp_path).to(torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    assert (draw(loaded) - draw(tiny_pipe)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_draws_nearly_the_same_picture(tiny_pipe: TextToImagePipeline, dtype: torch.dtype) -> None:
+    latents = torch.randn(1, 3, 32, 32, generator=seeded())
+    half = draw(copied(tiny_pipe).to(dtype), latents=latents)
+    assert half.dtype == torch.float32 and half.isfinite().all()
+    assert (half - draw(tiny_pipe, latents=latents)).abs().max() < 50 * torch.finfo(dtype).eps
+
+
+def test_components_make_another_pipeline(tiny_pipe: TextToImagePipeline) -> None:
+    expected = list(inspect.signature(TextToImagePipeline.__init__).parameters)[1:]
+    assert sorted(tiny_pipe.components) == sorted(expected)
+    assert torch.equal(draw(with_parts(tiny_pipe)), draw(tiny_pipe))
+
+
+def test_a_prompt_in_a_batch_gives_what_it_gives_alone(tiny_pipe: TextToImagePipeline) -> None:
+    prompts = [PROMPT, "a star", OTHER]  # of different lengths
+    together = draw(tiny_pipe, prompts, generator=[seeded(i) for i in range(3)])
+    for i, prompt in enumerate(prompts):
+        assert (draw(tiny_pipe, prompt, generator=seeded(i)) - together[i : i + 1]).abs().max() < 2 / 255
+
+
+def test_parts_are_called_as_modules_so_that_hooks_work(tiny_pipe: TextToImagePipeline) -> None:
+    """diffusers' CPU offload and accelerate's dispatch are forward hooks: a part called by another name misses them."""
+    pipe = copied(tiny_pipe)
+    called: list[str] = []
+    for name in ("text_encoder", "unet"):
+        getattr(pipe, name).register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    draw(pipe, num_inference_steps=1)
+    assert called == ["text_encoder", "unet"]
+
+
+# What goes in and what comes out.
+
+
+def test_every_output_type_is_the_same_picture(tiny_pipe: TextToImagePipeline) -> None:
+    out = {
+        kind: tiny_pipe(PROMPT, 16, 24, 2, generator=seeded(), output_type=kind).images
+        for kind in ("pil", "np", "pt", "latent")
+    }
+    (picture,) = out["pil"]
+    assert isinstance(picture, Image.Image) and picture.size == (24, 16) and picture.mode == "RGB"
+    assert out["np"].shape == (1, 16, 24, 3) and out["pt"].shape == out["latent"].shape == (1, 3, 16, 24)
+    assert isinstance(out["np"], np.ndarray)
+    np.testing.assert_allclose(np.asarray(picture) / 255, out["np"][0], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(out["pt"][0].permute(1, 2, 0), out["np"][0])
+    torch.testing.assert_close(out["pt"], (out["latent"] / 2 + 0.5).clamp(0, 1))
+
+
+def test_pictures_are_pil_by_default_and_a_tuple_on_request(tiny_pipe: TextToImagePipeline) -> None:
+    (images,) = tiny_pipe(PROMPT, num_inference_steps=1, generator=seeded(), return_dict=False)
+    expected = tiny_pipe(PROMPT, num_inference_steps=1, generator=seeded()).images
+    assert np.array_equal(np.asarray(images[0]), np.asarray(expected[0]))
+
+
+@pytest.mark.parametrize(("prompts", "each"), [(1, 1), (1, 3), (2, 1), (2, 2)])
+def test_each_prompt_gets_its_number_of_pictures(tiny_pipe: TextToImagePipeline, prompts: int, each: int) -> None:
+    out = draw(tiny_pipe, [PROMPT, OTHER][:prompts], num_images_per_prompt=each)
+    assert out.shape == (prompts * each, 3, 32, 32)
+    assert len({tuple(picture.flatten().tolist()) for picture in out}) == prompts * each
+
+
+def test_pictures_come_prompt_by_prompt(tiny_pipe: TextToImagePipeline) -> None:
+    generators = [seeded(i) for i in range(4)]
+    out = draw(tiny_pipe, [PROMPT, OTHER], num_images_per_prompt=2, generator=generators)
+    assert (out[1] - draw(tiny_pipe, PROMPT, generator=seeded(1))[0]).abs().max() < 2 / 255
+    assert (out[2] - draw(tiny_pipe, OTHER, generator=seeded(2))[0]).abs().max() < 2 / 255
+
+
+def test_the_noise_can_be_given(tiny_pipe: TextToImagePipeline) -> None:
+    latents = torch.randn(1, 3, 32, 32, generator=seeded())
+    before = latents.clone()
+    assert torch.equal(draw(tiny_pipe, latents=latents, generator=None), draw(tiny_pipe))
+    assert torch.equal(latents, before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 48), (40, 8)])
+def test_pictures_need_not_be_square(tiny_pipe: TextToImagePipeline, height: int, width: int) -> None:
+    out = draw(tiny_pipe, height=height, width=width)
+    assert out.shape == (1, 3, height, width) and out.isfinite().all()
+
+
+def test_the_size_is_the_one_it_was_trained_at_by_default(tiny_pipe: TextToImagePipeline) -> None:
+    assert draw(tiny_pipe).shape[-2:] == (32, 32)
+    assert draw(tiny_pipe, width=16).shape[-2:] == (32, 16)
+
+
+# Guidance.
+
+
+def velocity(pipe: TextToImagePipeline, prompt: str, x: Tensor) -> Tensor:
+    """What the UNet says of noise, asked without the pipeline's loop."""
+    memory, mask = pipe.encode_prompt([prompt])
+    with torch.no_grad():
+        return pipe.unet(x, float(flow.TRAIN_TIMESTEPS), memory, mask).sample
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, 7.5])
+@pytest.mark.parametrize("negative", [None, OTHER])
+def test_guidance_goes_from_the_negative_prediction_past_the_prompts(
+    tiny_pipe: TextToImagePipeline, scale: float, negative: str | None
+) -> None:
+    noise = torch.randn(1, 3, 32, 32, generator=seeded())
+    # One Euler step from noise to picture is the noise less the velocity.
+    found = noise - draw(tiny_pipe, num_inference_steps=1, guidance_scale=scale, negative_prompt=negative)
+    away, towards = velocity(tiny_pipe, negative or "", noise), velocity(tiny_pipe, PROMPT, noise)
+    torch.testing.assert_close(found, away + scale * (towards - away), rtol=1e-3, atol=1e-3)
+
+
+def test_a_negative_prompt_changes_the_picture_only_if_there_is_guidance(tiny_pipe: TextToImagePipeline) -> None:
+    assert (draw(tiny_pipe, negative_prompt=OTHER) - draw(tiny_pipe)).abs().max() > 0.01
+    plain = draw(tiny_pipe, guidance_scale=1.0)
+    assert torch.equal(draw(tiny_pipe, guidance_scale=1.0, negative_prompt=OTHER), plain)
+
+
+def test_each_prompt_can_have_its_own_negative_prompt(tiny_pipe: TextToImagePipeline) -> None:
+    noise = torch.randn(2, 3, 32, 32, generator=seeded())
+    out = draw(tiny_pipe, [PROMPT, PROMPT], negative_prompt=["", OTHER], latents=noise)
+    for i, negative in enumerate(["", OTHER]):
+        alone = draw(tiny_pipe, negative_prompt=negative, latents=noise[i : i + 1])
+        assert (out[i] - alone[0]).abs().max() < 2 / 255
+
+
+def test_the_whole_interval_is_guidance_everywhere_and_none_of_it_nowhere(tiny_pipe: TextToImagePipeline) -> None:
+    assert torch.equal(draw(tiny_pipe, guidance_interval=(0.0, 1.0)), draw(tiny_pipe))
+    plain = draw(tiny_pipe, guidance_scale=1.0)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    first, second, third = scheduler.sigmas[:3].tolist()
+    torch.testing.assert_close(draw(tiny_pipe, guidance_interval=(second + 0.01, first - 0.01)), plain)
+    middle = draw(tiny_pipe, guidance_interval=(third + 0.01, first - 0.01))
+    assert (middle - plain).abs().max() > 1e-3 and (middle - draw(tiny_pipe)).abs().max() > 1e-3
+
+
+def test_steps_without_guidance_cost_one_pass_not_two(tiny_pipe: TextToImagePipeline) -> None:
+    pipe = copied(tiny_pipe)
+    rows: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    draw(pipe)
+    draw(pipe, guidance_scale=1.0)
+    draw(pipe, guidance_interval=(0.0, 0.9))  # only the first step is noisier than that
+    assert rows == [2, 2, 2] + [1, 1, 1] + [1, 2, 2]
+
+
+# Schedulers.
+
+FLOW_SOLVER = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "euler shifted": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "heun": FlowMatchHeunDiscreteScheduler,
+    "dpm-solver++": lambda: DPMSolverMultistepScheduler(**FLOW_SOLVER, algorithm_type="dpmsolver++"),
+    "unipc": lambda: UniPCMultistepScheduler(**FLOW_SOLVER),
+}
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_pipe: TextToImagePipeline) -> Tensor:
+    """The flow's end by many small steps of second order."""
+    pipe = with_parts(tiny_pipe, scheduler=FlowMatchHeunDiscreteScheduler())
+    return draw(pipe, num_inference_steps=80, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_flow_scheduler_comes_to_the_same_picture_as_its_steps_grow(
+    tiny_pipe: TextToImagePipeline, exact: Tensor, name: str
+) -> None:
+    pipe = with_parts(tiny_pipe, scheduler=SCHEDULERS[name]())
+    errors = []
+    for steps in (3, 30):
+        out = draw(pipe, num_inference_steps=steps, guidance_scale=1.0)
+        assert out.isfinite().all()
+        errors.append((out - exact).abs().mean().item())
+    assert errors[1] < 0.01 and errors[1] < errors[0] / 3
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_flow_scheduler_survives_the_disk(tiny_pipe: TextToImagePipeline, tmp_path: Path, name: str) -> None:
+    pipe = with_parts(tiny_pipe, scheduler=SCHEDULERS[name]())
+    pipe.save_pretrained(tmp_path)
+    loaded = TextToImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is type(pipe.scheduler)
+    assert torch.equal(draw(loaded), draw(pipe))
+
+
+# The callback.
+
+
+def test_the_callback_is_called_after_each_step_with_its_latents(tiny_pipe: TextToImagePipeline) -> None:
+    seen: list[tuple[int, float, Tensor]] = []
+
+    def callback(pipe: DiffusionPipeline, step: int, timestep: Tensor, values: dict) -> dict:
+        assert pipe is tiny_pipe and list(values) == ["latents"]
+        seen.append((step, float(timestep), values["latents"]))
+        return values
+
+    out = draw(tiny_pipe, callback_on_step_end=callback)
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+    times = [timestep for _, timestep, _ in seen]
+    assert times == sorted(times, reverse=True) and times[0] == 1000
+    assert torch.equal(seen[-1][2], out)
+    assert torch.equal(out, draw(tiny_pipe))
+
+
+def test_the_callback_can_change_the_latents(tiny_pipe: TextToImagePipeline) -> None:
+    def zeros_at_the_end(pipe: DiffusionPipeline, step: int, timestep: Tensor, values: dict) -> dict:
+        return {"latents": torch.zeros_like(values["latents"])} if step == 2 else {}
+
+    assert (draw(tiny_pipe, callback_on_step_end=zeros_at_the_end) == 0).all()
+
+
+def test_the_callback_is_given_what_it_asks_for_and_no_more(tiny_pipe: TextToImagePipeline) -> None:
+    seen: list[dict] = []
+    draw(
+        tiny_pipe,
+        callback_on_step_end=lambda pipe, step, timestep, values: seen.append(dict(values)) or {},
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert seen == [{}, {}, {}]
+    with pytest.raises(ValueError, match="latents"):
+        draw(
+            tiny_pipe,
+            callback_on_step_end=lambda *_: {},
+            callback_on_step_end_tensor_inputs=["latents", "memory"],
+        )
+
+
+# What cannot be drawn.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": " \n"}, "the prompt is empty"),
+        ({"prompt": ["a star", ""]}, "the prompt is empty"),
+        ({"prompt": []}, "prompt must be a text or a list of texts"),
+        ({"prompt": [3]}, "prompt must be a text or a list of texts"),
+        ({"prompt": None}, "prompt must be a text or a list of texts"),
+        ({"prompt": "red " * 25_000}, "the prompt has .* tokens, this model reads 64: shorten it"),
+        ({"negative_prompt": "red " * 100}, "the prompt has .* tokens, this model reads 64: shorten it"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be between 1 and 1000, got 0"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps must be between 1 and 1000"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be between 0 and 100, got -1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be between 0 and 100, got nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be between 0 and 100, got inf"),
+        ({"guidance_interval": (0.5, 0.5)}, "guidance_interval must be"),
+        ({"guidance_interval": (0.0, 1.5)}, "guidance_interval must be"),
+        ({"height": 30}, "multiples of 8 pixels, got 32×30"),
+        ({"width": 0}, "multiples of 8 pixels, got 0×32"),
+        ({"width": -8}, "multiples of 8 pixels, got -8×32"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 or more, got 0"),
+        ({"latents": torch.zeros(1, 3, 8, 8)}, r"latents are \(1, 3, 8, 8\), expected \(1, 3, 32, 32\)"),
+        ({"output_type": "jpeg"}, "output_type"),
+        ({"prompt": ["a", "b"], "generator": [seeded()]}, "generator"),
+        ({"generator": [seeded(), seeded()]}, "generator"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_clear_line(
+    tiny_pipe: TextToImagePipeline, arguments: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        draw(tiny_pipe, **{"prompt": PROMPT} | arguments)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "../nowhere/else"])
+def test_a_model_that_is_not_there_is_answered_with_those_that_are(name: str) -> None:
+    with pytest.raises(ValueError, match="there is no model") as caught:
+        TextToImagePipeline.from_pretrained(name)
+    assert all(bundled in str(caught.value) for bundled in bundled_models())
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no model_index\.json"):
+        TextToImagePipeline.from_pretrained(tmp_path)
+
+
+def test_bundled_models_are_found_by_name() -> None:
+    assert bundled_models() == sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
+    for name in bundled_models():
+        pipe = TextToImagePipeline.from_pretrained(name)
+        pipe.set_progress_bar_config(disable=True)
+        assert draw(pipe, "a red circle", num_inference_steps=2).isfinite().all()
+
+
+@pytest.mark.parametrize("damage", ["missing", "nan"])
+def test_damaged_weights_are_refused_not_drawn_with(
+    tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet], tmp_path: Path, damage: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_pipe.save_pretrained(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if damage == "missing":
+        del weights["mid.residual.conv1.weight"]
+    else:
+        weights["mid.residual.conv1.weight"].fill_(float("nan"))
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"mid\.residual\.conv1\.weight"):
+        TextToImagePipeline.from_pretrained(tmp_path)

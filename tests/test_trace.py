@@ -1,0 +1,397 @@
+"""Shapes: I images, H heads, T tokens, h×w the grid of one layer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from pipelines import TextToImagePipeline, trace
+from unet_xattn import AttentionTrace
+from unet_xattn.words import split_words
+
+PROMPT = "a red circle left of a blue square"
+SIZE = (32, 48)
+GRIDS = {"coarse": (4, 6), "fine": (8, 12)}
+H, T = 2, 10  # start, eight words, end
+
+
+def random_weights(grid: tuple[int, int], images: int = 1) -> Tensor:
+    return torch.randn(images, H, grid[0] * grid[1], T).softmax(dim=-1)
+
+
+def started(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", images: int = 1) -> AttentionTrace:
+    attention = AttentionTrace(keep)
+    attention.start([PROMPT] * images, [split_words(PROMPT, tokenizer)] * images, SIZE)
+    return attention
+
+
+def filled(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", steps: int = 3) -> AttentionTrace:
+    """The same random attention whatever is kept."""
+    torch.manual_seed(0)
+    attention = started(tokenizer, keep)
+    for step in range(steps):
+        record = attention.recorder(step, {"prompt": slice(1, 2), "negative": slice(0, 1)})
+        for layer, grid in GRIDS.items():
+            record(layer, random_weights(grid, images=2), grid)
+    return attention
+
+
+def planted(tokenizer: PreTrainedTokenizerFast, places: dict[int, tuple[slice, slice]]) -> AttentionTrace:
+    """All attention goes to the start token, but at the given places of the coarse grid to the given token."""
+    attention = started(tokenizer)
+    maps = torch.zeros(1, H, *GRIDS["coarse"], T)
+    maps[..., 0] = 1
+    for token, (rows, columns) in places.items():
+        maps[:, :, rows, columns] = F.one_hot(torch.tensor(token), T).float()
+    attention.recorder(0, {"prompt": slice(0, 1)})("coarse", maps.flatten(2, 3), GRIDS["coarse"])
+    return attention
+
+
+# What is kept.
+
+
+def test_running_sums_are_the_mean_of_the_steps_recorded_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    mean, full = filled(tokenizer), filled(tokenizer, "full")
+    for layer in GRIDS:
+        apart = [full.maps(layer, step=step, head=head) for step in range(3) for head in range(H)]
+        torch.testing.assert_close(mean.maps(layer), torch.stack(apart).mean(dim=0))
+        torch.testing.assert_close(full.maps(layer), mean.maps(layer))
+    torch.testing.assert_close(full.heatmap("red circle"), mean.heatmap("red circle"))
+    assert not torch.allclose(full.maps("fine", step=0), full.maps("fine", step=1))
+    assert not torch.allclose(full.maps("fine", head=0), full.maps("fine", head=1))
+
+
+@pytest.mark.parametrize(("keep", "steps", "heads"), [("step", True, False), ("head", False, True)])
+def test_steps_or_heads_alone_can_be_kept_apart(
+    tokenizer: PreTrainedTokenizerFast, keep: str, steps: bool, heads: bool
+) -> None:
+    one, full = filled(tokenizer, keep), filled(tokenizer, "full")
+    assert one.steps == ([0, 1, 2] if steps else [])
+    if steps:
+        torch.testing.assert_close(one.maps("fine", step=1), full.maps("fine", step=1))
+        with pytest.raises(ValueError, match="heads were averaged while recording: trace with keep='head'"):
+            one.maps("fine", head=0)
+    if heads:
+        torch.testing.assert_close(one.maps("fine", head=1), full.maps("fine", head=1))
+        with pytest.raises(ValueError, match="steps were averaged while recording: trace with keep='step'"):
+            one.heatmap("red", step=0)
+
+
+def held(attention: AttentionTrace) -> int:
+    """Numbers an attention trace holds."""
+    return sum(total.numel() for total in attention._sums.values())
+
+
+def test_memory_grows_with_the_steps_only_if_they_are_kept(tokenizer: PreTrainedTokenizerFast) -> None:
+    for keep in ("mean", "head"):
+        assert held(filled(tokenizer, keep, steps=12)) == held(filled(tokenizer, keep, steps=2))
+    assert held(filled(tokenizer, "full", steps=12)) == 6 * held(filled(tokenizer, "full", steps=2))
+
+
+def test_a_trace_keeps_no_graph_and_not_the_weights_it_was_given(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = started(tokenizer, "full")
+    weights = random_weights(GRIDS["fine"]).requires_grad_()
+    attention.recorder(0, {"prompt": slice(0, 1)})("fine", weights, GRIDS["fine"])
+    before = attention.maps("fine").clone()
+    with torch.no_grad():
+        weights.zero_()
+    assert not attention.maps("fine").requires_grad
+    assert torch.equal(attention.maps("fine"), before)
+
+
+def test_what_can_be_kept_is_named_in_the_error() -> None:
+    for keep in ("layers", ["step", "layers"]):
+        with pytest.raises(ValueError, match="step, head, 'mean' or 'full', not layers"):
+            AttentionTrace(keep)
+    assert AttentionTrace(["step", "head"]).keep == AttentionTrace("full").keep
+
+
+def test_half_precision_weights_are_summed_in_fp32(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = started(tokenizer)
+    weights = torch.full((1, H, 24, T), 0.1).half()
+    for step in range(1000):
+        attention.recorder(step, {"prompt": slice(0, 1)})("coarse", weights, GRIDS["coarse"])
+    maps = attention.maps("coarse")
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, torch.full_like(maps, weights[0, 0, 0, 0].item()), rtol=1e-5, atol=0)
+
+
+def test_starting_again_forgets(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    attention.start(["a star"], [split_words("a star", tokenizer)], SIZE)
+    with pytest.raises(ValueError, match="nothing has been recorded yet"):
+        _ = attention.words
+    assert attention.layers == []
+
+
+@pytest.mark.parametrize("ask", [lambda a: a.words, lambda a: a.heatmap("red"), lambda a: a.words_at((0, 0, 1, 1))])
+def test_an_empty_trace_says_how_to_record(ask: object) -> None:
+    with pytest.raises(ValueError, match="call the pipeline inside `with trace"):
+        ask(AttentionTrace())  # type: ignore[operator]
+
+
+def test_a_layer_that_did_not_report_is_an_error_not_a_map_of_the_rest(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    attention.finish(["fine", "coarse"])
+    with pytest.raises(RuntimeError, match="'third'"):
+        attention.finish(["coarse", "fine", "third"])
+    with pytest.raises(RuntimeError, match="was not recorded"):
+        attention.finish(["coarse"])
+    with pytest.raises(RuntimeError, match="was not recorded"):
+        started(tokenizer).finish(["coarse"])
+
+
+# Maps and heat maps.
+
+
+def test_shares_of_all_tokens_add_up_to_one_at_each_place(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    for layer, grid in GRIDS.items():
+        assert attention.maps(layer).shape == (T, *grid)
+        torch.testing.assert_close(attention.maps(layer).sum(dim=0), torch.ones(grid))
+    everything = sum(attention.heatmap(token) for token in range(T))
+    torch.testing.assert_close(everything, torch.ones(SIZE))
+
+
+def test_a_heat_map_is_float32_of_the_pictures_size_between_0_and_1(tokenizer: PreTrainedTokenizerFast) -> None:
+    for scale in ("absolute", "peak"):
+        heat = filled(tokenizer).heatmap("circle", scale=scale)
+        assert heat.dtype == torch.float32
+        assert heat.shape == SIZE
+        assert 0 <= heat.min() < heat.max() <= 1
+    assert heat.max() == 1
+    with pytest.raises(ValueError, match="scale is 'absolute' or 'peak', not 'max'"):
+        filled(tokenizer).heatmap("circle", scale="max")
+
+
+def test_a_phrase_is_the_sum_of_its_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    torch.testing.assert_close(attention.heatmap("red circle"), attention.heatmap("red") + attention.heatmap("circle"))
+
+
+def test_a_word_is_asked_for_by_text_by_itself_or_by_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    red = attention.words[1]
+    assert (red.text, red.tokens) == ("red", (2,))
+    for other in ("RED", red, 2):
+        assert torch.equal(attention.heatmap(other), attention.heatmap("red"))
+    assert torch.equal(attention.heatmap("a", occurrence=1), attention.heatmap(6))
+    assert not torch.equal(attention.heatmap("a"), attention.heatmap("a", occurrence=1))
+
+
+def test_all_layers_are_averaged_unless_one_is_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    both = torch.stack([attention.heatmap("red", layer=layer) for layer in GRIDS]).mean(dim=0)
+    torch.testing.assert_close(attention.heatmap("red"), both)
+    assert attention.layers == list(GRIDS)
+
+
+def test_a_heat_map_of_a_grid_as_fine_as_the_picture_is_the_map_itself(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = started(tokenizer)
+    attention.recorder(0, {"prompt": slice(0, 1)})("pixel", random_weights(SIZE), SIZE)
+    torch.testing.assert_close(attention.heatmap("red"), attention.maps("pixel")[2])
+
+
+def test_the_negative_prompts_attention_is_kept_by_name(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    weights = random_weights(GRIDS["fine"], images=2)
+    attention = started(tokenizer)
+    attention.recorder(0, {"prompt": slice(0, 1), "negative": slice(1, 2)})("fine", weights, GRIDS["fine"])
+    swapped = started(tokenizer)
+    swapped.recorder(0, {"prompt": slice(1, 2), "negative": slice(0, 1)})("fine", weights, GRIDS["fine"])
+    torch.testing.assert_close(attention.maps("fine"), weights[0].mean(0).T.unflatten(1, GRIDS["fine"]))
+    assert torch.equal(attention.maps("fine"), swapped.maps("fine", branch="negative"))
+    assert not torch.equal(attention.maps("fine"), attention.maps("fine", branch="negative"))
+
+
+def test_each_picture_of_a_batch_has_its_own_maps(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = [PROMPT, "three small green stars, on a black ground"]
+    attention = AttentionTrace()
+    attention.start(prompts, [split_words(p, tokenizer) for p in prompts], SIZE)
+    weights = random_weights(GRIDS["fine"], images=2)
+    attention.recorder(0, {"prompt": slice(0, 2)})("fine", weights, GRIDS["fine"])
+    for image in range(2):
+        expected = weights[image].mean(dim=0).T.unflatten(1, GRIDS["fine"])
+        torch.testing.assert_close(attention.maps("fine", image=image), expected)
+    assert torch.equal(attention.heatmap("stars", image=1), attention.heatmap(4, image=1))
+    assert [word.text for word, _ in attention.words_at((0, 0, 9, 9), image=1)].count("green") == 1
+    assert attention.words == attention.words_of(0)
+    assert [word.text for word in attention.words_of(1)] == [
+        "three",
+        "small",
+        "green",
+        "stars",
+        "on",
+        "a",
+        "black",
+        "ground",
+    ]
+    with pytest.raises(ValueError, match="'stars' is not in the prompt"):
+        attention.heatmap("stars", image=0)
+
+
+# From a region to its words.
+
+
+def test_the_word_that_was_planted_in_a_region_is_found_there(tokenizer: PreTrainedTokenizerFast) -> None:
+    # "red" (2) top left, "square" (8) bottom right, in cells of 8×8 pixels
+    attention = planted(tokenizer, {2: (slice(0, 2), slice(0, 3)), 8: (slice(2, 4), slice(3, 6))})
+    (first, share), (_, second) = attention.words_at((4, 0, 20, 12))[:2]
+    assert first.text == "red" and share == pytest.approx(1) and second == pytest.approx(0)
+    assert attention.words_at((40, 24, 48, 32))[0][0].text == "square"
+    assert [share for _, share in attention.words_at((40, 0, 48, 8))] == [0.0] * 8  # only the start token is there
+    ((_, share), *_) = attention.words_at((0, 0, 48, 32))
+    assert share == pytest.approx(1 / 4, abs=0.02)
+
+
+def test_shares_of_a_region_are_ranked_and_leave_the_rest_to_the_other_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    attention = filled(tokenizer, "full")
+    ranked = attention.words_at((3, 5, 30, 20), layer="fine", step=1, head=0)
+    shares = [share for _, share in ranked]
+    assert shares == sorted(shares, reverse=True)
+    assert sorted(word.start for word, _ in ranked) == [word.start for word in attention.words]
+    rest = sum(attention.heatmap(t, layer="fine", step=1, head=0)[5:20, 3:30].mean() for t in (0, T - 1))
+    assert sum(shares) + float(rest) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 49, 32), (0, 0, 48, 33), (-1, 0, 4, 4), (5, 5, 5, 9), (9, 9, 3, 12)])
+def test_a_region_outside_the_picture_or_empty_is_refused(
+    tokenizer: PreTrainedTokenizerFast, region: tuple[int, int, int, int]
+) -> None:
+    with pytest.raises(ValueError, match=r"is not a box \(x0, y0, x1, y1\) inside the picture, 48×32"):
+        filled(tokenizer).words_at(region)
+
+
+# Asking for what is not there.
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ({"layer": "other"}, "nothing was recorded for layer 'other'.*layers: coarse, fine"),
+        ({"layer": "fine", "step": 7}, r"layer 'fine' at step 7.*steps: \[0, 1, 2\]"),
+        ({"step": -1}, "at step -1"),
+        ({"head": 2}, "has heads 0 to 1, not 2"),
+        ({"head": -1}, "has heads 0 to 1, not -1"),
+        ({"branch": "positive"}, "branch 'positive'.*branches: negative, prompt"),
+        ({"image": 1}, "image 1 is not there: 1 image"),
+        ({"image": -1}, "image -1 is not there"),
+    ],
+)
+def test_what_was_not_recorded_is_said_with_what_was(
+    tokenizer: PreTrainedTokenizerFast, question: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled(tokenizer, "full").heatmap("red", **question)
+
+
+def test_words_at_of_a_picture_that_is_not_there_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="image 1 is not there"):
+        filled(tokenizer).words_at((0, 0, 4, 4), image=1)
+
+
+@pytest.mark.parametrize("token", [-1, T])
+def test_a_token_that_is_not_there_is_refused(tokenizer: PreTrainedTokenizerFast, token: int) -> None:
+    with pytest.raises(ValueError, match=rf"token {token} is not there: the prompt has tokens 0 to {T - 1}"):
+        filled(tokenizer).heatmap(token)
+
+
+def test_a_word_that_is_not_there_is_answered_with_those_that_are(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="'green' is not in the prompt; its words are: a, red, circle, left"):
+        filled(tokenizer).heatmap("green")
+
+
+# On disk.
+
+
+@pytest.mark.parametrize("keep", ["mean", "step", "head", "full"])
+def test_a_saved_trace_answers_as_it_did(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, keep: str) -> None:
+    attention = filled(tokenizer, keep)
+    attention.save(tmp_path / "attention.safetensors")
+    loaded = AttentionTrace.load(tmp_path / "attention.safetensors")
+    assert loaded.words == attention.words
+    assert loaded.prompts == attention.prompts and loaded.size == attention.size
+    assert loaded.layers == attention.layers == list(GRIDS)
+    assert loaded.steps == attention.steps and loaded.keep == attention.keep
+    half = {"rtol": 0, "atol": 2**-11}
+    for branch in ("prompt", "negative"):
+        torch.testing.assert_close(
+            loaded.heatmap("red circle", branch=branch), attention.heatmap("red circle", branch=branch), **half
+        )
+    if keep == "full":
+        torch.testing.assert_close(loaded.maps("fine", step=1, head=1), attention.maps("fine", step=1, head=1), **half)
+
+
+def test_layers_come_back_in_the_order_they_ran(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    attention = started(tokenizer)
+    record = attention.recorder(0, {"prompt": slice(0, 1)})
+    names = ["z", "down.10", "down.2", "mid", "a"]
+    for name in names:
+        record(name, random_weights(GRIDS["coarse"]), GRIDS["coarse"])
+    attention.save(tmp_path / "attention.safetensors")
+    assert AttentionTrace.load(tmp_path / "attention.safetensors").layers == names
+
+
+def test_words_in_any_script_survive_the_disk(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    prompt = 'a "red" 红 café\n'
+    attention = AttentionTrace()
+    attention.start([prompt], [split_words(prompt, tokenizer)], SIZE)
+    attention.recorder(0, {"prompt": slice(0, 1)})("coarse", random_weights(GRIDS["coarse"]), GRIDS["coarse"])
+    attention.save(tmp_path / "attention.safetensors")
+    loaded = AttentionTrace.load(tmp_path / "attention.safetensors")
+    assert loaded.prompts == [prompt] and loaded.words == attention.words
+
+
+@pytest.mark.parametrize("length", [0, 4, 60, 0.5, 0.99])
+def test_a_file_cut_short_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, length: float) -> None:
+    path = tmp_path / "attention.safetensors"
+    filled(tokenizer).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(length if length >= 1 else length * len(whole))])
+    with pytest.raises(ValueError, match=r"attention\.safetensors cannot be read as safetensors.*is it complete"):
+        AttentionTrace.load(path)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"format": "unet_xattn attention 99", "trace": json.dumps({})}]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 1'"):
+        AttentionTrace.load(tmp_path / "model.safetensors")
+
+
+def test_an_empty_trace_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing has been recorded yet"):
+        AttentionTrace().save(tmp_path / "attention.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+# With the real thing.
+
+
+def test_the_conditional_branch_of_a_guided_picture_is_recorded_not_the_other_half(
+    tiny_pipe: TextToImagePipeline,
+) -> None:
+    def draw(**kwargs: object) -> AttentionTrace:
+        with trace(tiny_pipe) as attention:
+            tiny_pipe(PROMPT, num_inference_steps=1, generator=torch.Generator().manual_seed(0), **kwargs)
+        return attention
+
+    guided, plain = draw(guidance_scale=3.0), draw(guidance_scale=1.0)
+    assert guided.layers == plain.layers == tiny_pipe.unet.attention_layers
+    for layer in guided.layers:
+        # In the first step both look at the same noise.
+        torch.testing.assert_close(guided.maps(layer), plain.maps(layer), rtol=1e-3, atol=1e-4)
+        negative = guided.maps(layer, branch="negative")
+        assert (negative - guided.maps(layer)).abs().max() > 0.01
+        assert (negative[2:] == 0).all()  # the empty prompt is a start and an end
+    with pytest.raises(ValueError, match="branches: prompt"):
+        plain.heatmap("red", branch="negative")

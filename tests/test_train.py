@@ -1,0 +1,367 @@
+"""Shapes: B batch, T tokens, h×w pixels."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import PreTrainedTokenizerFast
+
+import pipelines.train
+from pipelines import TextToImagePipeline
+from pipelines.checkpoint import load_state, save_checkpoint
+from pipelines.dataset import Batch, Collator, DataError, SceneExamples
+from pipelines.train import LEVELS, TextToImageModel, TrainConfig, power_function_ema, schedule, train, validate
+from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
+
+MakeFolder = Callable[..., Path]
+CPU = torch.device("cpu")
+CAPTIONS = ["a black night", "a dark wall", "Some fog.", "a grey cat"]
+FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
+
+
+def settings(data: str | Path, out: Path, **changes: object) -> TrainConfig:
+    """A run of four steps on tiny pictures, with a checkpoint half way."""
+    defaults = {"steps": 4, "batch_size": 2, "size": 32, "warmup": 1, "every": 2}
+    return TrainConfig(data=str(data), out=str(out), **(defaults | changes))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
+    """A run of four steps on a folder, uninterrupted."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, _ in enumerate(CAPTIONS):
+        Image.new("RGB", (32, 32), (60 * i, 60 * i, 60 * i)).save(folder / f"{i}.png")
+    rows = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enumerate(CAPTIONS)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        datasets.disable_progress_bars()
+        config = settings(folder, tmp_path_factory.mktemp("runs") / "finished")
+        assert train(config) == Path(config.out)
+        yield config
+
+
+@pytest.fixture
+def copied(finished: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """The finished run in a place of its own."""
+    shutil.copytree(finished.out, tmp_path / "copied")
+    return replace(finished, out=str(tmp_path / "copied"))
+
+
+# A run from end to end.
+
+
+def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: TrainConfig) -> None:
+    out = Path(finished.out)
+    pipe = TextToImagePipeline.from_pretrained(out)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a black night", num_inference_steps=1).images[0].size == (32, 32)
+    assert [path.name for path in sorted((out / "samples").iterdir())] == ["step-000002.png", "step-000004.png"]
+    with Image.open(out / "samples" / "step-000004.png") as sheet:
+        assert sheet.size == (4 * 32, 32)
+    lines = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert any((out / "logs").rglob("events.out.tfevents.*"))
+    assert {path.name for path in (out / "checkpoint").iterdir()} == FILES
+    assert load_state(out / "checkpoint")["step"] == 4
+
+
+def test_the_pipeline_holds_the_averaged_weights(finished: TrainConfig) -> None:
+    out = Path(finished.out)
+    averaged, last = (load_file(out / "checkpoint" / f"{name}.safetensors") for name in ("ema", "model"))
+    pipe = TextToImagePipeline.from_pretrained(out)
+    for part in ("unet", "text_encoder"):
+        for name, weight in getattr(pipe, part).state_dict().items():
+            assert torch.equal(weight, averaged[f"module.{part}.{name}"]), name
+    assert any(not torch.equal(last[name], averaged[f"module.{name}"]) for name in last)
+
+
+class StoppedError(Exception):
+    """The power goes."""
+
+
+def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
+    finished: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_and_stop(*args: object) -> None:
+        save_checkpoint(*args)  # type: ignore[arg-type]
+        raise StoppedError
+
+    config = replace(finished, out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(pipelines.train, "save_checkpoint", save_and_stop)
+        train(config)
+    assert load_state(tmp_path / "run" / "checkpoint")["step"] == 2
+    torch.manual_seed(12345)  # whatever happened in between
+    # Only the folder is said again: the run goes on with the settings it began with.
+    assert train(TrainConfig(out=config.out), resume=True) == tmp_path / "run"
+
+    expected, found = Path(finished.out) / "checkpoint", tmp_path / "run" / "checkpoint"
+    for name in ("model", "ema", "optimizer"):
+        wanted, got = (load_file(folder / f"{name}.safetensors") for folder in (expected, found))
+        assert got.keys() == wanted.keys()
+        assert [key for key in wanted if not torch.equal(got[key], wanted[key])] == [], name
+    assert load_state(found)["step"] == 4
+    losses = [(Path(folder) / "validation.jsonl").read_text() for folder in (finished.out, config.out)]
+    assert losses[0] == losses[1]
+
+
+def test_resuming_a_finished_run_leaves_its_weights_as_they_are(copied: TrainConfig) -> None:
+    before = contents(Path(copied.out) / "checkpoint")
+    train(TrainConfig(out=copied.out), resume=True)
+    assert contents(Path(copied.out) / "checkpoint") == before
+
+
+def test_a_run_on_scenes_says_how_well_its_words_point(tmp_path: Path) -> None:
+    train(settings("shapes", tmp_path / "run", steps=1))
+    (report,) = map(json.loads, (tmp_path / "run" / "validation.jsonl").read_text().splitlines())
+    assert 0 <= report["pointing"] <= 1
+
+
+def test_captions_longer_than_the_model_reads_do_not_stop_a_run(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder("pictures", ["a very long story " * 30, "a cat"])
+    train(settings(folder, tmp_path / "run", steps=1))
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+# What is refused, before anything is written.
+
+
+def test_a_folder_with_something_in_it_is_refused_and_untouched(copied: TrainConfig) -> None:
+    before = contents(Path(copied.out))
+    with pytest.raises(ValueError, match="is not empty: choose another --out, or --resume"):
+        train(copied)
+    assert contents(Path(copied.out)) == before
+
+
+def test_where_no_run_is_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(TrainConfig(out=str(tmp_path / "run")), resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data", ["no-such-data", "EMPTY"])
+def test_data_that_cannot_be_used_leaves_no_trace_of_a_run(tmp_path: Path, data: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError):
+        train(settings(tmp_path / "empty" if data == "EMPTY" else data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_the_model_cannot_draw_leaves_no_trace_of_a_run(finished: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="multiples of 16 pixels, got 40×40"):
+        train(replace(finished, size=40, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"steps": 0},
+        {"batch_size": 1},
+        {"seed": -1},
+        {"seed": 2**31},
+        {"size": 8},
+        {"every": 0},
+        {"warmup": -1},
+        {"ema_sigma": 0.0},
+        {"ema_sigma": 0.3},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"mask_weight": -0.1},
+        {"caption_dropout": 1.5},
+        {"layout_share": 1.5},
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_its_range_is_refused_by_name(setting: dict) -> None:
+    (name,) = setting
+    with pytest.raises(ValueError, match=name):
+        TrainConfig(**setting)
+
+
+# Learning.
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAttentionUNet]) -> TextToImageModel:
+    """What `train` trains, but tiny."""
+    return TextToImageModel(Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1), make_unet(awake=False))
+
+
+@pytest.fixture
+def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
+    return Collator(tokenizer, seed=0, caption_dropout=0.0, grid=8)
+
+
+@pytest.fixture
+def batch(collator: Collator) -> Batch:
+    examples = SceneExamples(32, 0)
+    return collator([(place, examples.example(place)) for place in range(8)])
+
+
+def losses(model: TextToImageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
+    prediction, token_loss = model(noisy, batch.times, batch.ids, batch.token_mask, batch.masks)
+    return flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)).mean(), token_loss
+
+
+def inside(model: TextToImageModel, batch: Batch) -> float:
+    """Share of the words' attention that lies in their masks, the mean over layers."""
+    shares = []
+
+    def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
+        maps = weights.mean(dim=1).transpose(1, 2).unflatten(-1, grid)
+        known = batch.masks.flatten(2).amax(dim=-1) > 0
+        shares.append(grounding.mass_inside(maps, grounding.pool_masks(batch.masks, grid))[known].mean())
+
+    with torch.no_grad():
+        memory = model.text_encoder(batch.ids, batch.token_mask)
+        noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
+        model.unet(noisy, batch.times * flow.TRAIN_TIMESTEPS, memory, batch.token_mask, record=record)
+    return float(torch.stack(shares).mean())
+
+
+def fit(model: TextToImageModel, batch: Batch, steps: int, mask_weight: float) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    history = []
+    for _ in range(steps):
+        loss, token_loss = losses(model, batch)
+        optimizer.zero_grad()
+        (loss + mask_weight * token_loss).backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def test_a_model_learns_what_it_is_shown(model: TextToImageModel, batch: Batch) -> None:
+    history = fit(model, batch, steps=40, mask_weight=0.0)
+    # At the start it predicts nothing, and is off by as much as there is.
+    expected = flow.velocity(batch.pictures, batch.noise).square().mean().item()
+    assert history[0] == pytest.approx(expected, rel=1e-4)
+    assert history[-1] < 0.7 * history[0], history[-1] / history[0]
+
+
+def test_mask_supervision_moves_attention_into_the_masks(
+    model: TextToImageModel, batch: Batch, make_unet: Callable[..., CrossAttentionUNet]
+) -> None:
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    before = inside(model, batch)
+    fit(model, batch, steps=30, mask_weight=0.0)
+    without = inside(model, batch)
+    model.load_state_dict(start)
+    fit(model, batch, steps=30, mask_weight=1.0)
+    assert inside(model, batch) > max(before, without) + 0.1
+
+
+def test_the_token_loss_is_asked_for_by_masks_and_changes_no_prediction(model: TextToImageModel, batch: Batch) -> None:
+    args = (batch.pictures, batch.times, batch.ids, batch.token_mask)
+    prediction, token_loss = model(*args, batch.masks)
+    plain, nothing = model(*args)
+    torch.testing.assert_close(prediction, plain, rtol=1e-4, atol=1e-5)
+    assert 0 < token_loss.item() <= 1 and nothing.item() == 0
+
+
+def test_a_real_run_in_an_empty_folder_learns(finished: TrainConfig, tmp_path: Path) -> None:
+    train(replace(finished, steps=16, every=16, out=str(tmp_path)))
+    first, last = (
+        json.loads((Path(folder) / "validation.jsonl").read_text().splitlines()[0])
+        for folder in (finished.out, tmp_path)
+    )
+    for level in LEVELS:
+        assert last[f"loss {level}"] < first[f"loss {level}"]
+
+
+# The average of the weights and the learning rate.
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2, 0.25])
+def test_the_averaging_window_has_the_width_it_is_given(sigma: float) -> None:
+    steps = 1000
+    model = nn.ParameterList([torch.zeros(2, dtype=torch.float64)])
+    average = AveragedModel(model, multi_avg_fn=power_function_ema(sigma))
+    for step in range(1, steps + 1):
+        t = step / steps
+        model[0].data.copy_(torch.tensor([t, t * t]))
+        average.update_parameters(model)
+    mean, mean_square = average.module[0].tolist()  # of the time, under the weights that each time has in the average
+    assert (mean_square - mean**2) ** 0.5 == pytest.approx(sigma, rel=0.01)
+    assert mean < 1
+
+
+def test_the_first_average_is_the_weights_themselves() -> None:
+    model = nn.Linear(3, 3)
+    average = AveragedModel(nn.Linear(3, 3), multi_avg_fn=power_function_ema(0.1))
+    average.update_parameters(model)
+    assert torch.equal(average.module.weight, model.weight)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+    config = TrainConfig(steps=900, warmup=100)
+    rates = [schedule(step, config) for step in range(900)]
+    assert rates[:100] == sorted(rates[:100]) and 0 < rates[0] <= 0.01
+    assert rates[99:600] == [1.0] * 501
+    assert rates[600:] == sorted(rates[600:], reverse=True) and 0 < rates[-1] < 0.01
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 200), (5, 200), (3, 1)])
+def test_short_runs_learn_at_every_step(steps: int, warmup: int) -> None:
+    config = TrainConfig(steps=steps, warmup=warmup)
+    assert all(0 < schedule(step, config) <= 1 for step in range(steps))
+
+
+# Validation.
+
+
+def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
+    model: TextToImageModel, collator: Collator
+) -> None:
+    report = validate(model, collator, SceneExamples(32, 0).validation(6), CPU)
+    names = {f"loss {level}{shuffled}" for level in LEVELS for shuffled in ("", " shuffled")}
+    assert report.keys() == names | {"pointing"}
+    # Untrained, it predicts nothing whatever the caption, and is off by noise (1) and picture.
+    for level in LEVELS:
+        assert report[f"loss {level}"] == report[f"loss {level} shuffled"] > 1
+
+
+def test_shuffled_captions_cost_more_once_the_text_is_read(model: TextToImageModel, collator: Collator) -> None:
+    examples = SceneExamples(32, 0).validation(6)
+    for i in range(8):  # the same pictures under other noise
+        fit(model, collator([(6 * i + j, example) for j, example in enumerate(examples)]), steps=6, mask_weight=0.0)
+    report = validate(model, collator, examples, CPU)
+    for level in (0.7, 0.9):
+        assert report[f"loss {level} shuffled"] > report[f"loss {level}"]
+
+
+def test_validation_can_be_trusted_to_repeat_and_to_change_nothing(
+    model: TextToImageModel, collator: Collator, batch: Batch
+) -> None:
+    fit(model, batch, steps=3, mask_weight=0.0)
+    examples = SceneExamples(32, 0).validation(5)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    model.train()
+    assert validate(model, collator, examples, CPU) == validate(model, collator, examples, CPU)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_pointing_is_reported_only_where_it_is_known_what_words_mean(
+    model: TextToImageModel, collator: Collator
+) -> None:
+    examples = [replace(example, regions=()) for example in SceneExamples(32, 0).validation(3)]
+    assert "pointing" not in validate(model, collator, examples, CPU)

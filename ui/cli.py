@@ -1,0 +1,185 @@
+"""The command `unet-xattn`: each subcommand a thin wrapper over one function a notebook can call."""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from pipelines import TextToImagePipeline, trace
+from pipelines.bench import bench_sample, bench_train
+from pipelines.emoji import write_emoji
+from pipelines.evaluate import evaluate as evaluate_pipe
+from pipelines.evaluate import table
+from pipelines.overlay import word_sheet
+from pipelines.train import TrainConfig
+from pipelines.train import train as train_model
+from ui.app import launch
+from ui.checks import check_prompt, parse_seed
+from unet_xattn.words import unknown_words
+
+STARTED = time.time()
+
+app = typer.Typer(
+    help="See how words become picture: generate, train, evaluate, and ask which word drew what.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="Make and look at training data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
+
+
+def load(model: str) -> TextToImagePipeline:
+    """A pipeline on the GPU if there is one, else on the CPU."""
+    pipe = TextToImagePipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    model: Model = "shapes",
+    seed: Annotated[str, typer.Option(help="Names the picture: 0 to 2^64 - 1.")] = "0",
+    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
+    guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt; 1 is no guidance.")] = 3.0,
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the sheet of heat maps.")] = Path("out"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")] = False,
+) -> None:
+    """Draw a picture, and a sheet with where each word landed."""
+    number = parse_seed(seed)
+    check_prompt(prompt)
+    name = f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}-seed{number}"
+    files = [out / f"{name}.png", out / f"{name}-words.png"]
+    if not overwrite and (there := [str(f) for f in files if f.exists()]):
+        raise ValueError(f"{', '.join(there)} already exists: choose another --out, or --overwrite")
+    pipe = load(model)
+    if unknown := unknown_words(prompt, pipe.tokenizer):
+        print(f"note: this model has never read: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
+    with trace(pipe) as attention:
+        generator = torch.Generator().manual_seed(number)
+        picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator).images[0]
+    out.mkdir(parents=True, exist_ok=True)
+    picture.save(files[0])
+    word_sheet(picture, attention).save(files[1])
+    print(*files, sep="\n")
+
+
+@app.command(epilog="Example: unet-xattn ui --port 7861")
+def ui(
+    model: Model = "shapes",
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+) -> None:
+    """Open the page."""
+    launch(model, host=host, port=port, started=STARTED)
+
+
+@app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")
+def train(
+    data: Annotated[str, typer.Option(help="'shapes', or a folder of captioned pictures.")] = TrainConfig.data,
+    out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoint, samples, logs.")] = Path(
+        TrainConfig.out
+    ),
+    steps: Annotated[int, typer.Option(help="Training steps.")] = TrainConfig.steps,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
+    seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TrainConfig.seed,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = TrainConfig.size,
+    mask_weight: Annotated[
+        float, typer.Option(help="Weight of mask supervision, where the data has masks.")
+    ] = TrainConfig.mask_weight,
+    every: Annotated[int, typer.Option(help="Steps between validations, samples and checkpoints.")] = TrainConfig.every,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with the settings it began with.")
+    ] = False,
+) -> None:
+    """Train a model. Several GPUs: accelerate launch -m ui.cli train …"""
+    config = TrainConfig(
+        data=data,
+        out=str(out),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        size=size,
+        mask_weight=mask_weight,
+        every=every,
+    )
+    print(f"the model is in {train_model(config, resume)}")
+
+
+@app.command(epilog="Example: unet-xattn evaluate shapes --json shapes.json")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A bundled model, a run's folder, or a hub id.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of each kind, for seen and for held-out pairs; 2 or more.")] = 50,
+    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
+    guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt.")] = 3.0,
+) -> None:
+    """Measure how far pictures show what their prompts say, by the rule-based judge."""
+    _refuse_existing(json_file)
+    report = {"model": model} | evaluate_pipe(
+        load(model), count_per_kind=prompts, num_inference_steps=steps, guidance_scale=guidance
+    )
+    print(table(report))
+    _write_json(json_file, report)
+
+
+@data.command("emoji", epilog="Example: unet-xattn data emoji emoji-data")
+def data_emoji(
+    folder: Annotated[Path, typer.Argument(help="A new folder to write to.")],
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 600,
+) -> None:
+    """Write a folder of captioned emoji on coloured grounds, ready for --data."""
+    print(f"{write_emoji(folder, count)} pictures and metadata.jsonl in {folder}")
+
+
+@app.command(epilog="Example: unet-xattn bench train --json bench.json")
+def bench(
+    what: Annotated[str, typer.Argument(help="train or sample.")],
+    model: Model = "shapes",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+) -> None:
+    """Measure speed as a ratio to the machine's own matrix-product rate."""
+    _refuse_existing(json_file)
+    if what not in ("train", "sample"):
+        raise ValueError(f"bench measures train or sample, not {what!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device can be used here: bench with --device cpu")
+    report = bench_train(device) if what == "train" else bench_sample(load(model), device)
+    Console().print_json(data=report)
+    _write_json(json_file, report)
+
+
+def _refuse_existing(file: Path | None) -> None:
+    if file is not None and file.exists():
+        raise ValueError(f"{file} already exists: choose another name for --json")
+
+
+def _write_json(file: Path | None, report: dict) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def main() -> None:
+    """Run the command; what a person got wrong is one line and exit code 1, never a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

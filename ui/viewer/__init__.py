@@ -1,0 +1,84 @@
+"""The attention viewer: a picture, its words, and which drew what, answered in the browser without asking the server.
+
+`payload` says everything the page needs about one picture; `attention_viewer` is the component that shows it. It is a
+plain `gr.HTML` rather than a subclass because gradio writes a .pyi file beside every component class it meets.
+"""
+
+import base64
+import io
+import math
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch.nn import functional as F
+
+from pipelines.overlay import colour_map
+from unet_xattn import AttentionTrace
+from unet_xattn.words import Word
+
+COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
+"""The colour map of every heat map we draw, as the browser reads it: evenly spaced, from nothing to most."""
+
+
+def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
+    """The component.
+
+    Its value is a `payload`, which may hold a "note" too, a line about the picture; or {"error": a line that says why
+    there is no new picture}, and the last one stays.
+
+    The templates are static: gradio runs them as code, so what a person typed travels in `value` only.
+    """
+    here = files(__name__)
+    return gr.HTML(
+        value,
+        html_template=here.joinpath("viewer.html").read_text("utf-8"),
+        css_template=here.joinpath("viewer.css").read_text("utf-8"),
+        js_on_load=here.joinpath("viewer.js").read_text("utf-8"),
+        apply_default_css=False,
+        colours=COLOURS,
+        **options,
+    )
+
+
+def payload(picture: Image, attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
+    """What the viewer shows of one recorded picture, as JSON can carry it.
+
+    Returns:
+        prompt: the text as it was typed.
+        pieces: the prompt cut into (text, word), word -1 for what lies between words; joined they are the prompt.
+        picture: a PNG as a data URL.
+        grid: (rows, columns) of the finest layer.
+        peaks: each word's largest share of the attention at any place of the grid.
+        maps: base64 of uint8 (words, rows, columns), each word's share in 255ths of its peak.
+    """
+    words = attention.words_of(image)
+    grid = max((attention.maps(layer, image=image).shape[-2:] for layer in attention.layers), key=math.prod)
+    maps = torch.zeros(len(words), *grid)
+    for i, word in enumerate(words):
+        # The mean over a cell, so that the page and `words_at` of that cell's box give the same number.
+        maps[i] = F.interpolate(attention.heatmap(word, image=image)[None, None], grid, mode="area")[0, 0]
+    peaks = maps.amax(dim=(1, 2)).clamp_min(1e-12)
+    levels = (maps / peaks[:, None, None] * 255).round().to(torch.uint8)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return {
+        "prompt": attention.prompts[image],
+        "pieces": _pieces(attention.prompts[image], words),
+        "picture": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        "grid": list(grid),
+        "peaks": peaks.tolist(),
+        "maps": base64.b64encode(levels.numpy().tobytes()).decode(),
+    }
+
+
+def _pieces(prompt: str, words: list[Word]) -> list[tuple[str, int]]:
+    pieces, end = [], 0
+    for i, word in enumerate(words):
+        pieces += [(prompt[end : word.start], -1), (prompt[word.start : word.end], i)]
+        end = word.end
+    pieces.append((prompt[end:], -1))
+    return [piece for piece in pieces if piece[0]]
