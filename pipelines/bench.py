@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.capture import trace
@@ -36,6 +35,8 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
     ours = CrossAttentionUNet()
     theirs = UNet2DConditionModel(
         sample_size=64,
+        in_channels=3,
+        out_channels=3,
         block_out_channels=(48, 96, 128),
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
@@ -96,8 +97,10 @@ def machine(device: str = "cpu") -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _step(unet: nn.Module, vocab_size: int, batch: Batch, device: str) -> Callable[[], None]:
-    model = TextToImageModel(Transformer(vocab_size), unet).to(device, memory_format=torch.channels_last)
+def _step(
+    unet: CrossAttentionUNet | UNet2DConditionModel, vocab_size: int, batch: Batch, device: str
+) -> Callable[[], None]:
+    model = TextToImageModel(Transformer(vocab_size), unet.to(memory_format=torch.channels_last)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     noisy = flow.interpolate(batch.pictures, batch.noise, batch.times).to(memory_format=torch.channels_last)
 
@@ -113,7 +116,7 @@ def _step(unet: nn.Module, vocab_size: int, batch: Batch, device: str) -> Callab
     return step
 
 
-def _forward_operations(unet: nn.Module, batch: Batch) -> int:
+def _forward_operations(unet: CrossAttentionUNet | UNet2DConditionModel, batch: Batch) -> int:
     memory = torch.zeros(*batch.ids.shape, 128, device=batch.ids.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(batch.pictures, batch.times, memory)

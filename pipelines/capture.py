@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from diffusers import DiffusionPipeline
 
-from pipelines.text_to_image import TextToImagePipeline, active_trace
+from pipelines.text_to_image import TextToImagePipeline, active_traces
 from unet_xattn import AttentionTrace
 
 
@@ -25,8 +25,8 @@ def trace(pipe: DiffusionPipeline, keep: str | Collection[str] = "mean") -> Iter
     if not isinstance(pipe, TextToImagePipeline):
         raise TypeError(f"trace() records a TextToImagePipeline, not a {type(pipe).__name__}")
     attention = AttentionTrace(keep)
-    token = active_trace.set((pipe, attention))
+    token = active_traces.set((*active_traces.get(), (pipe, attention)))
     try:
         yield attention
     finally:
-        active_trace.reset(token)
+        active_traces.reset(token)

@@ -31,13 +31,24 @@ def save_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimizer: O
 
 
 def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> None:
-    """Put back what `save_checkpoint` wrote. Every tensor must be there and fit."""
+    """Put back what `save_checkpoint` wrote.
+
+    Raises:
+        RuntimeError, ValueError: a tensor is missing or of another shape; the message names it.
+    """
     for name, module in (("model", model), ("ema", ema)):
         module.load_state_dict(load_file(folder / f"{name}.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        keys = [key for key in moments if key.startswith(f"{name}|")]
-        optimizer.state[parameter] = {key.split("|")[1]: moments[key].to(parameter.device) for key in keys}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            stored = moments.get(f"{name}|{key}")
+            if stored is None or (key != "step" and stored.shape != parameter.shape):
+                raise ValueError(f"{folder}: the optimizer's {key} of {name} is missing or does not fit")
+            # In the weights' own memory format: the fused optimizer walks both through memory side by side.
+            moment = (
+                stored.to(parameter.device) if key == "step" else torch.empty_like(parameter.detach()).copy_(stored)
+            )
+            optimizer.state[parameter][key] = moment
 
 
 def load_state(folder: Path) -> dict:

@@ -7,6 +7,7 @@ only how the stream is cut.
 Shapes: B batch, T tokens, h×w pixels.
 """
 
+import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give one with pictures and a metadata.jsonl")
     # An empty file too: datasets stumbles over it.
-    if not any(f.stat().st_size for kind in ("jsonl", "csv", "parquet") for f in folder.glob(f"metadata.{kind}")):
+    tables = [folder / f"metadata.{kind}" for kind in ("jsonl", "csv", "parquet")]
+    if not any(f.is_file() and f.read_bytes().strip() for f in tables):
         raise DataError(
             f"{folder} has no captions: add a metadata.jsonl with one line a picture, "
             '{"file_name": "cat.png", "text": "a black cat"}'
@@ -127,7 +129,9 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
         raise DataError(f"{folder} has no pictures")
     try:
         # "**" keeps datasets from reading splits into names: a picture called my-test.png is no test set.
-        table = load_dataset("imagefolder", data_dir=str(folder), data_files={"train": "**"}, split="train")
+        table = load_dataset(
+            "imagefolder", data_dir=glob.escape(str(folder)), data_files={"train": "**"}, split="train"
+        )
     except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
         raise DataError(f"{folder} cannot be read: {error.__cause__ or error}") from error
     if "text" not in table.column_names:
@@ -142,7 +146,7 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
         try:
             with Image.open(path) as picture:
                 picture.load()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             bad.append(f"{path.name}: {error}")
             continue
         rows.append((path, caption))
@@ -154,7 +158,10 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
 def load_picture(path: Path, size: int) -> np.ndarray:
     """A picture as (size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, centre-cropped."""
     with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file).convert("RGBA")
+        picture = ImageOps.exif_transpose(file)
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
@@ -175,7 +182,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096) -> PreTrain
     letters = [chr(c) for c in range(33, 127)]
     core.train_from_iterator(
         captions,
-        trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
+        ),
     )
     core.post_processor = processors.TemplateProcessing(
         single="[START] $A [END]", special_tokens=[(s, core.token_to_id(s)) for s in ("[START]", "[END]")]
@@ -249,9 +258,7 @@ class Collator:
         self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Captions and their regions -> ids (B, T), token_mask (B, T), masks (B, T, grid, grid)."""
-        read = self.tokenizer(
-            captions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt"
-        )
+        read = self.tokenizer(captions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt")
         masks = np.zeros((*read["input_ids"].shape, self.grid, self.grid), np.float32)
         for row, (caption, offsets, spans) in enumerate(
             zip(captions, read["offset_mapping"].tolist(), regions, strict=True)
@@ -281,9 +288,7 @@ class _Stream(Dataset):
         return place, self.examples.example(place)
 
 
-def batches(
-    examples: Examples, collator: Collator, batch_size: int, start: int, stop: int, workers: int
-) -> DataLoader:
+def batches(examples: Examples, collator: Collator, batch_size: int, start: int, stop: int, workers: int) -> DataLoader:
     """The stream of batches over places [start, stop)."""
     return DataLoader(
         _Stream(examples),

@@ -5,6 +5,7 @@ Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the me
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +21,10 @@ from unet_xattn.words import split_words
 
 BUNDLED = Path(__file__).parent / "bundled"
 
-active_trace: ContextVar[tuple[DiffusionPipeline, AttentionTrace] | None] = ContextVar("active_trace", default=None)
-"""What `capture.trace` opened in this thread (or task): the pipeline it records, and where to."""
+active_traces: ContextVar[tuple[tuple[DiffusionPipeline, AttentionTrace], ...]] = ContextVar(
+    "active_traces", default=()
+)
+"""What `capture.trace` opened in this thread (or task), innermost last: which pipeline is recorded, and where to."""
 
 
 def bundled_models() -> list[str]:
@@ -60,14 +63,34 @@ class TextToImagePipeline(DiffusionPipeline):
         """
         name = str(name)
         if name in bundled_models():
-            return super().from_pretrained(str(BUNDLED / name), **kwargs)
+            return cls._load(str(BUNDLED / name), **kwargs)
         if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"{name} holds no model: it has no model_index.json (has its run saved one yet?)")
         if not Path(name).is_dir() and name.count("/") != 1:
             raise ValueError(
                 f"there is no model {name!r}: give a bundled one ({', '.join(bundled_models())}), a folder or a hub id"
             )
-        return super().from_pretrained(name, **kwargs)
+        return cls._load(name, **kwargs)
+
+    @classmethod
+    def _load(cls, path: str, **kwargs: Any) -> "TextToImagePipeline":
+        """Load a pipeline whose networks are whole: diffusers' loader takes missing tensors and NaN without a word."""
+        source = {
+            k: v
+            for k, v in kwargs.items()
+            if k in ("dtype", "torch_dtype", "revision", "cache_dir", "token", "variant")
+        }
+        for part, kind in (("text_encoder", Transformer), ("unet", CrossAttentionUNet)):
+            if part in kwargs:
+                continue
+            network, info = kind.from_pretrained(path, subfolder=part, output_loading_info=True, **source)
+            missing = info["missing_keys"]
+            if unusable := missing or [n for n, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{path}: weights of {part} are missing or not numbers: {', '.join(sorted(unusable)[:3])}"
+                )
+            kwargs[part] = network
+        return super().from_pretrained(path, **kwargs)
 
     def encode_prompt(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Prompts -> memory (B, T, D) and which of its tokens are real (B, T).
@@ -81,7 +104,7 @@ class TextToImagePipeline(DiffusionPipeline):
         if ids.shape[1] > limit:
             raise ValueError(f"the prompt has {ids.shape[1]} tokens, this model reads {limit}: shorten it")
         ids, token_mask = ids.to(self._execution_device), token_mask.to(self._execution_device)
-        return self.text_encoder.encode(ids, token_mask), token_mask
+        return self.text_encoder(ids, token_mask), token_mask
 
     @torch.no_grad()
     def __call__(
@@ -101,7 +124,7 @@ class TextToImagePipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
         attention: AttentionTrace | None = None,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> ImagePipelineOutput:
         """Draw pictures.
 
         Args:
@@ -121,10 +144,13 @@ class TextToImagePipeline(DiffusionPipeline):
                 replaces the latents.
             attention: where to record the cross-attention; `with trace(pipe) as attention` gives one.
 
+        Returns:
+            `.images`, or a tuple with them where `return_dict` is False.
+
         Raises:
             ValueError: an argument is out of its range; the message says which.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         height = self.unet.config.sample_size if height is None else height
         width = self.unet.config.sample_size if width is None else width
         self._check_inputs(prompts, height, width, num_inference_steps, guidance_scale, guidance_interval)
@@ -133,8 +159,15 @@ class TextToImagePipeline(DiffusionPipeline):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be 1 or more, got {num_images_per_prompt}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs can name latents, not {', '.join(sorted(unknown))}")
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
+
+        if isinstance(generator, list) and len(generator) != len(prompts):
+            raise ValueError(f"{len(generator)} generators for {len(prompts)} pictures: give one for each")
 
         attention = attention or self._traced()
         if attention is not None:
@@ -165,15 +198,16 @@ class TextToImagePipeline(DiffusionPipeline):
             record = attention.recorder(step, {"prompt": slice(0, count)}) if attention else None
             return self.unet(x, timestep, memory[-count:], token_mask[-count:], record=record).sample
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
+        scheduler = deepcopy(self.scheduler)  # it counts steps: another thread may be drawing with this pipeline
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = scheduler.timesteps
         with self.progress_bar(total=len(timesteps)) as progress:
             for step, timestep in enumerate(timesteps):
-                sigma = float(timestep) / self.scheduler.config.num_train_timesteps
+                sigma = float(timestep) / scheduler.config.num_train_timesteps
                 prediction = denoise(latents, timestep, sigma, step)
-                latents = self.scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+                latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    values = {name: {"latents": latents}[name] for name in callback_on_step_end_tensor_inputs}
+                    values = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                     latents = callback_on_step_end(self, step, timestep, values).pop("latents", latents)
                 progress.update()
 
@@ -184,8 +218,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _traced(self) -> AttentionTrace | None:
-        pipe, attention = active_trace.get() or (None, None)
-        return attention if pipe is self else None
+        return next((attention for pipe, attention in reversed(active_traces.get()) if pipe is self), None)
 
     def _check_inputs(
         self,

@@ -48,7 +48,7 @@ class TrainConfig:
 
     data: str = "shapes"  # "shapes", or a folder of captioned pictures
     out: str = "runs/first"
-    steps: int = 5000
+    steps: int = 5500
     batch_size: int = 64  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
@@ -57,7 +57,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # without it there is nothing to guide away from
     mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
-    layout_share: float = 0.4  # of the steps: first the layout, at high noise, then the detail
+    layout_share: float = 0.36  # of the steps: first the layout, at high noise, then the detail
     ema_sigma: float = 0.1  # relative width of the averaging window
     every: int = 500  # steps between validations, sample pictures and checkpoints
 
@@ -90,6 +90,7 @@ class TextToImageModel(nn.Module):
         losses: list[Tensor] = []
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
+            assert masks is not None
             losses.append(grounding.token_loss(weights, masks, grid))
 
         prediction = self.unet(
@@ -128,8 +129,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     text_encoder = Transformer(vocab_size=len(tokenizer))
     unet = CrossAttentionUNet(sample_size=config.size, memory_width=text_encoder.config.width)
     unet.check_size(config.size, config.size)
-    model = TextToImageModel(text_encoder, unet).to(accelerator.device, memory_format=torch.channels_last)
+    model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(accelerator.device)
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
+    averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
@@ -144,7 +146,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.init_trackers("tensorboard")
     validation = examples.validation(128)
-    pipe = as_pipeline(tokenizer, ema.module)
+    pipe = as_pipeline(tokenizer, averaged)
 
     progress = tqdm(
         total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process, file=sys.stdout
@@ -173,7 +175,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             accelerator.log(values | {"pictures/s": rate * config.batch_size}, step=done)
             progress.set_postfix_str(f"loss {values['loss']:.3f}, {rate * config.batch_size:.0f} pictures/s")
         if (done % config.every == 0 or done == config.steps) and accelerator.is_main_process:
-            report = validate(ema.module, collator, validation, accelerator.device)
+            report = validate(averaged, collator, validation, accelerator.device)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             with open(out / "validation.jsonl", "a") as file:
                 file.write(json.dumps({"step": done} | report) + "\n")
@@ -201,7 +203,7 @@ def schedule(step: int, config: TrainConfig) -> float:
     return min(1.0, (step + 1) / max(config.warmup, 1), (config.steps - step) / config.steps * 3)
 
 
-def power_function_ema(sigma: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def power_function_ema(sigma: float) -> Callable[..., None]:
     """An average of the weights over a window that grows with the run (EDM2, arXiv 2312.02696, section 3.1).
 
     `sigma` is the window's standard deviation relative to the length of training.
@@ -252,7 +254,9 @@ def validate(
                     batch.times * flow.TRAIN_TIMESTEPS,
                     model.text_encoder.encode(batch.ids, batch.token_mask),
                     batch.token_mask,
-                    record=lambda layer, weights, grid, maps=maps: maps.append(_upsampled(weights, grid, collator.grid)),
+                    record=lambda layer, weights, grid, maps=maps: maps.append(
+                        _upsampled(weights, grid, collator.grid)
+                    ),
                 ).sample
                 losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)))
                 inside = grounding.points_inside(torch.stack(maps).mean(dim=0), batch.masks)

@@ -16,7 +16,9 @@ from pipelines.train import TrainConfig, train
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ui.cli", *map(str, arguments)]
     # No hub, no network: what is bundled or local has to do.
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=300
+    )
 
 
 def fails(*arguments: str | Path) -> str:
@@ -94,7 +96,9 @@ def test_a_trained_folder_of_pictures_generates(tmp_path: Path) -> None:
         for i in range(4):
             Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(folder / f"{i}.png")
             file.write(json.dumps({"file_name": f"{i}.png", "text": f"noise number {i}"}) + "\n")
-    run_folder = train(TrainConfig(data=str(folder), out=str(tmp_path / "run"), steps=2, batch_size=2, size=32, every=2))
+    run_folder = train(
+        TrainConfig(data=str(folder), out=str(tmp_path / "run"), steps=2, batch_size=2, size=32, every=2)
+    )
     done = run("generate", "noise number 2", "--model", run_folder, "--steps", "2", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "never read" not in done.stderr

@@ -15,7 +15,9 @@ def test_notebook_runs_and_matches_its_source(source: Path) -> None:
     notebook = jupytext.read(source)
     saved = jupytext.read(source.with_suffix(".ipynb"))
     assert [c.source for c in saved.cells] == [c.source for c in notebook.cells]
-    ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(source.parent)}})
+    ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(
+        notebook, {"metadata": {"path": str(source.parent)}}
+    )
 
 
 def test_there_are_notebooks() -> None:

@@ -277,7 +277,7 @@ def test_the_token_loss_is_asked_for_by_masks_and_changes_no_prediction(model: T
 
 
 def test_a_real_run_in_an_empty_folder_learns(finished: TrainConfig, tmp_path: Path) -> None:
-    train(replace(finished, steps=16, every=16, out=str(tmp_path)))
+    train(replace(finished, steps=10, every=10, out=str(tmp_path)))
     first, last = (
         json.loads((Path(folder) / "validation.jsonl").read_text().splitlines()[0])
         for folder in (finished.out, tmp_path)
@@ -340,7 +340,7 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
 
 def test_shuffled_captions_cost_more_once_the_text_is_read(model: TextToImageModel, collator: Collator) -> None:
     examples = SceneExamples(32, 0).validation(6)
-    for i in range(8):  # the same pictures under other noise
+    for i in range(6):  # the same pictures under other noise
         fit(model, collator([(6 * i + j, example) for j, example in enumerate(examples)]), steps=6, mask_weight=0.0)
     report = validate(model, collator, examples, CPU)
     for level in (0.7, 0.9):

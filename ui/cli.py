@@ -120,7 +120,7 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model, a run's folder, or a hub id.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts of each kind, for seen and for held-out pairs; 2 or more.")] = 50,
+    prompts: Annotated[int, typer.Option(help="Prompts of each kind and split, 2 or more.")] = 50,
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt.")] = 3.0,
 ) -> None:

@@ -115,7 +115,9 @@ class AttentionTrace:
                 f"nothing was recorded for {where} of branch {branch!r}; layers: {', '.join(self.layers)}; "
                 f"steps: {self.steps or 'averaged'}; branches: {', '.join(branches)}"
             )
-        mean = sum(self._sums[k][image] for k in keys) / sum(self._counts[k] for k in keys)  # (H, T, h, w)
+        mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0) / sum(
+            self._counts[k] for k in keys
+        )  # (H, T, h, w)
         if head is None:
             return mean.mean(dim=0)
         if not 0 <= head < len(mean):

@@ -6,7 +6,6 @@ P patch size, H attention heads, V width of the time embedding.
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -54,17 +53,15 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, memory_width: int, reads_itself: bool):
         super().__init__()
-        self.self_attention = self.norm1 = None
-        if reads_itself:
-            self.norm1 = nn.LayerNorm(channels)
-            self.self_attention = MultiHeadAttention(channels, heads, zero_init=True)
+        self.norm1 = nn.LayerNorm(channels) if reads_itself else None
+        self.self_attention = MultiHeadAttention(channels, heads, zero_init=True) if reads_itself else None
         self.norm2 = nn.LayerNorm(channels)
         self.cross_attention = MultiHeadAttention(channels, heads, memory_width, zero_init=True)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, record: Record | None) -> Tensor:
         grid = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)  # (B, N, C)
-        if self.self_attention is not None:
+        if self.self_attention is not None and self.norm1 is not None:
             x = x + self.self_attention(self.norm1(x))
         x = x + self.cross_attention(self.norm2(x), memory, mask, record)
         return x.transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
@@ -155,18 +152,20 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
 
         self.down, skips = nn.ModuleList(), []
         for level in range(levels):
-            self.down.append(nn.ModuleList())
+            blocks = []
             for _ in range(depths[level]):
-                self.down[level].append(block(level, channels))
+                blocks.append(block(level, channels))
                 channels = block_out_channels[level]
                 skips.append(channels)
+            self.down.append(nn.ModuleList(blocks))
         self.mid = block(levels - 1, channels)
         self.up = nn.ModuleList()
         for level in reversed(range(levels)):
-            self.up.append(nn.ModuleList())
+            blocks = []
             for _ in range(depths[level]):
-                self.up[-1].append(block(level, channels + skips.pop()))
+                blocks.append(block(level, channels + skips.pop()))
                 channels = block_out_channels[level]
+            self.up.append(nn.ModuleList(blocks))
 
         self.norm_out = nn.GroupNorm(math.gcd(16, channels), channels)
         self.conv_out = zeroed(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
@@ -211,8 +210,8 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
 
         def run(name: str, block: UNetBlock, x: Tensor) -> Tensor:
             if record is not None:
-                layer = partial(_record_layer, record, name, x.shape[-2:])
-                return block(x, time, memory, mask, layer)
+                grid = (x.shape[-2], x.shape[-1])
+                return block(x, time, memory, mask, lambda weights: record(name, weights, grid))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 return self._gradient_checkpointing_func(block, x, time, memory, mask)
             return block(x, time, memory, mask)
@@ -222,13 +221,13 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         skips = []
         for i, level in enumerate(self.down):
             x = F.avg_pool2d(x, 2) if i else x
-            for j, block in enumerate(level):
+            for j, block in enumerate(level):  # type: ignore[arg-type, var-annotated]
                 x = run(f"down.{i}.{j}", block, x)
                 skips.append(x)
         x = run("mid", self.mid, x)
         for i, level in enumerate(self.up):
             x = F.interpolate(x, scale_factor=2.0) if i else x
-            for j, block in enumerate(level):
+            for j, block in enumerate(level):  # type: ignore[arg-type, var-annotated]
                 x = run(f"up.{i}.{j}", block, torch.cat([x, skips.pop()], dim=1))
         x = self.conv_out(F.silu(self.norm_out(x)))
         x = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)
@@ -241,7 +240,3 @@ def coordinates(x: Tensor) -> Tensor:
     centre_x = (torch.arange(w, device=x.device, dtype=x.dtype) * 2 + 1) / w - 1
     centre_y = (torch.arange(h, device=x.device, dtype=x.dtype) * 2 + 1) / h - 1
     return torch.stack([centre_x.expand(h, w), centre_y[:, None].expand(h, w)]).expand(b, 2, h, w)
-
-
-def _record_layer(record: RecordLayer, name: str, grid: tuple[int, int], weights: Tensor) -> None:
-    record(name, weights, tuple(grid))

@@ -63,10 +63,11 @@ def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int 
     Raises:
         ValueError: the prompt does not say it, or not that often.
     """
-    starts, ends = {w.start for w in words}, {w.end for w in words}
-    pattern = r"\s+".join(map(re.escape, query.split()))
-    places = [m.span() for m in re.finditer(pattern, prompt, re.IGNORECASE)] if pattern else []
-    places = [(s, e) for s, e in places if s in starts and e in ends]
+    pattern = re.compile(r"\s+".join(map(re.escape, query.split())), re.IGNORECASE)
+    ends = {w.end for w in words}
+    # From each word's start, so that it begins at a word and may overlap the occurrence before.
+    matches = [pattern.match(prompt, word.start) for word in words]
+    places = [m.span() for m in matches if m and m.end() in ends]
     if not places:
         raise ValueError(f"{query!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}")
     if not 0 <= occurrence < len(places):
