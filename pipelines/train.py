@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
 from pipelines.dataset import (
+    MAX_TOKENS,
     Batch,
     Collator,
     DataError,
@@ -67,8 +68,16 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
-        if not 0 < self.ema_sigma < 0.28:
-            raise ValueError(f"ema_sigma must be between 0 and 0.28, got {self.ema_sigma}")
+        for name, low, high in (
+            ("learning_rate", 1e-9, 1.0),
+            ("weight_decay", 0.0, 1.0),
+            ("caption_dropout", 0.0, 1.0),
+            ("mask_weight", 0.0, 100.0),
+            ("layout_share", 0.0, 1.0),
+            ("ema_sigma", 0.001, 0.28),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
 class TextToImageModel(nn.Module):
@@ -146,6 +155,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.init_trackers("tensorboard")
     validation = examples.validation(128)
+    prompts = [e.caption for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][
+        :16
+    ]
     pipe = as_pipeline(tokenizer, averaged)
 
     progress = tqdm(
@@ -180,7 +192,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             with open(out / "validation.jsonl", "a") as file:
                 file.write(json.dumps({"step": done} | report) + "\n")
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.items()))
-            save_samples(pipe, [e.caption for e in validation[:16]], out / "samples" / f"step-{done:06d}.png")
+            save_samples(pipe, prompts, out / "samples" / f"step-{done:06d}.png")
             pipe.save_pretrained(out)
             save_checkpoint(checkpoint, model, ema, optimizer, {"step": done, "config": asdict(config)})
         accelerator.wait_for_everyone()
@@ -274,7 +286,9 @@ def _upsampled(weights: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 
 def save_samples(pipe: TextToImagePipeline, prompts: list[str], path: Path) -> None:
-    """One PNG with a picture for each prompt, the same noise every time."""
+    """One PNG with a picture for each prompt, the same noise every time; none without prompts."""
+    if not prompts:
+        return
     pipe.unet.eval(), pipe.text_encoder.eval()
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     pictures = pipe(prompts, generator=seeds, output_type="np").images  # (B, h, w, 3)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
 from unet_xattn import AttentionTrace, CrossAttentionUNet
+from unet_xattn.words import split_words
 
 PROMPT = "a red circle left of a blue square"
 OTHER = "three small green stars on a black ground"
@@ -150,6 +151,20 @@ def test_threads_that_trace_one_pipeline_do_not_mix(tiny_pipe: TextToImagePipeli
         found = list(pool.map(lambda job: traced(tiny_pipe, *job), jobs))
     for attention, wanted in zip(found, expected, strict=True):
         assert_same_trace(attention, wanted)
+
+
+def test_prompts_are_read_by_many_threads_at_once(tiny_pipe: TextToImagePipeline) -> None:
+    """Padding is a setting of the tokenizer itself: one thread must not change it while another reads."""
+    prompts = [PROMPT, "a star"]
+    expected = tiny_pipe.encode_prompt(prompts)[1]
+
+    def read(i: int) -> bool:
+        if i % 2:
+            return len(split_words(PROMPT, tiny_pipe.tokenizer)) == 8
+        return torch.equal(tiny_pipe.encode_prompt(prompts)[1], expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(300)))
 
 
 def test_a_call_in_another_thread_is_not_recorded(tiny_pipe: TextToImagePipeline) -> None:

@@ -1,4 +1,4 @@
-"""The command as a person types it: a process of its own, what it prints, its exit code, what it leaves on disk."""
+"""The command as a person types it: what it prints, its exit code, what it leaves on disk."""
 
 import json
 import os
@@ -11,24 +11,34 @@ import pytest
 from PIL import Image
 
 from pipelines.train import TrainConfig, train
+from ui.cli import main
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ui.cli", *map(str, arguments)]
-    # No hub, no network: what is bundled or local has to do.
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=300
-    )
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A function of arguments -> (exit code, standard output, standard error) of the command."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["unet-xattn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
-def fails(*arguments: str | Path) -> str:
-    """The one line a failing command prints."""
-    done = run(*arguments)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+@pytest.fixture
+def fails(run):
+    """A function of arguments -> the one line the command prints when it fails."""
+
+    def fails(*arguments: str | Path) -> str:
+        code, _, err = run(*arguments)
+        assert code != 0
+        lines = err.strip().splitlines()
+        assert len(lines) == 1, err
+        return lines[0]
+
+    return fails
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +48,47 @@ def tiny_model(tiny_pipe, tmp_path_factory) -> Path:
     return folder
 
 
-def test_generate_writes_the_picture_and_its_word_sheet(tiny_model: Path, tmp_path: Path) -> None:
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as file:
+        return file.size
+
+
+def test_generate_writes_the_picture_and_its_word_sheet(run, fails, tiny_model: Path, tmp_path: Path) -> None:
     arguments = ("generate", "A red circle!", "--model", tiny_model, "--steps", "2", "--out", tmp_path / "new")
-    done = run(*arguments)
-    assert done.returncode == 0, done.stderr
-    picture, sheet = (Path(line) for line in done.stdout.split())
-    assert Image.open(picture).size == (32, 32)
-    assert Image.open(sheet).width > 32
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    picture, sheet = (Path(line) for line in out.split())
+    assert size_of(picture) == (32, 32)
+    assert size_of(sheet)[0] > 32
 
     before = picture.read_bytes()
     assert "already exists" in fails(*arguments)
     assert picture.read_bytes() == before
 
 
-def test_generate_with_bundled_model_needs_no_network(tmp_path: Path) -> None:
-    done = run("generate", "a red circle and an elephant", "--steps", "2", "--seed", str(2**64 - 1), "--out", tmp_path)
+def test_the_bundled_model_draws_in_a_process_of_its_own_with_no_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ui.cli", "generate", "a red circle and an elephant", "--steps", "2"]
+    command += ["--seed", str(2**64 - 1), "--out", str(tmp_path)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "elephant" in done.stderr  # a word it has never read is said, and which
     assert "circle" not in done.stderr
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failing_process_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ui.cli", "generate", "  ", "--out", str(tmp_path / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["   "], "empty"),
-        (["red " * 25_000], "long"),
+        (["red " * 25_000], "characters"),
         (["red " * 100], "tokens"),
         (["a red circle", "--steps", "0"], "between 1 and 1000"),
         (["a red circle", "--seed", "-1"], "seed"),
@@ -71,12 +97,12 @@ def test_generate_with_bundled_model_needs_no_network(tmp_path: Path) -> None:
     ],
     ids=["empty", "huge", "too long", "no steps", "negative seed", "seed too large", "no such model"],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(arguments: list[str], says: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(fails, arguments: list[str], says: str, tmp_path: Path) -> None:
     assert says in fails("generate", *arguments, "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_train_refuses_a_folder_in_use_and_data_it_cannot_read(tmp_path: Path) -> None:
+def test_train_refuses_a_folder_in_use_and_data_it_cannot_read(fails, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert "--resume" in fails("train", "--out", tmp_path / "mine")
@@ -88,7 +114,7 @@ def test_train_refuses_a_folder_in_use_and_data_it_cannot_read(tmp_path: Path) -
     assert not (tmp_path / "new").exists()
 
 
-def test_a_trained_folder_of_pictures_generates(tmp_path: Path) -> None:
+def test_a_trained_folder_of_pictures_generates(run, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -99,15 +125,15 @@ def test_a_trained_folder_of_pictures_generates(tmp_path: Path) -> None:
     run_folder = train(
         TrainConfig(data=str(folder), out=str(tmp_path / "run"), steps=2, batch_size=2, size=32, every=2)
     )
-    done = run("generate", "noise number 2", "--model", run_folder, "--steps", "2", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "never read" not in done.stderr
+    code, _, err = run("generate", "noise number 2", "--model", run_folder, "--steps", "2", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "never read" not in err
 
 
-def test_evaluate_prints_a_table_and_writes_json(tiny_model: Path, tmp_path: Path) -> None:
+def test_evaluate_prints_a_table_and_writes_json(run, fails, tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    done = run("evaluate", tiny_model, "--prompts", "2", "--steps", "1", "--json", file)
-    assert done.returncode == 0, done.stderr
-    assert "all" in done.stdout and "held" in done.stdout
+    code, out, err = run("evaluate", tiny_model, "--prompts", "2", "--steps", "1", "--json", file)
+    assert code == 0, err
+    assert "all" in out and "held" in out
     assert json.loads(file.read_text())
     assert "already exists" in fails("evaluate", tiny_model, "--json", file)

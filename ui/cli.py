@@ -9,6 +9,7 @@ from typing import Annotated
 
 import torch
 import typer
+from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 
 from pipelines import TextToImagePipeline, trace
@@ -173,6 +174,7 @@ def _write_json(file: Path | None, report: dict) -> None:
 
 def main() -> None:
     """Run the command; what a person got wrong is one line and exit code 1, never a traceback."""
+    disable_progress_bar()  # of loading a model, which takes no time
     try:
         app()
     except (ValueError, OSError) as error:

@@ -35,7 +35,7 @@ def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple
 
 def split_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
     """The words of a prompt in order. Punctuation is in the tokens but is no word."""
-    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in _WORD.finditer(prompt)]
 
 
@@ -49,7 +49,7 @@ def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if known is not None:
         known = frozenset(known)
         return [word.text for word in split_words(prompt, tokenizer) if word.text.lower() not in known]
-    ids = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(prompt, verbose=False)["input_ids"]
     unknown = tokenizer.unk_token_id
     return [w.text for w in split_words(prompt, tokenizer) if any(ids[i] == unknown for i in w.tokens)]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 FIRST = "a red circle left of a blue square"
-PATIENCE = 60_000  # milliseconds; nothing takes that long, but a busy machine may
+PATIENCE = 120_000  # milliseconds; nothing takes that long, but a busy machine may
 
 
 @pytest.fixture(scope="module")
