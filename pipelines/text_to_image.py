@@ -99,7 +99,9 @@ class TextToImagePipeline(DiffusionPipeline):
             ValueError: a prompt has more tokens than the model reads; nothing is cut off silently.
         """
         limit = self.tokenizer.model_max_length
-        read = self.tokenizer(prompts, padding=True, return_tensors="pt", verbose=False)
+        # Padded afterwards: asked to pad as it reads, a tokenizer changes its own state under other threads.
+        read = self.tokenizer(prompts, verbose=False)
+        read = self.tokenizer.pad(read, return_tensors="pt", verbose=False)
         ids, token_mask = read["input_ids"], read["attention_mask"].bool()
         if ids.shape[1] > limit:
             raise ValueError(f"the prompt has {ids.shape[1]} tokens, this model reads {limit}: shorten it")

@@ -89,5 +89,7 @@ def _check_port(host: str, port: int) -> None:
         raise ValueError(f"the port is a number from 1 to 65535, not {port}")
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise ValueError(f"cannot serve the page at {host}:{port} ({error.strerror}): choose another --port") from None
+    except OSError:
+        raise ValueError(
+            f"{host}:{port} is taken, or is no address of this machine: choose another --port or --host"
+        ) from None
