@@ -159,7 +159,7 @@ def load_picture(path: Path, size: int) -> np.ndarray:
     """A picture as (size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, centre-cropped."""
     with Image.open(path) as file:
         picture = ImageOps.exif_transpose(file)
-    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip
+    if picture.mode.startswith("I;16"):  # 16 bits of grey, which Pillow's own conversion would clip
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")

@@ -3,10 +3,10 @@
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import torch
 import typer
 from diffusers.utils.logging import disable_progress_bar
@@ -23,8 +23,6 @@ from pipelines.train import train as train_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
 from unet_xattn.words import unknown_words
-
-STARTED = time.time()
 
 app = typer.Typer(
     help="See how words become picture: generate, train, evaluate, and ask which word drew what.",
@@ -82,7 +80,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
 ) -> None:
     """Open the page."""
-    launch(model, host=host, port=port, started=STARTED)
+    launch(model, host=host, port=port, started=psutil.Process().create_time())
 
 
 @app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")

@@ -115,7 +115,7 @@ class AttentionTrace:
                 f"nothing was recorded for {where} of branch {branch!r}; layers: {', '.join(self.layers)}; "
                 f"steps: {self.steps or 'averaged'}; branches: {', '.join(branches)}"
             )
-        mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0) / sum(
+        mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0).cpu() / sum(
             self._counts[k] for k in keys
         )  # (H, T, h, w)
         if head is None:
