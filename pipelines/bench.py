@@ -109,7 +109,7 @@ def _step(
             memory = model.text_encoder.encode(batch.ids, batch.token_mask)
             times = batch.times * flow.TRAIN_TIMESTEPS
             prediction = unet(noisy, times, memory, encoder_attention_mask=batch.token_mask).sample
-        flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)).mean().backward()
+        flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -29,9 +29,6 @@ MAX_TOKENS = 64
 VALIDATION_SEED = 2**31
 """Scenes of this seed validate; training takes seeds below it."""
 
-LAYOUT_SHIFT = 3.0
-"""See `flow.sample_times`."""
-
 
 class DataError(ValueError):
     """What is wrong with the data somebody gave."""
@@ -231,15 +228,10 @@ class Collator:
         caption_dropout: share of captions replaced by the empty one. This is what makes guidance work: the model
             learns what a picture is without being told what it shows.
         grid: side of the masks given to mask supervision, the finest grid that attends.
-        layout_places: the first so many examples of the stream get times shifted towards noise by `LAYOUT_SHIFT`,
-            where the layout is decided; the others are not shifted, and teach detail.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, seed: int, caption_dropout: float, grid: int, layout_places: int = 0
-    ):
-        self.tokenizer, self.seed, self.grid = tokenizer, seed, grid
-        self.caption_dropout, self.layout_places = caption_dropout, layout_places
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, caption_dropout: float, grid: int):
+        self.tokenizer, self.seed, self.caption_dropout, self.grid = tokenizer, seed, caption_dropout, grid
 
     def __call__(self, items: Sequence[tuple[int, Example]]) -> Batch:
         captions, noise, times = [], [], []
@@ -247,8 +239,7 @@ class Collator:
             generator = torch.Generator().manual_seed(seed_of(self.seed, place))
             dropped = torch.rand((), generator=generator) < self.caption_dropout
             captions.append("" if dropped else example.caption)
-            shift = LAYOUT_SHIFT if place < self.layout_places else 1.0
-            times.append(flow.sample_times(1, generator, shift))
+            times.append(flow.sample_times(1, generator))
             noise.append(torch.randn(3, *example.picture.shape[:2], generator=generator))
         ids, token_mask, masks = self.read(captions, [example.regions for _, example in items])
         pictures = to_tensor(np.stack([example.picture for _, example in items]))

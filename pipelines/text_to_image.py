@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -70,7 +70,11 @@ class TextToImagePipeline(DiffusionPipeline):
             raise ValueError(
                 f"there is no model {name!r}: give a bundled one ({', '.join(bundled_models())}), a folder or a hub id"
             )
-        return cls._load(name, **kwargs)
+        try:
+            return cls._load(name, **kwargs)
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{name} cannot be loaded: it is no whole folder here, nor found on the hub: {reason}") from error
 
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> "TextToImagePipeline":
@@ -201,7 +205,10 @@ class TextToImagePipeline(DiffusionPipeline):
             return self.unet(x, timestep, memory[-count:], token_mask[-count:], record=record).sample
 
         scheduler = deepcopy(self.scheduler)  # it counts steps: another thread may be drawing with this pipeline
-        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        equal = {}
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # left alone, it spends a step on the last 0.001
+            equal = {"sigmas": [1 - i / num_inference_steps for i in range(num_inference_steps)]}
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device, **equal)
         timesteps = scheduler.timesteps
         with self.progress_bar(total=len(timesteps)) as progress:
             for step, timestep in enumerate(timesteps):

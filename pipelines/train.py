@@ -49,18 +49,17 @@ class TrainConfig:
 
     data: str = "shapes"  # "shapes", or a folder of captioned pictures
     out: str = "runs/first"
-    steps: int = 5500
-    batch_size: int = 64  # of all processes together
+    steps: int = 11_000
+    batch_size: int = 32  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
     learning_rate: float = 1e-3
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # without it there is nothing to guide away from
-    mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
-    layout_share: float = 0.36  # of the steps: first the layout, at high noise, then the detail
+    mask_weight: float = 0.05  # weight of the token loss where the data has masks; 0 turns it off
     ema_sigma: float = 0.1  # relative width of the averaging window
-    every: int = 500  # steps between validations, sample pictures and checkpoints
+    every: int = 1000  # steps between validations, sample pictures and checkpoints
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 2), ("seed", 0), ("size", 16), ("warmup", 0), ("every", 1)):
@@ -73,7 +72,6 @@ class TrainConfig:
             ("weight_decay", 0.0, 1.0),
             ("caption_dropout", 0.0, 1.0),
             ("mask_weight", 0.0, 100.0),
-            ("layout_share", 0.0, 1.0),
             ("ema_sigma", 0.001, 0.28),
         ):
             if not low <= getattr(self, name) <= high:
@@ -91,9 +89,10 @@ class TextToImageModel(nn.Module):
     def forward(
         self, noisy: Tensor, times: Tensor, ids: Tensor, token_mask: Tensor, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """noisy (B, 3, h, w), times (B,), ids and token_mask (B, T) -> velocity (B, 3, h, w), mean token loss ().
+        """noisy (B, 3, h, w), times (B,), ids and token_mask (B, T) -> velocity (B, 3, h, w), token loss ().
 
-        With masks (B, T, grid, grid) every cross-attention layer is held against them; without, the token loss is 0.
+        With masks (B, T, grid, grid) every cross-attention layer is held against them, the less the more noise there
+        is, for in noise nothing is anywhere yet; without, the token loss is 0.
         """
         memory = self.text_encoder.encode(ids, token_mask)
         losses: list[Tensor] = []
@@ -105,7 +104,9 @@ class TextToImageModel(nn.Module):
         prediction = self.unet(
             noisy, times * flow.TRAIN_TIMESTEPS, memory, token_mask, record=None if masks is None else record
         ).sample
-        return prediction, torch.stack(losses).mean() if losses else prediction.new_zeros(())
+        if not losses:
+            return prediction, prediction.new_zeros(())
+        return prediction, ((1 - times) * torch.stack(losses).mean(dim=0)).mean()
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -148,8 +149,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         load_checkpoint(checkpoint, model, ema, optimizer)
 
     grid = config.size // unet.config.patch_size
-    layout_places = round(config.layout_share * config.steps) * config.batch_size
-    collator = Collator(tokenizer, config.seed, config.caption_dropout, grid, layout_places)
+    collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
     first, last = start * config.batch_size, config.steps * config.batch_size
     loader = batches(examples, collator, config.batch_size, first, last, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -172,7 +172,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             prediction, token_loss = trained(
                 noisy, batch.times, batch.ids, batch.token_mask, batch.masks if has_masks else None
             )
-        loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)).mean()
+        loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
         accelerator.backward(loss + config.mask_weight * token_loss)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
@@ -270,7 +270,7 @@ def validate(
                         _upsampled(weights, grid, collator.grid)
                     ),
                 ).sample
-                losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise)))
+                losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times))
                 inside = grounding.points_inside(torch.stack(maps).mean(dim=0), batch.masks)
                 hits.append(inside[batch.masks.flatten(2).amax(dim=-1) >= 0.5])
             report[f"loss {level}{name}"] = torch.cat(losses).mean().item()

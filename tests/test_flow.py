@@ -67,20 +67,37 @@ def test_times_are_logit_normal_as_diffusers_draws_them() -> None:
     assert ((ours > 0) & (ours < 1)).all()
 
 
-def test_the_shift_is_the_schedulers_shift() -> None:
-    plain = flow.sample_times(1000, torch.Generator().manual_seed(3))
-    shifted = flow.sample_times(1000, torch.Generator().manual_seed(3), shift=3.0)
-    assert (shifted > plain).all() and (shifted < 1).all()
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(sigmas=plain.sort(descending=True).values.tolist())
-    torch.testing.assert_close(scheduler.sigmas[:-1].flip(0), shifted.sort().values)
+def test_the_velocity_that_comes_from_the_picture_is_the_velocity() -> None:
+    t = torch.tensor([0.001, 0.1, 0.5, 1.0], dtype=torch.float64)
+    clean, noise = CLEAN.double(), NOISE.double()
+    found = flow.velocity_from(clean, flow.interpolate(clean, noise, t), t)
+    torch.testing.assert_close(found, flow.velocity(clean, noise))
+    assert (flow.velocity_from(clean, clean, torch.zeros(4)) == 0).all()
+
+
+def test_a_step_of_the_whole_time_ends_at_the_picture_the_velocity_comes_from() -> None:
+    t = torch.full((4,), 0.3)
+    noisy = flow.interpolate(CLEAN, NOISE, t)
+    torch.testing.assert_close(noisy - 0.3 * flow.velocity_from(NOISE, noisy, t), NOISE)
 
 
 def test_loss_is_the_mean_squared_error_of_each_picture() -> None:
     expected = [F.mse_loss(a, b) for a, b in zip(CLEAN, NOISE, strict=True)]
-    torch.testing.assert_close(flow.loss(CLEAN, NOISE), torch.stack(expected))
+    torch.testing.assert_close(flow.loss(CLEAN, NOISE, torch.full((4,), 0.5)), torch.stack(expected))
+
+
+def test_an_error_of_the_picture_weighs_no_more_in_the_last_of_the_noise() -> None:
+    def of_picture_error(level: float) -> float:
+        t = torch.full((4,), level)
+        noisy = flow.interpolate(CLEAN, NOISE, t)
+        prediction = flow.velocity_from(CLEAN + 0.1, noisy, t)
+        return flow.loss(prediction, flow.velocity(CLEAN, NOISE), t).mean().item()
+
+    assert of_picture_error(1.0) == pytest.approx(0.01, rel=1e-3)
+    assert of_picture_error(0.1) == pytest.approx(1.0, rel=1e-3)
+    assert of_picture_error(0.01) == pytest.approx(of_picture_error(flow.LEAST_TIME), rel=1e-2) == pytest.approx(4.0, rel=1e-2)
 
 
 def test_loss_is_summed_in_fp32_whatever_comes_in() -> None:
     far = torch.full((1, 3, 64, 64), 300.0, dtype=torch.float16)  # its square overflows fp16
-    assert flow.loss(far, torch.zeros_like(far)).tolist() == [90000.0]
+    assert flow.loss(far, torch.zeros_like(far), torch.ones(1)).tolist() == [90000.0]

@@ -86,6 +86,15 @@ def test_token_loss_leaves_out_tokens_without_a_mask() -> None:
     assert token_loss(weights_of(maps), torch.zeros_like(masks), (4, 4)).item() == 0
 
 
+def test_token_loss_is_each_picture_s_own() -> None:
+    masks = torch.cat([QUARTER, torch.zeros_like(QUARTER), LEFT])  # (3, 1, 16, 16)
+    maps = torch.rand(3, 1, 4, 4)
+    together = token_loss(weights_of(maps), masks, (4, 4))
+    alone = [token_loss(weights_of(maps[i : i + 1]), masks[i : i + 1], (4, 4)) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert together[1] == 0 < together[0]
+
+
 def test_token_loss_averages_the_heads_before_it_asks() -> None:
     """A head may look elsewhere as long as the layer as a whole looks inside: half inside, not half of each loss."""
     inside, outside = pool_masks(LEFT, (4, 4)), pool_masks(1 - LEFT, (4, 4))

@@ -11,14 +11,13 @@ from torch import Tensor
 TRAIN_TIMESTEPS = 1000
 """A network sees time · 1000, as diffusers' schedulers give it."""
 
+LEAST_TIME = 0.05
+"""See `loss`."""
 
-def sample_times(count: int, generator: torch.Generator | None = None, shift: float = 1.0) -> Tensor:
-    """Logit-normal times (arXiv 2403.03206, section 3.1), (count,) in (0, 1).
 
-    `shift` > 1 moves them towards noise, t' = s·t / (1 + (s − 1)·t) (its eq. 23), where the layout is decided.
-    """
-    t = torch.randn(count, generator=generator).sigmoid()
-    return shift * t / (1 + (shift - 1) * t)
+def sample_times(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Logit-normal times (arXiv 2403.03206, section 3.1), (count,) in (0, 1)."""
+    return torch.randn(count, generator=generator).sigmoid()
 
 
 def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -32,6 +31,17 @@ def velocity(clean: Tensor, noise: Tensor) -> Tensor:
     return noise - clean
 
 
-def loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each picture, (B, ...) -> (B,), in fp32."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+def velocity_from(clean: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """The velocity at `noisy` (B, ...) of the line that started at `clean` (B, ...): (noisy − clean) / t, t (B,)."""
+    t = t.clamp_min(1 / TRAIN_TIMESTEPS).to(noisy.dtype)  # at 0 the two are the same and the line has no direction
+    return (noisy - clean) / t.view(-1, *[1] * (noisy.dim() - 1))
+
+
+def loss(prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of each picture's velocity, (B, ...) twice and t (B,) -> (B,), in fp32.
+
+    A velocity's error is that of the picture it comes from, divided by t (`velocity_from`). Below `LEAST_TIME` it is
+    weighted as if divided by that, or a few nearly clean pictures would outweigh all the others.
+    """
+    error = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    return error * (t / LEAST_TIME).clamp_max(1).square()

@@ -30,11 +30,11 @@ def points_inside(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> T
 
 
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """TokenCompose's token loss (arXiv 2312.03626, eq. 3): (1 − mass inside the mask)², the mean over tokens.
+    """TokenCompose's token loss (arXiv 2312.03626, eq. 3): (1 − mass inside the mask)², each picture's mean over tokens.
 
-    weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> scalar, 0 without any mask.
+    weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> (B,), 0 for a picture without masks.
     """
     attention = weights.float().mean(dim=1).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
     has_mask = masks.flatten(2).amax(dim=-1) > 0  # (B, T)
     missed = (1 - mass_inside(attention, pool_masks(masks, grid))).square()
-    return torch.where(has_mask, missed, 0.0).sum() / has_mask.sum().clamp_min(1)
+    return torch.where(has_mask, missed, 0.0).sum(dim=1) / has_mask.sum(dim=1).clamp_min(1)

@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unet_xattn import flow
 from unet_xattn.attention import MultiHeadAttention, Record, padding_mask
 from unet_xattn.transformer import sinusoidal_positions
 
@@ -83,14 +84,18 @@ class UNetBlock(nn.Module):
 
 
 class CrossAttentionUNet(ModelMixin, ConfigMixin):
-    """Noisy picture, noise level and memory in; velocity (or whatever it is trained to predict) out.
+    """Noisy picture, noise level and memory in; the velocity of the flow from picture to noise out.
+
+    Its layers draw the clean picture, and the velocity is what leads away from it. Noise fills every dimension of a
+    patch, and a narrow network that had to say the velocity itself would spend its width on handing the noise
+    through; pictures fill few (arXiv 2511.13720).
 
     The memory reaches the picture through cross-attention and nowhere else: no pooled text joins the time
     embedding, so what the attention maps show is all the text there is.
 
     Args:
         sample_size: height and width it is trained at, in pixels; other sizes work where the levels allow them.
-        in_channels, out_channels: channels of the picture (or latent) it reads and predicts.
+        in_channels: channels of the picture (or latent).
         patch_size: P, each P×P patch of pixels becomes one position of the finest grid.
         block_out_channels: channels of each level, finest first; each level halves the grid.
         layers_per_block: blocks of each level on the way down and again on the way up; one number, or one a level.
@@ -109,7 +114,6 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         self,
         sample_size: int = 64,
         in_channels: int = 3,
-        out_channels: int = 3,
         patch_size: int = 4,
         block_out_channels: tuple[int, ...] = (64, 128, 128),
         layers_per_block: int | tuple[int, ...] = (1, 2, 2),
@@ -168,7 +172,7 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
             self.up.append(nn.ModuleList(blocks))
 
         self.norm_out = nn.GroupNorm(math.gcd(16, channels), channels)
-        self.conv_out = zeroed(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
+        self.conv_out = zeroed(nn.Conv2d(channels, in_channels * patch_size**2, 3, padding=1))
 
     @property
     def attention_layers(self) -> list[str]:
@@ -194,7 +198,7 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         record: RecordLayer | None = None,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
-        """Predict from a noisy picture.
+        """Predict the velocity at a noisy picture.
 
         sample (B, C, height, width); timestep a number or (B,), 0 clean to 1000 noise; encoder_hidden_states, the
         memory, (B, T, M); encoder_attention_mask (B, T), True = real token -> `.sample` shaped like `sample`.
@@ -204,8 +208,8 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         self.check_size(*sample.shape[-2:])
         memory = encoder_hidden_states
         mask = None if encoder_attention_mask is None else padding_mask(encoder_attention_mask)
-        time = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
-        time = sinusoidal_positions(time, self.config.block_out_channels[0]).to(sample.dtype)
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
+        time = sinusoidal_positions(timestep, self.config.block_out_channels[0]).to(sample.dtype)
         time = self.time_embedding(time)  # (B, V)
 
         def run(name: str, block: UNetBlock, x: Tensor) -> Tensor:
@@ -230,8 +234,9 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
             for j, block in enumerate(level):  # type: ignore[arg-type, var-annotated]
                 x = run(f"up.{i}.{j}", block, torch.cat([x, skips.pop()], dim=1))
         x = self.conv_out(F.silu(self.norm_out(x)))
-        x = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)
-        return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+        clean = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)
+        velocity = flow.velocity_from(clean, sample, timestep / flow.TRAIN_TIMESTEPS)
+        return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)
 
 
 def coordinates(x: Tensor) -> Tensor:
