@@ -49,7 +49,7 @@ class TrainConfig:
 
     data: str = "shapes"  # "shapes", or a folder of captioned pictures
     out: str = "runs/first"
-    steps: int = 11_000
+    steps: int = 9_000
     batch_size: int = 32  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels

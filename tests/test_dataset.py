@@ -100,7 +100,7 @@ def test_noise_is_normal_and_times_lie_between_picture_and_noise(tokenizer: PreT
     batch = collator(tokenizer)([(place, example) for place in range(256)])
     assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
     assert ((batch.times > 0) & (batch.times < 1)).all()
-    assert batch.times.median().item() == pytest.approx(0.5, abs=0.05)
+    assert batch.times.median().item() == pytest.approx(2 / 3, abs=0.05)  # 1/2, shifted by 2
 
 
 def test_pictures_lie_between_minus_one_and_one(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -58,12 +58,14 @@ def test_each_picture_of_a_batch_has_its_own_time() -> None:
         )
 
 
-def test_times_are_logit_normal_as_diffusers_draws_them() -> None:
+def test_times_are_logit_normal_as_diffusers_draws_them_and_shifted_as_its_scheduler_shifts() -> None:
     ours = flow.sample_times(1000, torch.Generator().manual_seed(3))
     theirs = compute_density_for_timestep_sampling(
         "logit_normal", 1000, logit_mean=0.0, logit_std=1.0, generator=torch.Generator().manual_seed(3)
     )
-    torch.testing.assert_close(ours, theirs)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.TIME_SHIFT)
+    scheduler.set_timesteps(sigmas=theirs.sort(descending=True).values.tolist())
+    torch.testing.assert_close(scheduler.sigmas[:-1].flip(0), ours.sort().values)
     assert ((ours > 0) & (ours < 1)).all()
 
 
@@ -94,8 +96,9 @@ def test_an_error_of_the_picture_weighs_no_more_in_the_last_of_the_noise() -> No
         return flow.loss(prediction, flow.velocity(CLEAN, NOISE), t).mean().item()
 
     assert of_picture_error(1.0) == pytest.approx(0.01, rel=1e-3)
-    assert of_picture_error(0.1) == pytest.approx(1.0, rel=1e-3)
-    assert of_picture_error(0.01) == pytest.approx(of_picture_error(flow.LEAST_TIME), rel=1e-2) == pytest.approx(4.0, rel=1e-2)
+    assert of_picture_error(0.5) == pytest.approx(0.04, rel=1e-3)
+    most = pytest.approx(0.01 / flow.LEAST_TIME**2, rel=1e-2)
+    assert of_picture_error(flow.LEAST_TIME) == of_picture_error(0.1) == of_picture_error(0.01) == most
 
 
 def test_loss_is_summed_in_fp32_whatever_comes_in() -> None:

@@ -211,9 +211,7 @@ def test_each_prompt_can_have_its_own_negative_prompt(tiny_pipe: TextToImagePipe
 def test_the_whole_interval_is_guidance_everywhere_and_none_of_it_nowhere(tiny_pipe: TextToImagePipeline) -> None:
     assert torch.equal(draw(tiny_pipe, guidance_interval=(0.0, 1.0)), draw(tiny_pipe))
     plain = draw(tiny_pipe, guidance_scale=1.0)
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(3)
-    first, second, third = scheduler.sigmas[:3].tolist()
+    first, second, third = 1, 2 / 3, 1 / 3  # equal steps down to the picture
     torch.testing.assert_close(draw(tiny_pipe, guidance_interval=(second + 0.01, first - 0.01)), plain)
     middle = draw(tiny_pipe, guidance_interval=(third + 0.01, first - 0.01))
     assert (middle - plain).abs().max() > 1e-3 and (middle - draw(tiny_pipe)).abs().max() > 1e-3
@@ -258,6 +256,7 @@ def test_every_flow_scheduler_comes_to_the_same_picture_as_its_steps_grow(
         out = draw(pipe, num_inference_steps=steps, guidance_scale=1.0)
         assert out.isfinite().all()
         errors.append((out - exact).abs().mean().item())
+    print(errors)
     assert errors[1] < 0.01 and errors[1] < errors[0] / 3
 
 

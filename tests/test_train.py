@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 import pipelines.train
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import load_state, save_checkpoint
-from pipelines.dataset import Batch, Collator, DataError, SceneExamples
+from pipelines.dataset import Batch, Collator, DataError, SceneExamples, to_tensor
 from pipelines.train import LEVELS, TextToImageModel, TrainConfig, power_function_ema, schedule, train, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
@@ -334,9 +335,11 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
     report = validate(model, collator, SceneExamples(32, 0).validation(6), CPU)
     names = {f"loss {level}{shuffled}" for level in LEVELS for shuffled in ("", " shuffled")}
     assert report.keys() == names | {"pointing"}
-    # Untrained, it predicts nothing whatever the caption, and is off by noise (1) and picture.
+    # Untrained, it draws nothing whatever the caption, and is off by the whole picture.
+    pictures = to_tensor(np.stack([e.picture for e in SceneExamples(32, 0).validation(6)]))
     for level in LEVELS:
-        assert report[f"loss {level}"] == report[f"loss {level} shuffled"] > 1
+        expected = pictures.square().mean().item() / max(level, flow.LEAST_TIME) ** 2
+        assert report[f"loss {level}"] == report[f"loss {level} shuffled"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_shuffled_captions_cost_more_once_the_text_is_read(model: TextToImageModel, collator: Collator) -> None:

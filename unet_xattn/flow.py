@@ -11,13 +11,20 @@ from torch import Tensor
 TRAIN_TIMESTEPS = 1000
 """A network sees time · 1000, as diffusers' schedulers give it."""
 
-LEAST_TIME = 0.05
+TIME_SHIFT = 2.0
+"""See `sample_times`."""
+
+LEAST_TIME = 0.3
 """See `loss`."""
 
 
 def sample_times(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Logit-normal times (arXiv 2403.03206, section 3.1), (count,) in (0, 1)."""
-    return torch.randn(count, generator=generator).sigmoid()
+    """Logit-normal times (arXiv 2403.03206, section 3.1), (count,) in (0, 1).
+
+    Shifted towards noise, where it is decided what will be where: t' = s·t / (1 + (s − 1)·t) (its eq. 23).
+    """
+    t = torch.randn(count, generator=generator).sigmoid()
+    return TIME_SHIFT * t / (1 + (TIME_SHIFT - 1) * t)
 
 
 def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -41,7 +48,7 @@ def loss(prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
     """Mean squared error of each picture's velocity, (B, ...) twice and t (B,) -> (B,), in fp32.
 
     A velocity's error is that of the picture it comes from, divided by t (`velocity_from`). Below `LEAST_TIME` it is
-    weighted as if divided by that, or a few nearly clean pictures would outweigh all the others.
+    weighted as if divided by that, or pictures that hide nothing would outweigh those whose text must be read.
     """
     error = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
     return error * (t / LEAST_TIME).clamp_max(1).square()
