@@ -19,6 +19,7 @@ from diffusers import (
 )
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipelines import TextToImagePipeline
 from pipelines.text_to_image import BUNDLED, bundled_models
@@ -239,25 +240,19 @@ SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def exact(tiny_pipe: TextToImagePipeline) -> Tensor:
-    """The flow's end by many small steps of second order."""
-    pipe = with_parts(tiny_pipe, scheduler=FlowMatchHeunDiscreteScheduler())
-    return draw(pipe, num_inference_steps=80, guidance_scale=1.0)
-
-
+@pytest.mark.parametrize("steps", [3, 30])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_flow_scheduler_comes_to_the_same_picture_as_its_steps_grow(
-    tiny_pipe: TextToImagePipeline, exact: Tensor, name: str
+def test_every_flow_scheduler_comes_to_the_picture_of_a_network_that_is_sure_of_one(
+    tiny_pipe: TextToImagePipeline, name: str, steps: int
 ) -> None:
-    pipe = with_parts(tiny_pipe, scheduler=SCHEDULERS[name]())
-    errors = []
-    for steps in (3, 30):
-        out = draw(pipe, num_inference_steps=steps, guidance_scale=1.0)
-        assert out.isfinite().all()
-        errors.append((out - exact).abs().mean().item())
-    print(errors)
-    assert errors[1] < 0.01 and errors[1] < errors[0] / 3
+    """Its velocities lead there from any noise, if times, sigmas and signs mean the same on both sides."""
+    pipe = with_parts(copied(tiny_pipe), scheduler=SCHEDULERS[name]())
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.zero_()
+        sure = pipe.unet.conv_out.bias.copy_(torch.linspace(-1, 1, 48))
+    out = draw(pipe, num_inference_steps=steps)
+    patch = F.pixel_shuffle(sure[None, :, None, None], 4)  # (1, 3, 4, 4)
+    torch.testing.assert_close(out, patch.tile(1, 1, 8, 8), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
