@@ -74,7 +74,9 @@ class TextToImagePipeline(DiffusionPipeline):
             return cls._load(name, **kwargs)
         except OSError as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{name} cannot be loaded: it is no whole folder here, nor found on the hub: {reason}") from error
+            raise ValueError(
+                f"{name} cannot be loaded: it is no whole folder here, nor found on the hub: {reason}"
+            ) from error
 
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> "TextToImagePipeline":
@@ -110,7 +112,7 @@ class TextToImagePipeline(DiffusionPipeline):
         if ids.shape[1] > limit:
             raise ValueError(f"the prompt has {ids.shape[1]} tokens, this model reads {limit}: shorten it")
         ids, token_mask = ids.to(self._execution_device), token_mask.to(self._execution_device)
-        return self.text_encoder(ids, token_mask), token_mask
+        return self.text_encoder.encode(ids, token_mask), token_mask
 
     @torch.no_grad()
     def __call__(

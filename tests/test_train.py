@@ -230,7 +230,7 @@ def inside(model: TextToImageModel, batch: Batch) -> float:
         shares.append(grounding.mass_inside(maps, grounding.pool_masks(batch.masks, grid))[known].mean())
 
     with torch.no_grad():
-        memory = model.text_encoder(batch.ids, batch.token_mask)
+        memory = model.text_encoder.encode(batch.ids, batch.token_mask)
         noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
         model.unet(noisy, batch.times * flow.TRAIN_TIMESTEPS, memory, batch.token_mask, record=record)
     return float(torch.stack(shares).mean())

@@ -29,6 +29,11 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(dim=-1).masked_fill(~mask, 0.0).to(q.dtype)
 
 
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
+    """Each of the last `queries` positions may look at itself and back: (queries, keys), True = may be attended."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
 def padding_mask(token_mask: Tensor) -> Tensor:
     """Which tokens are real, (B, T) -> a mask over keys for every head and query, (B, 1, 1, T)."""
     return token_mask.bool()[:, None, None, :]
@@ -65,25 +70,43 @@ class MultiHeadAttention(nn.Module):
                 nn.init.zeros_(self.to_out.bias)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, record: Record | None = None
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        record: Record | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """x (B, N, D), memory (B, T, M), mask broadcastable to (B, H, N, T) -> out (B, N, D).
 
+        With `values` (B, T, M), where to look is asked of `memory` and what is read there comes from `values`.
         With `record`, the weights (B, H, N, T) are computed explicitly, used for the output and handed over, still
         attached to the graph; without it, torch's fused kernel does the same sum and never builds them.
         """
-        memory = x if memory is None else memory
-        q = self.split_heads(self.to_q(x))  # (B, H, N, E)
-        k = self.split_heads(self.to_k(memory))  # (B, H, T, E): memory is not yet K,
-        v = self.split_heads(self.to_v(memory))  # (B, H, T, E): nor V; each layer projects it by its own weights
+        k, v = self.keys_values(x if memory is None else memory, values)
+        return self.attend(x, k, v, mask, record)
 
+    def keys_values(self, memory: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Memory (B, T, M) -> this layer's own keys and values, (B, H, T, E) each.
+
+        Memory is not yet K, nor V. A decoder that asks the same memory at every step projects it once and keeps both.
+        """
+        k = self.split_heads(self.to_k(memory))
+        v = self.split_heads(self.to_v(memory if values is None else values))
+        return k, v
+
+    def attend(
+        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, record: Record | None = None
+    ) -> Tensor:
+        """Queries from x (B, N, D) against keys and values (B, H, T, E) -> out (B, N, D)."""
+        q = self.split_heads(self.to_q(x))  # (B, H, N, E)
         if record is None:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, N, E)
         else:
             weights = attention_weights(q, k, mask)  # (B, H, N, T)
             record(weights)
             out = weights @ v  # (B, H, N, E)
-        return self.to_out(self.combine_heads(out))  # (B, N, D)
+        return self.to_out(self.combine_heads(out))
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, E)

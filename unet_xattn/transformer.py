@@ -1,18 +1,26 @@
 """The Transformer of "Attention Is All You Need" (arXiv 1706.03762) on the one `MultiHeadAttention`.
 
-Today it holds the encoder, which turns a prompt into the memory; whatever reads that memory is elsewhere.
+The encoder turns a sentence into memory; the decoder reads that memory, and what it has written so far, to write
+another. The UNet is the memory's other reader.
 
-Shapes: B batch, T tokens, D model width.
+Shapes: B batch, S source tokens, T target tokens, D model width, M width of the memory a decoder reads, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unet_xattn.attention import MultiHeadAttention, padding_mask
+from unet_xattn.attention import MultiHeadAttention, Record, causal_mask, padding_mask
+
+RecordNamed = Callable[[str, Tensor], None]
+"""Receives the name of an attention, as "encoder.0", "decoder.0.self" or "decoder.0.cross", and its weights."""
 
 
 def sinusoidal_positions(positions: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -25,63 +33,234 @@ def sinusoidal_positions(positions: Tensor, width: int, max_period: float = 10_0
 class FeedForward(nn.Sequential):
     """Two linear maps with a GELU between them, applied to each position alone (section 3.3)."""
 
-    def __init__(self, width: int, hidden: int, dropout: float):
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout))
+    def __init__(self, width: int, hidden: int):
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention, then feed-forward, each a residual around a normalised input (pre-norm)."""
+class Layer(nn.Module):
+    """What encoder and decoder layers share: a sublayer with dropout, a residual around it, and where the norm stands.
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    Before the sublayer (pre-norm, arXiv 2002.04745), or behind the sum as in the 2017 paper (post-norm).
+    """
+
+    def __init__(self, dropout: float, norm_first: bool):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def residual(self, x: Tensor, norm: nn.LayerNorm, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.norm_first:
+            return x + self.dropout(sublayer(norm(x)))
+        return norm(x + self.dropout(sublayer(x)))
+
+
+class EncoderLayer(Layer):
+    """Self-attention, then feed-forward (figure 1, left)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, norm_first: bool):
+        super().__init__(dropout, norm_first)
         self.norm1 = nn.LayerNorm(width)
         self.self_attention = MultiHeadAttention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, 4 * width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(width, hidden)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.dropout(self.self_attention(self.norm1(x), mask=mask))
-        return x + self.feed_forward(self.norm2(x))
+    def forward(self, x: Tensor, mask: Tensor | None, record: Record | None = None) -> Tensor:
+        x = self.residual(x, self.norm1, lambda y: self.self_attention(y, mask=mask, record=record))
+        return self.residual(x, self.norm2, self.feed_forward)
+
+
+@dataclass
+class LayerCache:
+    """Keys and values, (B, H, tokens, E) each, that a decoder layer need not compute again."""
+
+    written: tuple[Tensor, Tensor] | None = None  # of the target so far; grows with each step
+    memory: tuple[Tensor, Tensor] | None = None  # of the memory; projected once
+
+
+class DecoderCache:
+    """One `LayerCache` for each decoder layer, handed to `Transformer.decode` step after step."""
+
+    def __init__(self, layers: int):
+        self.layers = [LayerCache() for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        """Target tokens written so far."""
+        written = self.layers[0].written
+        return 0 if written is None else written[0].shape[2]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch, (rows,): what beam search keeps, in its order."""
+        for layer in self.layers:
+            if layer.written is not None and layer.memory is not None:
+                k, v = layer.written
+                layer.written = k[rows], v[rows]
+                k, v = layer.memory
+                layer.memory = k[rows], v[rows]
+
+
+class DecoderLayer(Layer):
+    """Masked self-attention, cross-attention to the memory, then feed-forward (figure 1, right)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, memory_width: int, dropout: float, norm_first: bool):
+        super().__init__(dropout, norm_first)
+        self.norm1 = nn.LayerNorm(width)
+        self.self_attention = MultiHeadAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.cross_attention = MultiHeadAttention(width, heads, memory_width)
+        self.norm3 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        memory_mask: Tensor | None,
+        values: Tensor | None = None,
+        cache: LayerCache | None = None,
+        record_self: Record | None = None,
+        record_cross: Record | None = None,
+    ) -> Tensor:
+        def look_back(y: Tensor) -> Tensor:
+            k, v = self.self_attention.keys_values(y)
+            if cache is not None:
+                if cache.written is not None:
+                    k, v = (torch.cat(pair, dim=2) for pair in zip(cache.written, (k, v), strict=True))
+                cache.written = k, v
+            return self.self_attention.attend(y, k, v, mask, record_self)
+
+        def read_memory(y: Tensor) -> Tensor:
+            k, v = cache.memory if cache and cache.memory else self.cross_attention.keys_values(memory, values)
+            if cache is not None:
+                cache.memory = k, v
+            return self.cross_attention.attend(y, k, v, memory_mask, record_cross)
+
+        x = self.residual(x, self.norm1, look_back)
+        x = self.residual(x, self.norm2, read_memory)
+        return self.residual(x, self.norm3, self.feed_forward)
 
 
 class Transformer(ModelMixin, ConfigMixin):
-    """A sentence in, its memory out.
+    """A sentence in, its memory out; with a decoder, another sentence out of the memory.
+
+    Source and target share one vocabulary and one embedding, which is the output projection as well (section 3.4).
 
     Args:
-        vocab_size: number of token ids.
-        width: D, width of the embeddings, of every layer and of the memory.
+        vocab_size: V, number of token ids.
+        width: D, width of the embeddings and of every layer.
         heads: attention heads per layer.
-        encoder_layers: number of encoder layers.
+        encoder_layers, decoder_layers: numbers of layers; without decoder layers it only encodes.
+        hidden: width inside the feed-forward, four times `width` by default.
         dropout: probability of dropping a unit while training.
+        norm_first: norms before the sublayers rather than behind them.
+        max_positions: learn an embedding for each of so many positions; by default positions are sinusoids and
+            there is no limit.
+        memory_width: M, width of the memory the decoder reads, where it is not this encoder's.
     """
 
     config_name = "config.json"
 
     @register_to_config
     def __init__(
-        self, vocab_size: int, width: int = 128, heads: int = 4, encoder_layers: int = 3, dropout: float = 0.0
+        self,
+        vocab_size: int,
+        width: int = 128,
+        heads: int = 4,
+        encoder_layers: int = 3,
+        decoder_layers: int = 0,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        max_positions: int | None = None,
+        memory_width: int | None = None,
     ):
         super().__init__()
+        hidden = 4 * width if hidden is None else hidden
         self.embedding = nn.Embedding(vocab_size, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.position_embedding = None if max_positions is None else nn.Embedding(max_positions, width)
         self.embedding_dropout = nn.Dropout(dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(width, heads, dropout) for _ in range(encoder_layers))
+        self.encoder = nn.ModuleList(
+            EncoderLayer(width, heads, hidden, dropout, norm_first) for _ in range(encoder_layers)
+        )
         self.norm = nn.LayerNorm(width)
+        self.decoder = nn.ModuleList(
+            DecoderLayer(width, heads, hidden, memory_width or width, dropout, norm_first)
+            for _ in range(decoder_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(width) if decoder_layers else None
 
-    def embed(self, ids: Tensor) -> Tensor:
-        width = self.config.width
-        positions = sinusoidal_positions(torch.arange(ids.shape[1], device=ids.device), width)  # (T, D)
+    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
+        """Token ids (B, T) at positions from `start` on -> (B, T, D).
+
+        Raises:
+            ValueError: there are more tokens than learned positions.
+        """
+        width, limit = self.config.width, self.config.max_positions
+        places = torch.arange(start, start + ids.shape[1], device=ids.device)  # (T,)
+        if self.position_embedding is None:
+            positions = sinusoidal_positions(places, width)  # (T, D)
+        elif start + ids.shape[1] > limit:
+            raise ValueError(f"{start + ids.shape[1]} tokens, but this model has {limit} positions: shorten the text")
+        else:
+            positions = self.position_embedding(places)
         # Section 3.4 scales the embedding, so that a word weighs as much as its place in the sentence.
         x = self.embedding(ids) * width**0.5  # (B, T, D)
         return self.embedding_dropout(x + positions.to(x.dtype))
 
-    def encode(self, ids: Tensor, token_mask: Tensor) -> Tensor:
-        """Token ids (B, T) and which of them are real (B, T) -> memory (B, T, D)."""
+    @apply_forward_hook
+    def encode(self, ids: Tensor, token_mask: Tensor | None = None, record: RecordNamed | None = None) -> Tensor:
+        """Token ids (B, S) and which of them are real (B, S) -> memory (B, S, D)."""
+        mask = None if token_mask is None else padding_mask(token_mask)
         x = self.embed(ids)
-        mask = padding_mask(token_mask)
-        for layer in self.encoder:
-            x = layer(x, mask)
+        for i, layer in enumerate(self.encoder):
+            x = layer(x, mask, _named(record, f"encoder.{i}"))
         return self.norm(x)
 
-    forward = encode
+    @apply_forward_hook
+    def decode(
+        self,
+        ids: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        values: Tensor | None = None,
+        cache: DecoderCache | None = None,
+        record: RecordNamed | None = None,
+    ) -> Tensor:
+        """What comes after each target token, given it and all before it.
+
+        Args:
+            ids: target tokens so far, (B, T); with a cache only those it has not seen.
+            memory, memory_mask: what to read, (B, S, M), and which of it is real, (B, S).
+            token_mask: which target tokens are real, (B, T); padding behind the last one needs none.
+            values: read from this memory (B, S, M) where the other one is attended to.
+            cache: `DecoderCache(layers)` to go on from; it grows in place.
+            record: called for each attention of each layer with its name and weights (B, heads, T, T or S).
+
+        Returns:
+            logits (B, T, V).
+        """
+        if self.decoder_norm is None:
+            raise ValueError("this Transformer has no decoder: it was made with decoder_layers=0")
+        start = 0 if cache is None else cache.length
+        mask = causal_mask(ids.shape[1], start + ids.shape[1], ids.device)  # (T, start + T)
+        if token_mask is not None:
+            mask = mask & padding_mask(token_mask)  # (B, 1, T, start + T)
+        memory_mask = None if memory_mask is None else padding_mask(memory_mask)
+        x = self.embed(ids, start)
+        for i, layer in enumerate(self.decoder):
+            names = _named(record, f"decoder.{i}.self"), _named(record, f"decoder.{i}.cross")
+            x = layer(x, memory, mask, memory_mask, values, cache.layers[i] if cache else None, *names)
+        return F.linear(self.decoder_norm(x), self.embedding.weight)
+
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> Tensor:
+        """Teacher forcing: source (B, S), target (B, T), which tokens are real -> logits (B, T, V)."""
+        return self.decode(target, self.encode(source, source_mask), source_mask, target_mask)
+
+
+def _named(record: RecordNamed | None, name: str) -> Record | None:
+    return None if record is None else lambda weights: record(name, weights)
