@@ -1,7 +1,6 @@
 """Captioned pictures without end: a scene, its picture, a mask per object and a mask per word, all exact.
 
-A scene is a pure function of (seed, index). Its caption names everything visible; what goes unsaid is what everybody
-assumes, a medium size and a white ground, so a short prompt still has one meaning.
+A scene is a pure function of (seed, index). Its caption (`captions`) names everything visible.
 
 Shapes: h×w pixels. Lengths and places are in units of the picture's shorter side, x to the right and y down.
 """
@@ -12,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from pipelines.captions import Word, caption
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -79,16 +80,6 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 )
 """(shape, colour) pairs that no training scene shows: what a model draws for them, it has composed."""
 
-RELATIONS: dict[str, tuple[str, ...]] = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "over", "on top of"),
-    "below": ("below", "under", "beneath"),
-}
-"""A relation -> the ways to say it."""
-
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium", "medium-sized"), "big": ("big", "large")}
-COUNT_WORDS = {2: "two", 3: "three"}
 KINDS = ("one", "count", "two", "relation", "three")
 """one object; two or three of a kind; two different ones; the same with their relation; three different ones."""
 
@@ -106,16 +97,6 @@ class Object:
 
 
 @dataclass(frozen=True)
-class Word:
-    """A stretch of the caption, its class and what it speaks of: indices of objects, or none for the ground."""
-
-    start: int
-    end: int
-    kind: str  # shape, colour, size, count, relation or ground
-    objects: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
 class Scene:
     """What a picture shows and what its caption says of it.
 
@@ -130,19 +111,22 @@ class Scene:
     words: tuple[Word, ...] = ()
 
 
-def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False) -> Scene:
+def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False, language: str = "en") -> Scene:
     """The scene at place `index` of the endless series `seed`.
 
     Args:
         kind: one of `KINDS`, or None for training's mixture of them.
         held_out: False never shows a pair of `HELD_OUT`; True shows one in every scene, for testing.
+        language: of the caption, one of `captions.LANGUAGES`; the picture is the same in all.
     """
     rng = np.random.default_rng((seed, index))
     kind = str(rng.choice(KINDS, p=[0.2, 0.15, 0.2, 0.3, 0.15])) if kind is None else kind
     ground = str(rng.choice(list(GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
     described = _describe_objects(rng, kind, held_out)
     objects, relation = _place(rng, kind, described)
-    return _caption(rng, Scene(kind, objects, ground, relation))
+    said = relation and relation[1]
+    text, words = caption(rng, objects, kind == "count", ground, said, language)
+    return Scene(kind, objects, ground, relation, text, words)
 
 
 def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> list[Object]:
@@ -189,68 +173,6 @@ def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:
     if abs(dy) > margin * abs(dx):
         return "above" if dy < 0 else "below"
     return None
-
-
-def _caption(rng: np.random.Generator, described: Scene) -> Scene:
-    """Say the scene in one of many wordings, keeping account of what each word speaks of."""
-    text, words = "", []
-
-    def say(piece: str, kind: str | None = None, objects: tuple[int, ...] = ()) -> None:
-        nonlocal text
-        if kind:
-            words.append(Word(len(text), len(text) + len(piece), kind, objects))
-        text += piece
-
-    def say_group(indices: tuple[int, ...]) -> None:
-        o = described.objects[indices[0]]
-        # "medium" mostly goes without saying; small and big never do.
-        size = str(rng.choice(SIZE_WORDS[o.size])) if o.size != "medium" or rng.random() < 0.2 else ""
-        if len(indices) > 1:
-            say(COUNT_WORDS[len(indices)], "count", indices)
-        else:
-            say("an" if (size or o.colour)[0] in "aeiou" else "a")
-        if size:
-            say(" ")
-            say(size, "size", indices)
-        say(" ")
-        say(o.colour, "colour", indices)
-        say(" ")
-        plural = ("es" if o.shape.endswith("s") else "s") if len(indices) > 1 else ""
-        say(o.shape + plural, "shape", indices)
-
-    count = len(described.objects)
-    groups = [tuple(range(count))] if described.kind == "count" else [(i,) for i in range(count)]
-    shows_ground = described.ground != "white" or rng.random() < 0.4
-    ground_first = shows_ground and rng.random() < 0.2
-    opening = str(rng.choice(["", "", "", "a picture of ", "there is ", "draw "]))
-    if opening == "there is " and described.kind == "count":
-        opening = "there are "
-    if ground_first:
-        say("on a ")
-        say(described.ground, "ground")
-        say(str(rng.choice([" background, ", " ground, "])))
-    else:
-        say(opening)
-    for i, group in enumerate(groups):
-        if i and described.relation:
-            say(str(rng.choice([" ", " ", " is "])) if not opening or ground_first else " ")
-            say(str(rng.choice(RELATIONS[described.relation[1]])), "relation", (0, 1))
-            say(" ")
-        elif i:
-            say(" and " if i == len(groups) - 1 else ", ")
-        say_group(group)
-    if shows_ground and not ground_first:
-        say(str(rng.choice([" on a ", ", on a ", " against a "])))
-        say(described.ground, "ground")
-        say(str(rng.choice([" background", " ground"])))
-    # As people type. Each keeps the length, or adds only behind the last word, so that the words' places hold.
-    manner = rng.random()
-    if manner < 0.3:
-        text = text[0].upper() + text[1:]
-    elif manner < 0.36:
-        text = text.upper()
-    text += str(rng.choice(["", "", "", ".", "!"]))
-    return replace(described, caption=text, words=tuple(words))
 
 
 def render(described: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from pipelines.captions import RELATIONS
 from pipelines.judge import CLEAR, GENEVAL, PALETTE, UNKNOWN, Verdict, judge, see, unit_centroid
-from pipelines.scenes import COLOURS, GROUNDS, KINDS, RELATIONS, SHAPES, SIZES, Object, Scene, coverage, render, scene
+from pipelines.scenes import COLOURS, GROUNDS, KINDS, SHAPES, SIZES, Object, Scene, coverage, render, scene
 
 SCENES = [scene(2024, index, held_out=bool(index % 2)) for index in range(400)]
 PICTURES = [render(described)[0] for described in SCENES]

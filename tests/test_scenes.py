@@ -5,15 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from pipelines.captions import COUNT_WORDS, RELATIONS, SIZE_WORDS
 from pipelines.scenes import (
     COLOURS,
-    COUNT_WORDS,
     GROUNDS,
     HELD_OUT,
     KINDS,
-    RELATIONS,
     SHAPES,
-    SIZE_WORDS,
     SIZES,
     Scene,
     coverage,

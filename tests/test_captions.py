@@ -1,0 +1,130 @@
+"""What is said of a scene means the same in both languages, and is understood by the grammar's own parser."""
+
+import re
+
+import pytest
+
+from pipelines import captions
+from pipelines.captions import (
+    CHINESE_COLOURS,
+    CHINESE_COUNTS,
+    CHINESE_GROUNDS,
+    CHINESE_RELATIONS,
+    CHINESE_SHAPES,
+    CHINESE_SIZES,
+    LANGUAGES,
+    Meaning,
+    meaning,
+)
+from pipelines.scenes import COLOURS, GROUNDS, SHAPES, SIZES, Scene, scene
+
+SCENES = {language: [scene(7, index, language=language) for index in range(1000)] for language in LANGUAGES}
+SPELLINGS = {
+    "shape": {word for words in CHINESE_SHAPES.values() for word in words},
+    "colour": set(CHINESE_COLOURS.values()),
+    "size": {word for words in CHINESE_SIZES.values() for word in words},
+    "count": set(CHINESE_COUNTS.values()),
+    "relation": {word for words in CHINESE_RELATIONS.values() for word in words},
+    "ground": set(CHINESE_GROUNDS.values()),
+}
+
+
+def what_is_there(described: Scene) -> Meaning:
+    """The meaning straight from the description, without a word of the caption."""
+    things = [(1, o.size, o.colour, o.shape) for o in described.objects]
+    if described.kind == "count":
+        things = [(len(things), *things[0][1:])]
+    relation = described.relation and described.relation[1]
+    if relation in ("right of", "below"):
+        relation, things = {"right of": "left of", "below": "above"}[relation], things[::-1]
+    return Meaning(tuple(things if relation else sorted(things)), relation, described.ground)
+
+
+def test_everything_has_a_chinese_name_and_no_two_share_one() -> None:
+    for names, words in ((SHAPES, CHINESE_SHAPES), (SIZES, CHINESE_SIZES)):
+        assert set(names) == set(words)
+        assert len({word for wordings in words.values() for word in wordings}) == sum(map(len, words.values()))
+    for names, words in ((COLOURS, CHINESE_COLOURS), (GROUNDS, CHINESE_GROUNDS)):
+        assert set(names) == set(words)
+        assert len(set(words.values())) == len(words)
+    assert set(captions.RELATIONS) == set(CHINESE_RELATIONS)
+
+
+def test_the_picture_does_not_depend_on_the_language() -> None:
+    for english, chinese in zip(SCENES["en"], SCENES["zh"], strict=True):
+        assert english.objects == chinese.objects and english.relation == chinese.relation
+        assert english.ground == chinese.ground and english.caption != chinese.caption
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_caption_means_what_is_there(language: str) -> None:
+    for described in SCENES[language]:
+        assert meaning(described.caption) == what_is_there(described), described.caption
+
+
+def test_chinese_spans_cover_exactly_the_words_of_their_class() -> None:
+    for described in SCENES["zh"]:
+        unspoken = described.caption
+        for word in reversed(described.words):
+            assert described.caption[word.start : word.end] in SPELLINGS[word.kind]
+            unspoken = unspoken[: word.start] + "#" + unspoken[word.end :]
+        assert not re.search("|".join(set().union(*SPELLINGS.values())), unspoken), unspoken
+
+
+def test_both_languages_speak_of_the_same_objects() -> None:
+    for english, chinese in zip(SCENES["en"], SCENES["zh"], strict=True):
+        for kind in ("shape", "colour", "count", "relation"):
+            spoken = [sorted(w.objects for w in s.words if w.kind == kind) for s in (english, chinese)]
+            assert spoken[0] == spoken[1]
+
+
+def test_every_chinese_wording_occurs() -> None:
+    for kind, words in SPELLINGS.items():
+        assert words == {s.caption[w.start : w.end] for s in SCENES["zh"] for w in s.words if w.kind == kind}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a red circle", Meaning(((1, "medium", "red", "circle"),), None, "white")),
+        ("A RED CIRCLE.", Meaning(((1, "medium", "red", "circle"),), None, "white")),
+        ("一个红色的圆", Meaning(((1, "medium", "red", "circle"),), None, "white")),
+        (
+            "three tiny green crosses on a gray background",
+            Meaning(((3, "small", "green", "cross"),), None, "gray"),
+        ),
+        (
+            "a blue square right of a red circle",
+            Meaning(((1, "medium", "red", "circle"), (1, "medium", "blue", "square")), "left of", "white"),
+        ),
+        (
+            "一个红色的圆在蓝色正方形的左边",
+            Meaning(((1, "medium", "red", "circle"), (1, "medium", "blue", "square")), "left of", "white"),
+        ),
+    ],
+)
+def test_what_captions_mean(text: str, expected: Meaning) -> None:
+    assert meaning(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a circle",
+        "a red cat",
+        "red circle blue square",
+        "a red circle left of",
+        "一个红色的猫",
+        "红色",
+        "a red circles left",
+    ],
+)
+def test_what_the_grammar_does_not_say_means_nothing(text: str) -> None:
+    assert meaning(text) is None
+
+
+def test_order_matters_with_a_relation_and_only_there() -> None:
+    assert meaning("a red circle and a blue star") == meaning("a blue star and a red circle")
+    assert meaning("a red circle above a blue star") == meaning("a blue star under a red circle")
+    assert meaning("a red circle above a blue star") != meaning("a blue star above a red circle")
