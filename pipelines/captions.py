@@ -5,7 +5,7 @@ short prompt still has one meaning.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,7 +91,7 @@ class _Speech:
     def one_of(self, *wordings: str) -> str:
         return str(self.rng.choice(wordings))
 
-    def size(self, wordings: dict[str, tuple[str, ...]], size: str) -> str:
+    def size(self, wordings: Mapping[str, tuple[str, ...]], size: str) -> str:
         """ "medium" mostly goes without saying; small and big never do."""
         return self.one_of(*wordings[size]) if size != "medium" or self.rng.random() < 0.2 else ""
 

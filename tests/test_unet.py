@@ -36,7 +36,7 @@ def gradients(unet: nn.Module, **kwargs: Tensor) -> dict[str, Tensor]:
 
 
 def test_it_starts_by_drawing_nothing(make_unet: MakeUNet) -> None:
-    """An empty (grey) picture: at noise level t all there is, is noise, and the velocity leads straight away from it."""
+    """An empty (grey) picture: all there is at noise level t is noise, and the velocity leads straight away from it."""
     kwargs = inputs()
     expected = kwargs["sample"] / (kwargs["timestep"] / 1000)[:, None, None, None]
     torch.testing.assert_close(make_unet(awake=False)(**kwargs).sample, expected)

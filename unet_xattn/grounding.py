@@ -30,7 +30,7 @@ def points_inside(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> T
 
 
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """TokenCompose's token loss (arXiv 2312.03626, eq. 3): (1 − mass inside the mask)², each picture's mean over tokens.
+    """TokenCompose's token loss (arXiv 2312.03626, eq. 3), (1 − mass inside the mask)², each picture's mean.
 
     weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> (B,), 0 for a picture without masks.
     """
