@@ -171,10 +171,13 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096) -> PreTrain
     """
     captions = list(captions)
     core = Tokenizer(models.BPE(unk_token="[UNK]"))
-    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    # BERT's splits at spaces and around every punctuation mark; Han characters have no spaces to split at.
-    han = pre_tokenizers.Split(pattern=Regex(r"\p{Han}"), behavior="isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence([han, pre_tokenizers.BertPreTokenizer()])
+    one_space = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Prepend(" ")]
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *one_space])
+    # A word keeps its space as "▁", so that what a decoder writes can be spelt out again. Punctuation marks stand
+    # alone, and so do Han characters, which have no spaces between them.
+    words = pre_tokenizers.Metaspace(prepend_scheme="never")
+    alone = pre_tokenizers.Split(pattern=Regex(r"\p{Han}|[^\p{L}\p{N}\p{M}▁]"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, alone])
     special = ["[PAD]", "[UNK]", "[START]", "[END]"]
     letters = [chr(c) for c in range(33, 127)]
     core.train_from_iterator(
@@ -186,7 +189,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096) -> PreTrain
     core.post_processor = processors.TemplateProcessing(
         single="[START] $A [END]", special_tokens=[(s, core.token_to_id(s)) for s in ("[START]", "[END]")]
     )
-    core.decoder = decoders.Fuse()
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="[PAD]",

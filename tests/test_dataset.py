@@ -1,6 +1,7 @@
 """Shapes: B batch, T tokens, h×w pixels."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
+from pipelines.captions import LANGUAGES
 from pipelines.dataset import (
     Batch,
     Collator,
@@ -183,6 +185,19 @@ def test_case_makes_no_difference_and_no_character_is_too_odd(tokenizer: PreTrai
     ids = tokenizer("🦊 \u202e ß 圆 \x00")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
     assert tokenizer.unk_token_id in ids
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_caption_can_be_spelt_out_again(language: str) -> None:
+    captions = [scenes.scene(3, i, language=language).caption for i in range(200)]
+    tokenizer = train_tokenizer(captions)
+    for caption in captions:
+        spelt = tokenizer.decode(tokenizer(caption)["input_ids"], skip_special_tokens=True)
+        assert spelt == unicodedata.normalize("NFKC", caption).lower()
+
+
+def test_extra_spaces_make_no_difference(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokenizer("  a red \n\t circle ")["input_ids"] == tokenizer("a red circle")["input_ids"]
 
 
 def test_a_known_word_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
