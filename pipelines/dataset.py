@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
+from pipelines.captions import LANGUAGES
 from unet_xattn import flow
 from unet_xattn.words import split_words, tokens_of
 
@@ -36,11 +37,15 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """A picture (h, w, 3) uint8, its caption, and where stretches of the caption lie in the picture, if known."""
+    """A picture (h, w, 3) uint8, its caption, and where stretches of the caption lie in the picture, if known.
+
+    `translation` says the same in another language, if somebody has said it.
+    """
 
     picture: np.ndarray
     caption: str
     regions: Sequence[tuple[int, int, np.ndarray]] = ()  # (start, end, mask (h, w) in [0, 1])
+    translation: str = ""
 
 
 class Examples(Protocol):
@@ -52,24 +57,27 @@ class Examples(Protocol):
 
 
 class SceneExamples:
-    """The endless scenes of one seed."""
+    """The endless scenes of one seed, every other one captioned in Chinese."""
 
     def __init__(self, size: int, seed: int):
         self.size, self.seed = size, seed
 
     def example(self, place: int) -> Example:
-        return self._render(scenes.scene(self.seed, place))
+        return self._render(self.seed, place)
 
     def validation(self, count: int) -> list[Example]:
-        return [self._render(scenes.scene(VALIDATION_SEED, i)) for i in range(count)]
+        return [self._render(VALIDATION_SEED, place) for place in range(count)]
 
     def captions(self) -> Iterable[str]:
-        return (scenes.scene(self.seed, i).caption for i in range(4000))
+        return (scenes.scene(self.seed, i, language=language).caption for i in range(2000) for language in LANGUAGES)
 
-    def _render(self, scene: scenes.Scene) -> Example:
+    def _render(self, seed: int, place: int) -> Example:
+        language, other = LANGUAGES if place % 2 == 0 else LANGUAGES[::-1]
+        scene = scenes.scene(seed, place, language=language)
         picture, masks = scenes.render(scene, self.size)
         regions = [(w.start, w.end, scenes.word_mask(w, masks)) for w in scene.words]
-        return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None])
+        translation = scenes.scene(seed, place, language=other).caption
+        return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None], translation)
 
 
 class FolderExamples:
@@ -210,7 +218,8 @@ class Batch:
     """What one step trains on.
 
     pictures (B, 3, h, w) in [-1, 1], noise likewise, times (B,) in (0, 1), ids and token_mask (B, T),
-    masks (B, T, grid, grid): where each token's meaning lies, zero everywhere if unknown.
+    masks (B, T, grid, grid): where each token's meaning lies, zero everywhere if unknown; target_ids and target_mask
+    (B, S): the translations, and which of their tokens are real: none where there is no translation.
     """
 
     pictures: Tensor
@@ -219,6 +228,8 @@ class Batch:
     ids: Tensor
     token_mask: Tensor
     masks: Tensor
+    target_ids: Tensor
+    target_mask: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
@@ -237,16 +248,17 @@ class Collator:
         self.tokenizer, self.seed, self.caption_dropout, self.grid = tokenizer, seed, caption_dropout, grid
 
     def __call__(self, items: Sequence[tuple[int, Example]]) -> Batch:
-        captions, noise, times = [], [], []
+        captions, translations, noise, times = [], [], [], []
         for place, example in items:
             generator = torch.Generator().manual_seed(seed_of(self.seed, place))
             dropped = torch.rand((), generator=generator) < self.caption_dropout
             captions.append("" if dropped else example.caption)
+            translations.append("" if dropped else example.translation)
             times.append(flow.sample_times(1, generator))
             noise.append(torch.randn(3, *example.picture.shape[:2], generator=generator))
         ids, token_mask, masks = self.read(captions, [example.regions for _, example in items])
         pictures = to_tensor(np.stack([example.picture for _, example in items]))
-        return Batch(pictures, torch.stack(noise), torch.cat(times), ids, token_mask, masks)
+        return Batch(pictures, torch.stack(noise), torch.cat(times), ids, token_mask, masks, *self.write(translations))
 
     def read(
         self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]]
@@ -262,6 +274,12 @@ class Collator:
                 pooled = mask.reshape(self.grid, side, self.grid, side).mean(axis=(1, 3))
                 masks[row, list(tokens_of(start, end, offsets))] = pooled
         return read["input_ids"], read["attention_mask"].bool(), torch.from_numpy(masks)
+
+    def write(self, translations: list[str]) -> tuple[Tensor, Tensor]:
+        """Translations, "" where there is none -> target_ids (B, S), target_mask (B, S)."""
+        target = self.tokenizer(translations, padding=True, truncation=True, return_tensors="pt")
+        said = torch.tensor([bool(translation) for translation in translations])
+        return target["input_ids"], target["attention_mask"].bool() & said[:, None]
 
 
 def seed_of(*numbers: int) -> int:

@@ -58,6 +58,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # without it there is nothing to guide away from
     mask_weight: float = 0.05  # weight of the token loss where the data has masks; 0 turns it off
+    text_weight: float = 0.1  # weight of writing the translation from the memory where the data has one
     ema_sigma: float = 0.1  # relative width of the averaging window
     every: int = 1000  # steps between validations, sample pictures and checkpoints
 
@@ -72,41 +73,59 @@ class TrainConfig:
             ("weight_decay", 0.0, 1.0),
             ("caption_dropout", 0.0, 1.0),
             ("mask_weight", 0.0, 100.0),
+            ("text_weight", 0.0, 100.0),
             ("ema_sigma", 0.001, 0.28),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class Losses:
+    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation."""
+
+    flow: Tensor
+    tokens: Tensor
+    text: Tensor
+
+
 class TextToImageModel(nn.Module):
-    """What is trained: the text encoder and the UNet that reads its memory."""
+    """What is trained: the text encoder and the memory's readers, the UNet and, where it has one, its own decoder."""
 
     def __init__(self, text_encoder: Transformer, unet: CrossAttentionUNet):
         super().__init__()
         self.text_encoder = text_encoder
         self.unet = unet
 
-    def forward(
-        self, noisy: Tensor, times: Tensor, ids: Tensor, token_mask: Tensor, masks: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """noisy (B, 3, h, w), times (B,), ids and token_mask (B, T) -> velocity (B, 3, h, w), token loss ().
+    def forward(self, batch: Batch, use_masks: bool = True) -> Losses:
+        """One memory, read twice: by image positions on the way to a picture, and to say the caption otherwise.
 
-        With masks (B, T, grid, grid) every cross-attention layer is held against them, the less the more noise there
-        is, for in noise nothing is anywhere yet; without, the token loss is 0.
+        With `use_masks` every cross-attention layer of the UNet is held against the masks, the less the more noise
+        there is, for in noise nothing is anywhere yet.
         """
-        memory = self.text_encoder.encode(ids, token_mask)
-        losses: list[Tensor] = []
+        memory = self.text_encoder.encode(batch.ids, batch.token_mask)
+        token_losses: list[Tensor] = []
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
-            assert masks is not None
-            losses.append(grounding.token_loss(weights, masks, grid))
+            token_losses.append(grounding.token_loss(weights, batch.masks, grid))
 
+        noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
         prediction = self.unet(
-            noisy, times * flow.TRAIN_TIMESTEPS, memory, token_mask, record=None if masks is None else record
+            noisy, batch.times * flow.TRAIN_TIMESTEPS, memory, batch.token_mask, record=record if use_masks else None
         ).sample
-        if not losses:
-            return prediction, prediction.new_zeros(())
-        return prediction, ((1 - times) * torch.stack(losses).mean(dim=0)).mean()
+        flow_loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
+        nothing = flow_loss.new_zeros(())
+        tokens = ((1 - batch.times) * torch.stack(token_losses).mean(dim=0)).mean() if token_losses else nothing
+        return Losses(flow_loss, tokens, self.text_loss(memory, batch) if len(self.text_encoder.decoder) else nothing)
+
+    def text_loss(self, memory: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of the translations, labels smoothed by 0.1 (arXiv 1706.03762, section 5.4), () in nats."""
+        logits = self.text_encoder.decode(batch.target_ids[:, :-1], memory, batch.token_mask)  # (B, S − 1, V)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.target_ids[:, 1:].flatten(), reduction="none", label_smoothing=0.1
+        )
+        real = batch.target_mask[:, 1:].flatten()
+        return (losses * real).sum() / real.sum().clamp_min(1)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -136,7 +155,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     torch.manual_seed(config.seed)
     examples = load_examples(config)
     tokenizer = train_tokenizer(examples.captions())
-    text_encoder = Transformer(vocab_size=len(tokenizer))
+    validation = examples.validation(128)
+    translates = config.text_weight > 0 and any(e.translation for e in validation)
+    text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
     unet = CrossAttentionUNet(sample_size=config.size, memory_width=text_encoder.config.width)
     unet.check_size(config.size, config.size)
     model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(accelerator.device)
@@ -154,7 +175,6 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     loader = batches(examples, collator, config.batch_size, first, last, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.init_trackers("tensorboard")
-    validation = examples.validation(128)
     prompts = [e.caption for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][
         :16
     ]
@@ -166,14 +186,9 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config)
-        noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
         with accelerator.autocast():
-            has_masks = config.mask_weight > 0 and bool(batch.masks.any())
-            prediction, token_loss = trained(
-                noisy, batch.times, batch.ids, batch.token_mask, batch.masks if has_masks else None
-            )
-        loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
-        accelerator.backward(loss + config.mask_weight * token_loss)
+            losses: Losses = trained(batch, use_masks=config.mask_weight > 0 and bool(batch.masks.any()))
+        accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -182,7 +197,12 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         done = step + 1
         progress.update()
         if done % 50 == 0:
-            values = {"loss": loss.item(), "token loss": token_loss.item(), "gradient norm": float(norm)}
+            values = {
+                "loss": losses.flow.item(),
+                "token loss": losses.tokens.item(),
+                "text loss": losses.text.item(),
+                "gradient norm": float(norm),
+            }
             rate = progress.format_dict["rate"] or 0
             accelerator.log(values | {"pictures/s": rate * config.batch_size}, step=done)
             progress.set_postfix_str(f"loss {values['loss']:.3f}, {rate * config.batch_size:.0f} pictures/s")
@@ -243,7 +263,8 @@ def validate(
     """Losses on fixed pictures at fixed noise levels and seeds, with their own captions and with each other's.
 
     If the shuffled captions cost no more than the right ones, the model does not read the text. Where the data has
-    masks: `pointing`, the share of words whose mean map over all layers peaks in their mask at noise 0.3.
+    masks: `pointing`, the share of words whose mean map over all layers peaks in their mask at noise 0.3. Where the
+    model translates: `text loss`, as in training.
     """
     model.eval()
     captions = [e.caption for e in examples]
@@ -253,18 +274,20 @@ def validate(
     report = {}
     for level in LEVELS:
         for name, places in (("", order), (" shuffled", shuffled)):
-            losses, hits = [], []
+            losses, hits, text_losses = [], [], []
             for chunk in (slice(i, i + 64) for i in range(0, len(examples), 64)):
-                ids, token_mask, masks = collator.read([captions[i] for i in places[chunk]], regions[chunk])
+                read = collator.read([captions[i] for i in places[chunk]], regions[chunk])
+                target = collator.write([examples[i].translation for i in places[chunk]])
                 pictures = to_tensor(np.stack([e.picture for e in examples[chunk]]))
                 noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed_of(chunk.start)))
                 times = torch.full((len(pictures),), level)
-                batch = Batch(pictures, noise, times, ids, token_mask, masks).to(device)
+                batch = Batch(pictures, noise, times, *read, *target).to(device)
                 maps: list[Tensor] = []
+                memory = model.text_encoder.encode(batch.ids, batch.token_mask)
                 prediction = model.unet(
                     flow.interpolate(batch.pictures, batch.noise, batch.times),
                     batch.times * flow.TRAIN_TIMESTEPS,
-                    model.text_encoder.encode(batch.ids, batch.token_mask),
+                    memory,
                     batch.token_mask,
                     record=lambda layer, weights, grid, maps=maps: maps.append(
                         _upsampled(weights, grid, collator.grid)
@@ -273,9 +296,13 @@ def validate(
                 losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times))
                 inside = grounding.points_inside(torch.stack(maps).mean(dim=0), batch.masks)
                 hits.append(inside[batch.masks.flatten(2).amax(dim=-1) >= 0.5])
+                if level == LEVELS[0] and not name and len(model.text_encoder.decoder):
+                    text_losses.append(model.text_loss(memory, batch))
             report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
             if level == 0.3 and not name and len(torch.cat(hits)):
                 report["pointing"] = torch.cat(hits).float().mean().item()
+            if text_losses:
+                report["text loss"] = torch.stack(text_losses).mean().item()
     model.train()
     return report
 

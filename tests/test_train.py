@@ -1,6 +1,7 @@
 """Shapes: B batch, T tokens, h×w pixels."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast
 
@@ -200,7 +202,8 @@ def test_a_setting_out_of_its_range_is_refused_by_name(setting: dict) -> None:
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAttentionUNet]) -> TextToImageModel:
     """What `train` trains, but tiny."""
-    return TextToImageModel(Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1), make_unet(awake=False))
+    text_encoder = Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=1)
+    return TextToImageModel(text_encoder, make_unet(awake=False))
 
 
 @pytest.fixture
@@ -212,12 +215,6 @@ def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
 def batch(collator: Collator) -> Batch:
     examples = SceneExamples(32, 0)
     return collator([(place, examples.example(place)) for place in range(8)])
-
-
-def losses(model: TextToImageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
-    prediction, token_loss = model(noisy, batch.times, batch.ids, batch.token_mask, batch.masks)
-    return flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean(), token_loss
 
 
 def inside(model: TextToImageModel, batch: Batch) -> float:
@@ -236,20 +233,22 @@ def inside(model: TextToImageModel, batch: Batch) -> float:
     return float(torch.stack(shares).mean())
 
 
-def fit(model: TextToImageModel, batch: Batch, steps: int, mask_weight: float) -> list[float]:
+def fit(
+    model: TextToImageModel, batch: Batch, steps: int, mask_weight: float = 0.0, text_weight: float = 0.0
+) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     history = []
     for _ in range(steps):
-        loss, token_loss = losses(model, batch)
+        losses = model(batch)
         optimizer.zero_grad()
-        (loss + mask_weight * token_loss).backward()
+        (losses.flow + mask_weight * losses.tokens + text_weight * losses.text).backward()
         optimizer.step()
-        history.append(loss.item())
+        history.append(losses.flow.item())
     return history
 
 
 def test_a_model_learns_what_it_is_shown(model: TextToImageModel, batch: Batch) -> None:
-    history = fit(model, batch, steps=40, mask_weight=0.0)
+    history = fit(model, batch, steps=40)
     # At the start it draws nothing, and is off by all there is in the picture.
     noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
     nothing = flow.velocity_from(torch.zeros_like(noisy), noisy, batch.times)
@@ -263,19 +262,51 @@ def test_mask_supervision_moves_attention_into_the_masks(
 ) -> None:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     before = inside(model, batch)
-    fit(model, batch, steps=30, mask_weight=0.0)
+    fit(model, batch, steps=30)
     without = inside(model, batch)
     model.load_state_dict(start)
     fit(model, batch, steps=30, mask_weight=1.0)
     assert inside(model, batch) > max(before, without) + 0.1
 
 
-def test_the_token_loss_is_asked_for_by_masks_and_changes_no_prediction(model: TextToImageModel, batch: Batch) -> None:
-    args = (batch.pictures, batch.times, batch.ids, batch.token_mask)
-    prediction, token_loss = model(*args, batch.masks)
-    plain, nothing = model(*args)
-    torch.testing.assert_close(prediction, plain, rtol=1e-4, atol=1e-5)
-    assert 0 < token_loss.item() <= 1 and nothing.item() == 0
+def test_the_token_loss_is_asked_for_by_masks_and_changes_no_other(model: TextToImageModel, batch: Batch) -> None:
+    fit(model, batch, steps=3)
+    held, free = model(batch), model(batch, use_masks=False)
+    assert 0 < held.tokens.item() <= 1 and free.tokens.item() == 0
+    torch.testing.assert_close((held.flow, held.text), (free.flow, free.text), rtol=1e-4, atol=1e-5)
+
+
+def test_the_memory_learns_from_both_its_readers(model: TextToImageModel, batch: Batch) -> None:
+    fit(model, batch, steps=3)  # at the start the UNet's cross-attention says nothing yet
+    for reader in ("flow", "text"):
+        model.zero_grad()
+        getattr(model(batch), reader).backward()
+        assert model.text_encoder.embedding.weight.grad.abs().max() > 0
+        assert (model.unet.conv_in.weight.grad is None) == (reader == "text")
+
+
+def test_a_model_learns_to_say_it_in_the_other_language(model: TextToImageModel, batch: Batch) -> None:
+    before = model(batch).text.item()
+    assert before == pytest.approx(math.log(model.text_encoder.config.vocab_size), rel=0.2)  # it guesses
+    fit(model, batch, steps=40, text_weight=1.0)
+    assert model(batch).text.item() < 0.6 * before
+
+
+def test_a_caption_without_a_translation_costs_nothing(model: TextToImageModel, batch: Batch) -> None:
+    some = replace(batch, target_mask=batch.target_mask.clone())
+    some.target_mask[2:] = False
+    first = Batch(**{name: value[:2] for name, value in vars(batch).items()})
+    torch.testing.assert_close(model(some).text, model(first).text)
+    none = replace(batch, target_mask=torch.zeros_like(batch.target_mask))
+    assert model(none).text.item() == 0
+
+
+def test_the_text_loss_is_the_cross_entropy_of_the_next_tokens(model: TextToImageModel, batch: Batch) -> None:
+    memory = model.text_encoder.encode(batch.ids, batch.token_mask)
+    logits = model.text_encoder.decode(batch.target_ids, memory, batch.token_mask)
+    labels = batch.target_ids.masked_fill(~batch.target_mask, -100)
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1)
+    torch.testing.assert_close(model(batch).text, expected)
 
 
 def test_a_real_run_in_an_empty_folder_learns(finished: TrainConfig, tmp_path: Path) -> None:
@@ -334,7 +365,7 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
 ) -> None:
     report = validate(model, collator, SceneExamples(32, 0).validation(6), CPU)
     names = {f"loss {level}{shuffled}" for level in LEVELS for shuffled in ("", " shuffled")}
-    assert report.keys() == names | {"pointing"}
+    assert report.keys() == names | {"pointing", "text loss"}
     # Untrained, it draws nothing whatever the caption, and is off by the whole picture.
     pictures = to_tensor(np.stack([e.picture for e in SceneExamples(32, 0).validation(6)]))
     for level in LEVELS:
@@ -345,7 +376,7 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
 def test_shuffled_captions_cost_more_once_the_text_is_read(model: TextToImageModel, collator: Collator) -> None:
     examples = SceneExamples(32, 0).validation(6)
     for i in range(6):  # the same pictures under other noise
-        fit(model, collator([(6 * i + j, example) for j, example in enumerate(examples)]), steps=6, mask_weight=0.0)
+        fit(model, collator([(6 * i + j, example) for j, example in enumerate(examples)]), steps=6)
     report = validate(model, collator, examples, CPU)
     for level in (0.7, 0.9):
         assert report[f"loss {level} shuffled"] > report[f"loss {level}"]
