@@ -5,13 +5,14 @@ short prompt still has one meaning.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-LANGUAGES = ("en", "zh")
+LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium", "medium-sized"), "big": ("big", "large")}
 COUNT_WORDS = {2: "two", 3: "three"}
@@ -202,6 +203,11 @@ def _chinese(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: 
     say(speech.one_of("", "", "", "。", "！"))
 
 
+def is_chinese(text: str) -> bool:
+    """Whether a text has a Han character in it."""
+    return re.search("[\u4e00-\u9fff]", text) is not None
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a caption says, whatever its wording and language.
@@ -216,9 +222,12 @@ class Meaning:
 
 
 def meaning(text: str) -> Meaning | None:
-    """What a caption of this grammar says, in either language, or None for any other text."""
-    text = text.strip()
-    return _meaning_of(text.lower(), *_ENGLISH) or _meaning_of(text, *_CHINESE)
+    """What a caption of this grammar says, in either language, or None for any other text.
+
+    Case makes no difference, nor does the width of punctuation, which a tokenizer does not keep either.
+    """
+    text = unicodedata.normalize("NFKC", text.strip()).lower()
+    return _meaning_of(text, *_ENGLISH) or _meaning_of(text, *_CHINESE)
 
 
 def _meaning_of(text: str, sentence: re.Pattern, group: re.Pattern, name: Callable[[str], str]) -> Meaning | None:
@@ -276,9 +285,9 @@ def _chinese_grammar() -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
     thing = rf"(一个|两个|三个)?(?:({sizes})的)?({_any(list(CHINESE_COLOURS.values()))})的?({shapes})"
     plain = re.sub(r"\((?!\?)", "(?:", thing)
     sentence = (
-        rf"(?:在?(?P<ground1>{ground})背景上(?:有|，)|图中有|有|画)?"
+        rf"(?:在?(?P<ground1>{ground})背景上(?:有|,)|图中有|有|画)?"
         rf"(?P<things>{plain}(?:在{plain}的(?P<relation>{relations})|(?:、{plain})*和{plain})?)"
-        rf"(?:，在(?P<ground2>{ground})背景上|，背景是(?P<ground3>{ground})的|，(?P<ground4>{ground})背景)?[。！]?"
+        rf"(?:,在(?P<ground2>{ground})背景上|,背景是(?P<ground3>{ground})的|,(?P<ground4>{ground})背景)?[。!]?"
     )
     return re.compile(sentence), _named_groups(thing), lambda word: names.get(word, word)
 

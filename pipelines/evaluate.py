@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.captions import LANGUAGES, is_chinese, meaning
 from pipelines.judge import GENEVAL, Verdict, judge
 from pipelines.scenes import KINDS, Scene, render, scene
+from pipelines.text_to_text import TranslationPipeline
 
 TEST_SEED = 2_718_281_828
 """The series of scenes kept for testing: no training and no validation may use it."""
@@ -32,6 +34,7 @@ def evaluate(
     num_inference_steps: int = 20,
     guidance_scale: float = 3.0,
     batch_size: int = 50,
+    language: str = "en",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw the test prompts with `pipe`, judge the pictures, count.
@@ -40,6 +43,7 @@ def evaluate(
         pipe: called as diffusers' pipelines are; its answer's `.images` are floats (B, h, w, 3) in [0, 1].
         count_per_kind: prompts of each kind in each split, two or more.
         seeds: each prompt is drawn once for every seed; two prompts of a kind never share their noise.
+        language: of the prompts, one of `captions.LANGUAGES`; they say the same of the same scenes.
         progress: told (pictures done, pictures in all) after each batch.
 
     Returns:
@@ -59,6 +63,7 @@ def evaluate(
     report: dict[str, Any] = {
         "settings": {
             "test_seed": TEST_SEED,
+            "language": language,
             "count_per_kind": count_per_kind,
             "prompts": prompts,
             "seeds": list(seeds),
@@ -68,7 +73,7 @@ def evaluate(
     }
     done = 0
     for split, held_out in SPLITS.items():
-        scenes = fixed_scenes(count_per_kind, held_out)
+        scenes = fixed_scenes(count_per_kind, held_out, language)
         jobs = [(s, seed * count_per_kind + i % count_per_kind) for seed in seeds for i, s in enumerate(scenes)]
         verdicts: list[Verdict] = []
         for start in range(0, len(jobs), batch_size):
@@ -96,13 +101,34 @@ def evaluate(
     return report
 
 
-def fixed_scenes(count_per_kind: int, held_out: bool) -> list[Scene]:
+def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en") -> list[Scene]:
     """The scenes of a split, kind by kind; a larger count begins each kind with the same scenes."""
     return [
-        scene(TEST_SEED, index * len(KINDS) + place, kind, held_out)
+        scene(TEST_SEED, index * len(KINDS) + place, kind, held_out, language)
         for place, kind in enumerate(KINDS)
         for index in range(count_per_kind)
     ]
+
+
+def evaluate_translation(pipe: TranslationPipeline, count_per_kind: int = 50, batch_size: int = 50) -> dict[str, Any]:
+    """Translate the captions of the test scenes and count those that mean the same (`captions.meaning`).
+
+    Returns:
+        {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, entries as `evaluate` gives them.
+    """
+    report: dict[str, Any] = {}
+    for split, held_out in SPLITS.items():
+        report[split] = {}
+        for source, target in (("en", "zh"), ("zh", "en")):
+            texts = [s.caption for s in fixed_scenes(count_per_kind, held_out, source)]
+            batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+            written = [translation.text for batch in batches for translation in pipe(batch)]
+            right = [
+                meaning(text) == meaning(said) and is_chinese(said) == (target == "zh")
+                for text, said in zip(texts, written, strict=True)
+            ]
+            report[split][f"{source} → {target}"] = _share(right)
+    return report
 
 
 def _count(verdicts: list[Verdict]) -> dict[str, Any]:
@@ -129,7 +155,8 @@ def table(report: dict[str, Any]) -> str:
     """What `evaluate` gave, as a Markdown table of percentages for people, at most 100 columns wide."""
     settings = report["settings"]
     lines = [
-        f"{settings['prompts']} prompts, seeds {', '.join(map(str, settings['seeds']))}, "
+        f"{settings['prompts']} prompts in {LANGUAGES[settings['language']]}, "
+        f"seeds {', '.join(map(str, settings['seeds']))}, "
         f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}; % right (95 % interval).",
         "Ceiling and floor (seen / held-out) are the judge's, on exact renders and under exchanged captions.",
         "",

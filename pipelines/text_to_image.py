@@ -32,6 +32,38 @@ def bundled_models() -> list[str]:
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/model_index.json"))
 
 
+def locate(name: str | Path) -> str:
+    """The folder of a bundled model's name; a folder of a model, or a hub id, as it is.
+
+    Raises:
+        ValueError: it is none of them; the message lists the bundled models.
+    """
+    name = str(name)
+    if name in bundled_models():
+        return str(BUNDLED / name)
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise ValueError(f"{name} holds no model: it has no model_index.json (has its run saved one yet?)")
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise ValueError(
+            f"there is no model {name!r}: give a bundled one ({', '.join(bundled_models())}), a folder or a hub id"
+        )
+    return name
+
+
+def read_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Prompts -> token ids (B, T) and which of them are real (B, T).
+
+    Raises:
+        ValueError: a prompt has more tokens than the model reads; nothing is cut off silently.
+    """
+    limit = tokenizer.model_max_length
+    # Padded afterwards: asked to pad as it reads, a tokenizer changes its own state under other threads.
+    read = tokenizer.pad(tokenizer(prompts, verbose=False), return_tensors="pt", verbose=False)
+    if read["input_ids"].shape[1] > limit:
+        raise ValueError(f"the prompt has {read['input_ids'].shape[1]} tokens, this model reads {limit}: shorten it")
+    return read["input_ids"], read["attention_mask"].bool()
+
+
 class TextToImagePipeline(DiffusionPipeline):
     """Draws pictures from prompts by integrating a rectified flow from noise to picture.
 
@@ -61,21 +93,13 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             ValueError: there is no such model; the message lists those that are there.
         """
-        name = str(name)
-        if name in bundled_models():
-            return cls._load(str(BUNDLED / name), **kwargs)
-        if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
-            raise ValueError(f"{name} holds no model: it has no model_index.json (has its run saved one yet?)")
-        if not Path(name).is_dir() and name.count("/") != 1:
-            raise ValueError(
-                f"there is no model {name!r}: give a bundled one ({', '.join(bundled_models())}), a folder or a hub id"
-            )
+        path = locate(name)
         try:
-            return cls._load(name, **kwargs)
+            return cls._load(path, **kwargs)
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{name} cannot be loaded: it is no whole folder here, nor found on the hub: {reason}"
+                f"{name} cannot be loaded: no whole folder here, nor found on the hub: {reason}"
             ) from error
 
     @classmethod
@@ -104,14 +128,7 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             ValueError: a prompt has more tokens than the model reads; nothing is cut off silently.
         """
-        limit = self.tokenizer.model_max_length
-        # Padded afterwards: asked to pad as it reads, a tokenizer changes its own state under other threads.
-        read = self.tokenizer(prompts, verbose=False)
-        read = self.tokenizer.pad(read, return_tensors="pt", verbose=False)
-        ids, token_mask = read["input_ids"], read["attention_mask"].bool()
-        if ids.shape[1] > limit:
-            raise ValueError(f"the prompt has {ids.shape[1]} tokens, this model reads {limit}: shorten it")
-        ids, token_mask = ids.to(self._execution_device), token_mask.to(self._execution_device)
+        ids, token_mask = (t.to(self._execution_device) for t in read_prompts(self.tokenizer, prompts))
         return self.text_encoder.encode(ids, token_mask), token_mask
 
     @torch.no_grad()

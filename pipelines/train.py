@@ -116,16 +116,25 @@ class TextToImageModel(nn.Module):
         flow_loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
         nothing = flow_loss.new_zeros(())
         tokens = ((1 - batch.times) * torch.stack(token_losses).mean(dim=0)).mean() if token_losses else nothing
-        return Losses(flow_loss, tokens, self.text_loss(memory, batch) if len(self.text_encoder.decoder) else nothing)
+        text = nothing
+        if len(self.text_encoder.decoder):
+            text = text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
+        return Losses(flow_loss, tokens, text)
 
-    def text_loss(self, memory: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of the translations, labels smoothed by 0.1 (arXiv 1706.03762, section 5.4), () in nats."""
-        logits = self.text_encoder.decode(batch.target_ids[:, :-1], memory, batch.token_mask)  # (B, S − 1, V)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), batch.target_ids[:, 1:].flatten(), reduction="none", label_smoothing=0.1
-        )
-        real = batch.target_mask[:, 1:].flatten()
-        return (losses * real).sum() / real.sum().clamp_min(1)
+
+def text_loss(
+    model: Transformer, memory: Tensor, memory_mask: Tensor, target_ids: Tensor, target_mask: Tensor
+) -> Tensor:
+    """Cross-entropy of each next token, labels smoothed by 0.1 (arXiv 1706.03762, section 5.4), in nats.
+
+    memory (B, T, M) and its mask (B, T), target_ids and target_mask (B, S) -> the mean over real tokens, ().
+    """
+    logits = model.decode(target_ids[:, :-1], memory, memory_mask)  # (B, S − 1, V)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), target_ids[:, 1:].flatten(), reduction="none", label_smoothing=0.1
+    )
+    real = target_mask[:, 1:].flatten()
+    return (losses * real).sum() / real.sum().clamp_min(1)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -297,7 +306,9 @@ def validate(
                 inside = grounding.points_inside(torch.stack(maps).mean(dim=0), batch.masks)
                 hits.append(inside[batch.masks.flatten(2).amax(dim=-1) >= 0.5])
                 if level == LEVELS[0] and not name and len(model.text_encoder.decoder):
-                    text_losses.append(model.text_loss(memory, batch))
+                    text_losses.append(
+                        text_loss(model.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
+                    )
             report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
             if level == 0.3 and not name and len(torch.cat(hits)):
                 report["pointing"] = torch.cat(hits).float().mean().item()

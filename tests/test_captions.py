@@ -88,6 +88,7 @@ def test_every_chinese_wording_occurs() -> None:
     [
         ("a red circle", Meaning(((1, "medium", "red", "circle"),), None, "white")),
         ("A RED CIRCLE.", Meaning(((1, "medium", "red", "circle"),), None, "white")),
+        ("在灰色背景上，两个大的绿色星星！", Meaning(((2, "big", "green", "star"),), None, "gray")),
         ("一个红色的圆", Meaning(((1, "medium", "red", "circle"),), None, "white")),
         (
             "three tiny green crosses on a gray background",

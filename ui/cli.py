@@ -12,12 +12,13 @@ import typer
 from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 
-from pipelines import TextToImagePipeline, trace
+from pipelines import TextToImagePipeline, TranslationPipeline, trace
 from pipelines.bench import bench_sample, bench_train
+from pipelines.captions import LANGUAGES
 from pipelines.emoji import write_emoji
 from pipelines.evaluate import evaluate as evaluate_pipe
-from pipelines.evaluate import table
-from pipelines.overlay import word_sheet
+from pipelines.evaluate import evaluate_translation, fixed_scenes, table
+from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
 from ui.app import launch
@@ -61,6 +62,7 @@ def generate(
     files = [out / f"{name}.png", out / f"{name}-words.png"]
     if not overwrite and (there := [str(f) for f in files if f.exists()]):
         raise ValueError(f"{', '.join(there)} already exists: choose another --out, or --overwrite")
+    label_font([prompt], 15)  # the sheet will need it
     pipe = load(model)
     if unknown := unknown_words(prompt, pipe.tokenizer):
         print(f"note: this model has never read: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
@@ -123,13 +125,46 @@ def evaluate(
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt.")] = 3.0,
 ) -> None:
-    """Measure how far pictures show what their prompts say, by the rule-based judge."""
+    """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
+
+    Where it also translates: how many of the captions still mean the same.
+    """
     _refuse_existing(json_file)
-    report = {"model": model} | evaluate_pipe(
-        load(model), count_per_kind=prompts, num_inference_steps=steps, guidance_scale=guidance
-    )
-    print(table(report))
+    pipe = load(model)
+    report: dict = {"model": model}
+    for language in LANGUAGES:
+        if language == "en" or not any(
+            unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)
+        ):
+            report[language] = evaluate_pipe(
+                pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language
+            )
+            print(table(report[language]), end="\n\n")
+    if len(pipe.text_encoder.decoder):
+        report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
+        for split, directions in report["translation"].items():
+            for direction, e in directions.items():
+                print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
     _write_json(json_file, report)
+
+
+@app.command(epilog='Example: unet-xattn translate "一个红色的圆在蓝色正方形的左边" --attention alignment.png')
+def translate(
+    text: Annotated[str, typer.Argument(help="What to translate.")],
+    model: Model = "shapes",
+    attention: Annotated[Path | None, typer.Option(help="Draw here where each word that was written looked.")] = None,
+    beams: Annotated[int, typer.Option(help="Sentences followed at a time; 1 takes the likeliest word each time.")] = 4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is already there.")] = False,
+) -> None:
+    """Say a text in the other language, from the same memory that pictures are drawn from."""
+    if attention is not None and attention.exists() and not overwrite:
+        raise ValueError(f"{attention} already exists: choose another --attention, or --overwrite")
+    check_prompt(text)
+    (translation,) = TranslationPipeline.from_pretrained(model)(text, beams=beams)
+    print(translation.text)
+    if attention is not None:
+        attention.parent.mkdir(parents=True, exist_ok=True)
+        alignment_sheet(translation).save(attention)
 
 
 @data.command("emoji", epilog="Example: unet-xattn data emoji emoji-data")

@@ -1,0 +1,98 @@
+"""Shapes: L decoder layers, H heads, S source tokens, T target tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from pipelines import TextToImagePipeline, TranslationPipeline, scenes
+from pipelines.captions import LANGUAGES, is_chinese, meaning
+from pipelines.dataset import Collator
+from pipelines.train import text_loss
+from unet_xattn import Transformer
+
+TEXTS = ["a red circle", "一个红色的圆在蓝色正方形的左边"]
+
+
+@pytest.fixture(scope="module")
+def pipe(tokenizer: PreTrainedTokenizerFast) -> TranslationPipeline:
+    """Untrained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TranslationPipeline(tokenizer, Transformer(len(tokenizer), width=32, heads=2, decoder_layers=2).eval())
+
+
+def test_a_translation_says_what_was_written_and_from_where(pipe: TranslationPipeline) -> None:
+    for text, translation in zip(TEXTS, pipe(TEXTS, max_tokens=5), strict=True):
+        assert translation.text == pipe.tokenizer.decode(
+            pipe.tokenizer.convert_tokens_to_ids(translation.tokens), skip_special_tokens=True
+        )
+        assert translation.source_tokens == pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(text)["input_ids"])
+        assert translation.tokens[-1] == "[END]" and len(translation.tokens) <= 6
+        shape = (2, 2, len(translation.tokens), len(translation.source_tokens))
+        assert translation.attention.shape == shape
+        torch.testing.assert_close(translation.attention.sum(-1), torch.ones(shape[:-1]))
+
+
+def test_a_text_is_translated_alone_as_in_a_batch(pipe: TranslationPipeline) -> None:
+    together = pipe(TEXTS, max_tokens=8)
+    for text, expected in zip(TEXTS, together, strict=True):
+        (alone,) = pipe(text, max_tokens=8)
+        assert alone.text == expected.text
+        torch.testing.assert_close(alone.attention, expected.attention, rtol=1e-4, atol=1e-5)
+
+
+def test_the_text_side_of_a_text_to_image_model_translates(
+    pipe: TranslationPipeline, tiny_pipe: TextToImagePipeline, tmp_path: Path
+) -> None:
+    both = TextToImagePipeline(pipe.tokenizer, pipe.text_encoder, tiny_pipe.unet, tiny_pipe.scheduler)
+    both.save_pretrained(tmp_path)
+    loaded = TranslationPipeline.from_pretrained(tmp_path)
+    assert [t.text for t in loaded(TEXTS)] == [t.text for t in pipe(TEXTS)]
+
+
+def test_a_model_without_a_decoder_says_so(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no decoder, so it cannot translate"):
+        TranslationPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="there is no model 'nope'"):
+        TranslationPipeline.from_pretrained("nope")
+
+
+@pytest.mark.parametrize("text", ["", "  ", [], ["a", ""]])
+def test_nothing_to_translate_is_said(pipe: TranslationPipeline, text: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="nothing to translate"):
+        pipe(text)
+
+
+def test_a_text_longer_than_the_model_reads_is_refused(pipe: TranslationPipeline) -> None:
+    with pytest.raises(ValueError, match="tokens, this model reads 64"):
+        pipe("red " * 100)
+
+
+def test_captions_are_learnt_to_be_said_in_the_other_language(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The whole chain in both directions, on captions of single objects, judged by what is meant."""
+
+    def captions(seed: int, places: range, language: str) -> list[str]:
+        return [scenes.scene(seed, place, "one", language=language).caption for place in places]
+
+    torch.manual_seed(0)
+    text_encoder = Transformer(len(tokenizer), width=64, heads=4, encoder_layers=1, decoder_layers=1)
+    optimizer = torch.optim.Adam(text_encoder.parameters(), 3e-3)
+    collator = Collator(tokenizer, 0, 0.0, 8)
+    for step in range(300):
+        source, target = ("en", "zh") if step % 2 else ("zh", "en")
+        places = range(32 * step, 32 * step + 32)
+        ids, token_mask, _ = collator.read(captions(5, places, source), [()] * 32)
+        memory = text_encoder.encode(ids, token_mask)
+        loss = text_loss(text_encoder, memory, token_mask, *collator.write(captions(5, places, target)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    translate = TranslationPipeline(tokenizer, text_encoder.eval())
+    for language in LANGUAGES:
+        texts = captions(6, range(40), language)
+        said = [translation.text for translation in translate(texts)]
+        right = [meaning(a) == meaning(b) and is_chinese(a) != is_chinese(b) for a, b in zip(said, texts, strict=True)]
+        assert sum(right) >= 30, list(zip(texts, said, strict=True))
