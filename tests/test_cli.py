@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import TextToImagePipeline
+from pipelines.captions import LANGUAGES
 from pipelines.train import TrainConfig, train
 from ui.cli import main
+from unet_xattn import Transformer
 
 
 @pytest.fixture
@@ -45,6 +48,15 @@ def fails(run):
 def tiny_model(tiny_pipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def writer(tiny_pipe, tmp_path_factory) -> Path:
+    """A model whose memory has two readers."""
+    text_encoder = Transformer(len(tiny_pipe.tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=1)
+    folder = tmp_path_factory.mktemp("writer")
+    TextToImagePipeline(tiny_pipe.tokenizer, text_encoder, tiny_pipe.unet, tiny_pipe.scheduler).save_pretrained(folder)
     return folder
 
 
@@ -130,10 +142,30 @@ def test_a_trained_folder_of_pictures_generates(run, tmp_path: Path) -> None:
     assert "never read" not in err
 
 
-def test_evaluate_prints_a_table_and_writes_json(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+def test_evaluate_prints_a_table_for_each_language_and_writes_json(run, fails, writer: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    code, out, err = run("evaluate", tiny_model, "--prompts", "2", "--steps", "1", "--json", file)
+    code, out, err = run("evaluate", writer, "--prompts", "2", "--steps", "1", "--json", file)
     assert code == 0, err
-    assert "all" in out and "held" in out
-    assert json.loads(file.read_text())
-    assert "already exists" in fails("evaluate", tiny_model, "--json", file)
+    report = json.loads(file.read_text())
+    for language, name in LANGUAGES.items():
+        assert f"prompts in {name}" in out and report[language]["settings"]["language"] == language
+        assert report[language]["held_out"]["model"]["all_correct"]["n"] == 20
+    assert "translation en → zh, held-out pairs: 0 of 10 mean the same" in out
+    assert report["translation"]["seen"]["zh → en"]["n"] == 10
+    assert "already exists" in fails("evaluate", writer, "--json", file)
+
+
+def test_translate_prints_a_line_and_draws_the_alignment(run, fails, writer: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "new" / "alignment.png"
+    arguments = ("translate", "a red circle", "--model", writer, "--attention", sheet, "--beams", "1")
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    assert min(size_of(sheet)) > 26
+    assert "already exists" in fails(*arguments)
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert "nothing to translate" in fails("translate", " ", "--model", writer)
+
+
+def test_a_model_that_cannot_translate_says_so(fails, tiny_model: Path) -> None:
+    assert "has no decoder, so it cannot translate" in fails("translate", "a red circle", "--model", tiny_model)

@@ -1,8 +1,10 @@
 import numpy as np
+import torch
 from PIL import Image
 
 from pipelines import trace
-from pipelines.overlay import colour_map, overlay, word_sheet
+from pipelines.overlay import alignment_sheet, colour_map, overlay, word_sheet
+from pipelines.text_to_text import Translation
 
 
 def test_colours_grow_lighter_with_the_value() -> None:
@@ -29,3 +31,11 @@ def test_sheet_has_a_tile_for_the_picture_and_each_word(tiny_pipe) -> None:
         columns = min(6, tiles)
         assert sheet.width == columns * 72 + 8
         assert sheet.height == -(-tiles // columns) * (64 + 24 + 8) + 8
+
+
+def test_the_alignment_has_a_row_for_each_token_written_and_a_column_for_each_read() -> None:
+    attention = torch.zeros(2, 4, 3, 5)  # layers, heads, written, read
+    attention[..., [0, 1, 2], [4, 0, 2]] = 1
+    sheet = np.asarray(alignment_sheet(Translation("b", list("abc"), list("vwxyz"), attention), cell=20)).astype(int)
+    bright = sheet[-8 - 60 : -8, -8 - 100 : -8].sum(axis=-1)[10::20, 10::20] > 600
+    assert np.argwhere(bright).tolist() == [[0, 4], [1, 0], [2, 2]]
