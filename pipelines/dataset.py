@@ -8,10 +8,10 @@ Shapes: B batch, T tokens, h×w pixels.
 """
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +46,12 @@ class Example:
     caption: str
     regions: Sequence[tuple[int, int, np.ndarray]] = ()  # (start, end, mask (h, w) in [0, 1])
     translation: str = ""
+
+
+class Stream(Protocol):
+    """An endless stream of whatever is trained on."""
+
+    def example(self, place: int) -> Any: ...
 
 
 class Examples(Protocol):
@@ -172,15 +178,16 @@ def load_picture(path: Path, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of these captions, lower-cased, with character offsets; a Han character is a token.
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of these captions with character offsets; a Han character is a token.
 
     It remembers every word it was trained on, in `init_kwargs["known_words"]`, so that others can be pointed out.
     """
     captions = list(captions)
     core = Tokenizer(models.BPE(unk_token="[UNK]"))
     one_space = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Prepend(" ")]
-    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *one_space])
+    lower = [normalizers.Lowercase()] if lowercase else []
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower, *one_space])
     # A word keeps its space as "▁", so that what a decoder writes can be spelt out again. Punctuation marks stand
     # alone, and so do Han characters, which have no spaces between them.
     words = pre_tokenizers.Metaspace(prepend_scheme="never")
@@ -292,18 +299,20 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class _Stream(Dataset):
-    def __init__(self, examples: Examples):
+class _Places(Dataset):
+    def __init__(self, examples: Stream):
         self.examples = examples
 
-    def __getitem__(self, place: int) -> tuple[int, Example]:
+    def __getitem__(self, place: int) -> tuple[int, Any]:
         return place, self.examples.example(place)
 
 
-def batches(examples: Examples, collator: Collator, batch_size: int, start: int, stop: int, workers: int) -> DataLoader:
-    """The stream of batches over places [start, stop)."""
+def batches(
+    examples: Stream, collator: Callable[[list], Any], batch_size: int, start: int, stop: int, workers: int
+) -> DataLoader:
+    """The stream of batches over places [start, stop): what `collator` makes of (place, example) pairs."""
     return DataLoader(
-        _Stream(examples),
+        _Places(examples),
         batch_size=batch_size,
         sampler=range(start, stop),
         collate_fn=collator,

@@ -194,7 +194,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     )
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, config)
+            group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
         with accelerator.autocast():
             losses: Losses = trained(batch, use_masks=config.mask_weight > 0 and bool(batch.masks.any()))
         accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
@@ -239,9 +239,9 @@ def load_examples(config: TrainConfig) -> Examples:
     return FolderExamples(config.data, config.size, config.seed)
 
 
-def schedule(step: int, config: TrainConfig) -> float:
+def schedule(step: int, steps: int, warmup: int) -> float:
     """The learning rate's factor: up over the warm-up, level, then down to nothing over the last third."""
-    return min(1.0, (step + 1) / max(config.warmup, 1), (config.steps - step) / config.steps * 3)
+    return min(1.0, (step + 1) / max(warmup, 1), (steps - step) / steps * 3)
 
 
 def power_function_ema(sigma: float) -> Callable[..., None]:

@@ -167,5 +167,19 @@ def test_translate_prints_a_line_and_draws_the_alignment(run, fails, writer: Pat
     assert "nothing to translate" in fails("translate", " ", "--model", writer)
 
 
+def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> None:
+    pairs, out = tmp_path / "pairs.tsv", tmp_path / "run"
+    pairs.write_text("".join(f"{i}\tnumber {i}\n" for i in range(30)))
+    arguments = ("train-text", "--pairs", pairs, "--out", out, "--steps", "2", "--batch-size", "4")
+    code, printed, err = run(*arguments)
+    assert code == 0 and str(out) in printed, err
+    code, printed, err = run("translate", "3", "--model", out)
+    assert code == 0 and len(printed.splitlines()) == 1, err
+    assert "not empty" in fails(*arguments)
+    pairs.write_text("one\ntwo\n")
+    assert "line 1: 1 columns" in fails("train-text", "--pairs", pairs, "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_model_that_cannot_translate_says_so(fails, tiny_model: Path) -> None:
     assert "has no decoder, so it cannot translate" in fails("translate", "a red circle", "--model", tiny_model)

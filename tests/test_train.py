@@ -345,7 +345,7 @@ def test_the_first_average_is_the_weights_themselves() -> None:
 
 def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     config = TrainConfig(steps=900, warmup=100)
-    rates = [schedule(step, config) for step in range(900)]
+    rates = [schedule(step, config.steps, config.warmup) for step in range(900)]
     assert rates[:100] == sorted(rates[:100]) and 0 < rates[0] <= 0.01
     assert rates[99:600] == [1.0] * 501
     assert rates[600:] == sorted(rates[600:], reverse=True) and 0 < rates[-1] < 0.01
@@ -354,7 +354,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 200), (5, 200), (3, 1)])
 def test_short_runs_learn_at_every_step(steps: int, warmup: int) -> None:
     config = TrainConfig(steps=steps, warmup=warmup)
-    assert all(0 < schedule(step, config) <= 1 for step in range(steps))
+    assert all(0 < schedule(step, config.steps, config.warmup) <= 1 for step in range(steps))
 
 
 # Validation.

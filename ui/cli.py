@@ -21,6 +21,8 @@ from pipelines.evaluate import evaluate_translation, fixed_scenes, table
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
+from pipelines.train_text import TextConfig
+from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
 from unet_xattn.words import unknown_words
@@ -115,6 +117,34 @@ def train(
         every=every,
     )
     print(f"the model is in {train_model(config, resume)}")
+
+
+@app.command("train-text", epilog="Example: unet-xattn train-text --pairs names.tsv --out runs/names")
+def train_text(
+    pairs: Annotated[Path, typer.Option(help="A .tsv with two columns, or a .jsonl of source and target; UTF-8.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: the model and its checkpoint.")] = Path(TextConfig.out),
+    steps: Annotated[int, typer.Option(help="Training steps, at most.")] = TextConfig.steps,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step, over all processes.")] = TextConfig.batch_size,
+    seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TextConfig.seed,
+    every: Annotated[int, typer.Option(help="Steps between validations.")] = TextConfig.every,
+    patience: Annotated[int, typer.Option(help="Stop after so many without a better loss.")] = TextConfig.patience,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that cannot be used.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with the settings it began with.")
+    ] = False,
+) -> None:
+    """Train the encoder-decoder alone, on pairs of sentences."""
+    config = TextConfig(
+        pairs=str(pairs),
+        out=str(out),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        every=every,
+        patience=patience,
+        skip_bad=skip_bad,
+    )
+    print(f"the model is in {train_text_model(config, resume)}")
 
 
 @app.command(epilog="Example: unet-xattn evaluate shapes --json shapes.json")

@@ -1,0 +1,261 @@
+"""Training the text encoder–decoder alone, on anybody's pairs of sentences: one flat loop on Accelerate.
+
+Shapes: B batch, S source tokens, T target tokens.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pipelines.dataset import DataError, batches, seed_of, train_tokenizer
+from pipelines.text_to_text import TranslationPipeline
+from pipelines.train import power_function_ema, schedule, text_loss
+from unet_xattn import Transformer
+
+LONGEST_LINE = 10_000
+"""Characters. A longer line is no sentence but a broken file."""
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What a run is. The same settings, machine and thread count give the same weights."""
+
+    pairs: str = "pairs.tsv"  # a file, see `read_pairs`
+    out: str = "runs/text"
+    steps: int = 4000  # at most
+    batch_size: int = 64  # of all processes together
+    seed: int = 0
+    width: int = 192
+    layers: int = 3  # of the encoder, and again of the decoder
+    dropout: float = 0.1
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema_sigma: float = 0.1
+    every: int = 250  # steps between validations
+    patience: int = 6  # validations without a better loss before it stops
+    skip_bad: bool = False  # leave bad lines out instead of refusing the file
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 2), ("seed", 0), ("layers", 1), ("every", 1), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+
+def read_pairs(path: str | Path, skip_bad: bool = False) -> list[Pair]:
+    """Pairs of a source and a target sentence, in UTF-8: a .tsv with two columns, or a .jsonl of {"source", "target"}.
+
+    Args:
+        skip_bad: leave out lines that cannot be used, rather than refuse the file.
+
+    Raises:
+        DataError: there is no such file, no pair in it, or there are lines that cannot be used (all of them listed).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}: give a .tsv or .jsonl with a source and a target sentence a line")
+    if path.suffix not in (".tsv", ".jsonl"):
+        raise DataError(f"{path} is neither .tsv nor .jsonl: the name says how its lines are to be read")
+    pairs, bad = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            pairs.append(_pair(line, path.suffix == ".jsonl"))
+        except ValueError as error:
+            bad.append(f"line {number}: {error}")
+    if bad and not skip_bad:
+        raise DataError(f"{path}: {len(bad)} lines cannot be used: {'; '.join(bad)}. Mend or --skip-bad")
+    if not pairs:
+        raise DataError(f"{path} holds no pairs")
+    return pairs
+
+
+def _pair(line: bytes, is_json: bool) -> Pair:
+    if len(line) > 4 * LONGEST_LINE:
+        raise ValueError(f"{len(line):,} bytes are no sentence")
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    if is_json:
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            raise ValueError("not JSON") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(side), str) for side in ("source", "target")):
+            raise ValueError('needs the texts "source" and "target"')
+        sides = [row["source"], row["target"]]
+    else:
+        sides = text.split("\t")
+        if len(sides) != 2:
+            raise ValueError(f"{len(sides)} columns instead of 2")
+    source, target = (side.strip() for side in sides)
+    if not source or not target:
+        raise ValueError(f"the {'source' if not source else 'target'} is empty")
+    return source, target
+
+
+def split_pairs(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """(to train on, held out): every tenth pair is held out, and whatever else has the same source."""
+    held_out = pairs[7::10] or pairs[-1:]
+    sources = {source for source, _ in held_out}
+    return [pair for pair in pairs if pair[0] not in sources] or pairs, held_out
+
+
+@dataclass
+class PairBatch:
+    """ids and token_mask (B, S), target_ids and target_mask (B, T): the masks say which tokens are real."""
+
+    ids: Tensor
+    token_mask: Tensor
+    target_ids: Tensor
+    target_mask: Tensor
+
+    def to(self, device: torch.device) -> "PairBatch":
+        return PairBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+class PairStream:
+    """The pairs again and again, each epoch in an order that is a function of (seed, epoch)."""
+
+    def __init__(self, pairs: list[Pair], seed: int):
+        self.pairs, self.seed = pairs, seed
+
+    def example(self, place: int) -> Pair:
+        epoch, position = divmod(place, len(self.pairs))
+        return self.pairs[np.random.default_rng((self.seed, epoch)).permutation(len(self.pairs))[position]]
+
+
+def collate(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> PairBatch:
+    """Pairs as tokens, both sides padded."""
+    source, target = (tokenizer(list(side), padding=True, return_tensors="pt") for side in zip(*pairs, strict=True))
+    return PairBatch(
+        source["input_ids"], source["attention_mask"].bool(), target["input_ids"], target["attention_mask"].bool()
+    )
+
+
+class TextModel(nn.Module):
+    """The Transformer with its loss, as Accelerate wants to call it."""
+
+    def __init__(self, text_encoder: Transformer):
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        memory = self.text_encoder.encode(batch.ids, batch.token_mask)
+        return text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
+
+
+def train_text(config: TextConfig, resume: bool = False) -> Path:
+    """Train a Transformer on pairs and leave the best one, as a `TranslationPipeline` folder, in `config.out`.
+
+    It stops after `config.steps`, or before when the loss on the held-out tenth has not fallen for a while.
+
+    Raises:
+        ValueError: settings or pairs that cannot be used, a run that is already there, or nothing to resume.
+    """
+    out = Path(config.out)
+    checkpoint = out / "checkpoint"
+    start, best, waited = 0, float("inf"), 0
+    if resume:
+        state = load_state(checkpoint)
+        config, start, best, waited = TextConfig(**state["config"]), state["step"], state["best"], state["waited"]
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
+
+    train_pairs, held_out = split_pairs(read_pairs(config.pairs, config.skip_bad))
+    tokenizer = train_tokenizer([text for pair in train_pairs for text in pair], lowercase=False)
+    longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for pair in train_pairs + held_out for text in pair)
+    tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if torch.cuda.is_available() else "no",  # weights stay fp32
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    torch.manual_seed(config.seed)
+    text_encoder = Transformer(
+        len(tokenizer), config.width, 4, config.layers, decoder_layers=config.layers, dropout=config.dropout
+    )
+    model = TextModel(text_encoder).to(accelerator.device)
+    ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
+    if resume:
+        load_checkpoint(checkpoint, model, ema, optimizer)
+    first, last = start * config.batch_size, config.steps * config.batch_size
+    loader = batches(
+        PairStream(train_pairs, config.seed),
+        lambda items: collate(tokenizer, [pair for _, pair in items]),
+        config.batch_size,
+        first,
+        last,
+        workers=0,
+    )
+    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    pipe = TranslationPipeline(tokenizer, ema.module.text_encoder)  # type: ignore[union-attr, arg-type]
+
+    progress = tqdm(
+        total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process, file=sys.stdout
+    )
+    for step, batch in enumerate(loader, start):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
+        torch.manual_seed(seed_of(config.seed, step))  # dropout, so that a resumed run drops the same units
+        with accelerator.autocast():
+            loss = trained(batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(accelerator.unwrap_model(trained))
+
+        done = step + 1
+        progress.update()
+        if done % config.every and done != config.steps:
+            continue
+        value = validate(ema.module, tokenizer, held_out, accelerator.device)  # type: ignore[arg-type]
+        waited = 0 if value < best else waited + 1
+        if accelerator.is_main_process:
+            if value < best:
+                pipe.save_pretrained(out)
+            progress.write(f"step {done}: loss {loss.item():.3f}, held out {value:.3f}" + (", best" * (value < best)))
+            with open(out / "validation.jsonl", "a") as file:
+                file.write(json.dumps({"step": done, "loss": loss.item(), "held out": value}) + "\n")
+            best = min(best, value)
+            state = {"step": done, "best": best, "waited": waited, "config": asdict(config)}
+            save_checkpoint(checkpoint, model, ema, optimizer, state)
+        best = min(best, value)
+        accelerator.wait_for_everyone()
+        if waited == config.patience:
+            progress.write(f"the held-out loss has not fallen for {waited} validations: stopped")
+            break
+    progress.close()
+    return out
+
+
+@torch.no_grad()
+def validate(model: TextModel, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], device: torch.device) -> float:
+    """The mean loss of a token of these pairs, in nats."""
+    model.eval()
+    total, tokens = 0.0, 0
+    for i in range(0, len(pairs), 64):
+        batch = collate(tokenizer, pairs[i : i + 64]).to(device)
+        count = int(batch.target_mask[:, 1:].sum())
+        total, tokens = total + model(batch).item() * count, tokens + count
+    model.train()
+    return total / tokens

@@ -1,0 +1,141 @@
+"""Training on pairs of sentences: which files are read, what a run leaves, how it goes on and when it stops."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pipelines.train_text
+from pipelines import TranslationPipeline
+from pipelines.checkpoint import save_checkpoint
+from pipelines.dataset import DataError
+from pipelines.train_text import TextConfig, read_pairs, split_pairs, train_text
+
+DIGITS = {"1": "One", "2": "Two", "3": "Three", "4": "Four", "5": "Five"}
+PAIRS = [(f"{a} {b} {c}", f"{DIGITS[c]} {DIGITS[b]} {DIGITS[a]}") for a in DIGITS for b in DIGITS for c in DIGITS]
+
+
+def write(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TextConfig:
+    pairs = write(tmp_path / "pairs.tsv", PAIRS)
+    return TextConfig(
+        pairs=str(pairs), out=str(tmp_path / "run"), steps=6, batch_size=8, width=32, layers=1, every=3, warmup=10
+    )
+
+
+# The file.
+
+
+def test_both_kinds_of_file_hold_the_same_pairs(tmp_path: Path) -> None:
+    pairs = [("China", "中国"), ("a\u00a0b", "ﬁ"), ('"quoted"', "x, y")]
+    lines = [json.dumps({"source": source, "target": target}) for source, target in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n\n")
+    assert read_pairs(write(tmp_path / "pairs.tsv", pairs)) == read_pairs(tmp_path / "pairs.jsonl") == pairs
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_bytes("\ufeffa\tb\r\nc\td\r\n".encode())
+    assert read_pairs(tmp_path / "pairs.tsv") == [("a", "b"), ("c", "d")]
+
+
+def test_all_bad_lines_are_listed_and_can_be_skipped(tmp_path: Path) -> None:
+    bad = [b"good\tgut", b"alone", b"a\tb\tc", b"\tempty", b"empty\t ", b"\xff\xfe\tx", b"long\t" + b"x" * 1_000_000]
+    (tmp_path / "pairs.tsv").write_bytes(b"\n".join(bad))
+    with pytest.raises(DataError) as error:
+        read_pairs(tmp_path / "pairs.tsv")
+    said = str(error.value)
+    assert "6 lines cannot be used" in said and "--skip-bad" in said
+    expected = {2: "1 columns", 3: "3 columns", 4: "source is empty", 5: "target is empty", 6: "not UTF-8", 7: "bytes"}
+    for number, what in expected.items():
+        assert what in said.split(f"line {number}: ")[1].split(";")[0]
+    assert read_pairs(tmp_path / "pairs.tsv", skip_bad=True) == [("good", "gut")]
+
+
+def test_bad_lines_of_json_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"source": "a"}\nnope\n[1]\n{"source": "a", "target": 3}\n')
+    with pytest.raises(DataError, match="4 lines cannot be used"):
+        read_pairs(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("no.tsv", None, "there is no file"), ("a.txt", "a\tb", "neither"), ("a.tsv", "\n \n", "holds no pairs")],
+)
+def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_pairs(tmp_path / name)
+
+
+def test_no_source_is_both_trained_on_and_held_out() -> None:
+    pairs = [(f"word {i % 30}", str(i)) for i in range(100)]
+    train, held_out = split_pairs(pairs)
+    assert held_out == pairs[7::10]
+    assert not {source for source, _ in train} & {source for source, _ in held_out}
+    assert split_pairs([("a", "b")]) == ([("a", "b")], [("a", "b")])
+
+
+# The run.
+
+
+def test_it_learns_to_translate_what_it_has_not_seen(config: TextConfig, tmp_path: Path) -> None:
+    out = train_text(replace(config, steps=500, batch_size=32, width=64, every=250, dropout=0.0, warmup=50))
+    held_out = split_pairs(PAIRS)[1]
+    said = TranslationPipeline.from_pretrained(out)([source for source, _ in held_out])
+    right = [translation.text == target for translation, (_, target) in zip(said, held_out, strict=True)]
+    assert sum(right) >= 10, [translation.text for translation in said]  # of 12, in their own capitals
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp_path: Path) -> None:
+    whole = train_text(config)
+    parts = replace(config, out=str(tmp_path / "parts"))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def save_and_stop(*args: object) -> None:
+            save_checkpoint(*args)
+            raise KeyboardInterrupt
+
+        patch.setattr(pipelines.train_text, "save_checkpoint", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_text(parts)
+    train_text(parts, resume=True)
+    for name in ("model", "ema", "optimizer"):
+        one, other = (load_file(Path(out) / "checkpoint" / f"{name}.safetensors") for out in (whole, parts.out))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_it_stops_when_nothing_gets_better_and_keeps_the_best(config: TextConfig, tmp_path: Path) -> None:
+    noise = torch.Generator().manual_seed(0)
+    letters = "abcdefgh"
+
+    def word() -> str:
+        return "".join(letters[int(i)] for i in torch.randint(8, (6,), generator=noise))
+
+    pairs = write(tmp_path / "noise.tsv", [(word(), word()) for _ in range(40)])  # nothing to learn but by heart
+    out = train_text(replace(config, pairs=str(pairs), steps=2000, every=20, patience=2, warmup=1, dropout=0.0))
+    values = [json.loads(line)["held out"] for line in (out / "validation.jsonl").read_text().splitlines()]
+    assert len(values) < 100 and values.index(min(values)) == len(values) - 3
+
+
+def test_a_run_that_is_there_is_not_overwritten(config: TextConfig) -> None:
+    train_text(config)
+    with pytest.raises(ValueError, match="not empty"):
+        train_text(config)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train_text(replace(config, out=config.out + "-none"), resume=True)
+
+
+@pytest.mark.parametrize("setting", [{"steps": 0}, {"batch_size": 1}, {"layers": 0}, {"patience": 0}], ids=str)
+def test_a_setting_out_of_its_range_is_refused_by_name(setting: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        TextConfig(**setting)
