@@ -137,7 +137,8 @@ def test_masks_lie_on_the_tokens_of_their_words(tokenizer: PreTrainedTokenizerFa
     examples = [SceneExamples(32, 0).example(place) for place in range(24)]
     batch = collator(tokenizer, dropout=0.0)(list(enumerate(examples)))
     for place, masks in enumerate(batch.masks):
-        scene = scenes.scene(0, place)
+        scene = scenes.scene(0, place, language="zh" if place % 2 else "en")
+        assert scene.caption == examples[place].caption
         _, objects = scenes.render(scene, 32)
         offsets = tokenizer(scene.caption, return_offsets_mapping=True)["offset_mapping"]
         left = set(range(masks.shape[0]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
@@ -18,7 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines import TextToImagePipeline
@@ -108,12 +109,21 @@ def test_a_prompt_in_a_batch_gives_what_it_gives_alone(tiny_pipe: TextToImagePip
         assert (draw(tiny_pipe, prompt, generator=seeded(i)) - together[i : i + 1]).abs().max() < 2 / 255
 
 
-def test_parts_are_called_as_modules_so_that_hooks_work(tiny_pipe: TextToImagePipeline) -> None:
-    """diffusers' CPU offload and accelerate's dispatch are forward hooks: a part called by another name misses them."""
+def test_parts_are_called_so_that_accelerates_hooks_run(tiny_pipe: TextToImagePipeline) -> None:
+    """diffusers' CPU offload and accelerate's dispatch are such hooks: they bring a part to its device in time."""
     pipe = copied(tiny_pipe)
     called: list[str] = []
+
+    class Hook(ModelHook):
+        def __init__(self, name: str):
+            self.name = name
+
+        def pre_forward(self, module: nn.Module, *args: object, **kwargs: object) -> tuple:
+            called.append(self.name)
+            return args, kwargs
+
     for name in ("text_encoder", "unet"):
-        getattr(pipe, name).register_forward_pre_hook(lambda *_, name=name: called.append(name))
+        add_hook_to_module(getattr(pipe, name), Hook(name))
     draw(pipe, num_inference_steps=1)
     assert called == ["text_encoder", "unet"]
 

@@ -143,7 +143,7 @@ def test_a_phrase_that_is_not_there_is_answered_with_the_words_that_are(
 def test_unknown_words_are_those_no_caption_said(tokenizer: PreTrainedTokenizerFast) -> None:
     assert unknown_words("A RED circle, on a zebra-like Quilt!", tokenizer) == ["zebra-like", "Quilt"]
     assert unknown_words(PROMPT, tokenizer) == []
-    assert unknown_words("红 circle", tokenizer) == ["红"]
+    assert unknown_words("红 狐 circle", tokenizer) == ["狐"]
 
 
 def test_known_words_survive_the_disk(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
