@@ -102,9 +102,7 @@ class FolderExamples:
             self.rows = [row for i, row in enumerate(self.rows) if i not in held_back]
 
     def example(self, place: int) -> Example:
-        epoch, position = divmod(place, len(self.rows))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        return self._load(self.rows[order[position]])
+        return self._load(self.rows[shuffled_place(place, len(self.rows), self.seed)])
 
     def validation(self, count: int) -> list[Example]:
         return [self._load(row) for row in self.validation_rows[:count]]
@@ -287,6 +285,12 @@ class Collator:
         target = self.tokenizer(translations, padding=True, truncation=True, return_tensors="pt")
         said = torch.tensor([bool(translation) for translation in translations])
         return target["input_ids"], target["attention_mask"].bool() & said[:, None]
+
+
+def shuffled_place(place: int, count: int, seed: int) -> int:
+    """Which of `count` rows stands at a place of the endless stream: each epoch has all, in an order of its own."""
+    epoch, position = divmod(place, count)
+    return int(np.random.default_rng((seed, epoch)).permutation(count)[position])
 
 
 def seed_of(*numbers: int) -> int:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, SchedulerMixin
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    ModelMixin,
+    SchedulerMixin,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -64,6 +70,19 @@ def read_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> tupl
     return read["input_ids"], read["attention_mask"].bool()
 
 
+def load_network(kind: type[ModelMixin], path: str, part: str, **source: Any) -> Any:
+    """A network from the folder `part` of a model, whole: diffusers' loader takes missing tensors and NaN silently.
+
+    Raises:
+        ValueError: weights are missing or not numbers.
+    """
+    network, info = kind.from_pretrained(path, subfolder=part, output_loading_info=True, **source)
+    missing = info["missing_keys"]
+    if unusable := missing or [n for n, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path}: weights of {part} are missing or not numbers: {', '.join(sorted(unusable)[:3])}")
+    return network
+
+
 class TextToImagePipeline(DiffusionPipeline):
     """Draws pictures from prompts by integrating a rectified flow from noise to picture.
 
@@ -104,22 +123,15 @@ class TextToImagePipeline(DiffusionPipeline):
 
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> "TextToImagePipeline":
-        """Load a pipeline whose networks are whole: diffusers' loader takes missing tensors and NaN without a word."""
+        """Load a pipeline whose networks are whole."""
         source = {
             k: v
             for k, v in kwargs.items()
             if k in ("dtype", "torch_dtype", "revision", "cache_dir", "token", "variant")
         }
         for part, kind in (("text_encoder", Transformer), ("unet", CrossAttentionUNet)):
-            if part in kwargs:
-                continue
-            network, info = kind.from_pretrained(path, subfolder=part, output_loading_info=True, **source)
-            missing = info["missing_keys"]
-            if unusable := missing or [n for n, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
-                raise ValueError(
-                    f"{path}: weights of {part} are missing or not numbers: {', '.join(sorted(unusable)[:3])}"
-                )
-            kwargs[part] = network
+            if part not in kwargs:
+                kwargs[part] = load_network(kind, path, part, **source)
         return super().from_pretrained(path, **kwargs)
 
     def encode_prompt(self, prompts: list[str]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.text_to_image import bundled_models, locate, read_prompts
+from pipelines.text_to_image import bundled_models, load_network, locate, read_prompts
 from unet_xattn import Transformer
 from unet_xattn.decoding import beam_search
 
@@ -51,7 +51,7 @@ class TranslationPipeline(DiffusionPipeline):
             ValueError: there is no such model, or it has no decoder; the message lists those that have.
         """
         path = locate(name)
-        text_encoder = Transformer.from_pretrained(path, subfolder="text_encoder", **kwargs)
+        text_encoder = load_network(Transformer, path, "text_encoder", **kwargs)
         if not len(text_encoder.decoder):
             able = [
                 m
@@ -64,13 +64,13 @@ class TranslationPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, text: str | list[str], beams: int = 4, length_penalty: float = 0.6, max_tokens: int = 64
+        self, text: str | list[str], beams: int = 4, length_penalty: float = 0.6, max_tokens: int | None = None
     ) -> list[Translation]:
         """Translate a text, or each of a list.
 
         Args:
             beams, length_penalty: see `decoding.beam_search`; one beam is greedy.
-            max_tokens: write no more than this.
+            max_tokens: write no more than this; by default as many as the model reads.
 
         Raises:
             ValueError: an empty text, or one with more tokens than the model reads.
@@ -80,6 +80,7 @@ class TranslationPipeline(DiffusionPipeline):
             raise ValueError("there is nothing to translate: give a text")
         ids, mask = (t.to(self._execution_device) for t in read_prompts(self.tokenizer, texts))
         memory = self.text_encoder.encode(ids, mask)
+        max_tokens = self.tokenizer.model_max_length if max_tokens is None else max_tokens
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         written = beam_search(self.text_encoder, memory, mask, start, end, max_tokens, beams, length_penalty)
         return [self._read_back(ids[i], mask[i], memory[i], tokens) for i, tokens in enumerate(written)]

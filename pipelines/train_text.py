@@ -8,7 +8,6 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
-from pipelines.dataset import DataError, batches, seed_of, train_tokenizer
+from pipelines.dataset import DataError, batches, seed_of, shuffled_place, train_tokenizer
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.train import power_function_ema, schedule, text_loss
 from unet_xattn import Transformer
@@ -136,8 +135,7 @@ class PairStream:
         self.pairs, self.seed = pairs, seed
 
     def example(self, place: int) -> Pair:
-        epoch, position = divmod(place, len(self.pairs))
-        return self.pairs[np.random.default_rng((self.seed, epoch)).permutation(len(self.pairs))[position]]
+        return self.pairs[shuffled_place(place, len(self.pairs), self.seed)]
 
 
 def collate(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> PairBatch:

@@ -1,5 +1,6 @@
 """Shapes: L decoder layers, H heads, S source tokens, T target tokens."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_model_without_a_decoder_says_so(tiny_pipe: TextToImagePipeline, tmp_p
         TranslationPipeline.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="there is no model 'nope'"):
         TranslationPipeline.from_pretrained("nope")
+
+
+def test_weights_that_are_not_numbers_are_refused(pipe: TranslationPipeline, tmp_path: Path) -> None:
+    broken = copy.deepcopy(pipe.text_encoder)
+    with torch.no_grad():
+        broken.embedding.weight[0, 0] = torch.nan
+    TranslationPipeline(pipe.tokenizer, broken).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"missing or not numbers: embedding\.weight"):
+        TranslationPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "  ", [], ["a", ""]])

@@ -60,7 +60,8 @@ def generate(
     """Draw a picture, and a sheet with where each word landed."""
     number = parse_seed(seed)
     check_prompt(prompt)
-    name = f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}-seed{number}"
+    spelt = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]  # in any script, so that no two prompts share it
+    name = f"{spelt or 'picture'}-seed{number}"
     files = [out / f"{name}.png", out / f"{name}-words.png"]
     if not overwrite and (there := [str(f) for f in files if f.exists()]):
         raise ValueError(f"{', '.join(there)} already exists: choose another --out, or --overwrite")
@@ -178,7 +179,7 @@ def evaluate(
     _write_json(json_file, report)
 
 
-@app.command(epilog='Example: unet-xattn translate "一个红色的圆在蓝色正方形的左边" --attention alignment.png')
+@app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
 def translate(
     text: Annotated[str, typer.Argument(help="What to translate.")],
     model: Model = "shapes",
