@@ -40,7 +40,7 @@ def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimizer: O
         module.load_state_dict(load_file(folder / f"{name}.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in optimizer.state[parameter] or ("step", "exp_avg", "exp_avg_sq"):  # AdamW's come with its first step
             stored = moments.get(f"{name}|{key}")
             if stored is None or (key != "step" and stored.shape != parameter.shape):
                 raise ValueError(f"{folder}: the optimizer's {key} of {name} is missing or does not fit")

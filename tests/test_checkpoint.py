@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pipelines.muon import Muon
 from pipelines.train import power_function_ema
 
 
@@ -18,7 +19,8 @@ class Run:
         self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 2))
         self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(0.1))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.05, fused=True)
+        kernel, *others = self.model.parameters()
+        self.optimizer = Muon([kernel], others, 0.05)
         self.data = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         for _ in range(steps):
             self.step()
@@ -118,7 +120,8 @@ def test_where_there_is_no_checkpoint_there_is_nothing_to_resume(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("file", "tensor"),
-    [("model", "0.weight"), ("ema", "module.3.bias"), ("ema", "n_averaged"), ("optimizer", "3.bias|exp_avg_sq")],
+    [("model", "0.weight"), ("ema", "module.3.bias"), ("ema", "n_averaged"), ("optimizer", "3.bias|exp_avg_sq")]
+    + [("optimizer", "0.weight|momentum")],
 )
 @pytest.mark.parametrize("damage", ["missing", "of another shape"])
 def test_a_tensor_that_is_missing_or_does_not_fit_is_an_error(
