@@ -35,7 +35,8 @@ class Muon(AdamW):
         super().__init__(groups, lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.momentum, self.dtype = momentum, dtype
         for parameter in groups[0]["params"]:
-            self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            step = torch.zeros((), device=parameter.device)  # AdamW asks every state for one
+            self.state[parameter] = {"step": step, "momentum": torch.zeros_like(parameter)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -45,6 +46,7 @@ class Muon(AdamW):
             for weight in group["params"] if group["orthogonal"] else ():
                 if weight.grad is None:
                     continue
+                self.state[weight]["step"] += 1
                 momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - self.momentum)
                 direction = orthogonal(weight.grad.lerp(momentum, self.momentum).flatten(1), self.dtype)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
