@@ -51,18 +51,18 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
         step()
     rounds = []
     for _ in range(repeats):  # in turn, so that a drift of the machine touches all alike
-        rounds.append({name: _seconds(step, device) for name, step in steps.items()})
+        rounds.append({name: seconds(step, device) for name, step in steps.items()})
         rounds[-1]["matrix product"] = _product_seconds(device)
     rate = 2 * 2048**3 / statistics.median(r["matrix product"] for r in rounds)
     report: dict = {"machine": machine(device), "batch size": batch_size, "matrix-product GFLOP/s": rate / 1e9}
     for name, unet in models.items():
-        seconds = statistics.median(r[name] for r in rounds)
+        median = statistics.median(r[name] for r in rounds)
         operations = 3 * _forward_operations(unet, batch)
         report[name] = {
             "parameters": sum(p.numel() for p in unet.parameters()),
             "GFLOP per picture, forward": operations / 3 / batch_size / 1e9,
-            "pictures/s": batch_size / seconds,
-            "ratio to the matrix-product rate": operations / seconds / rate,
+            "pictures/s": batch_size / median,
+            "ratio to the matrix-product rate": operations / median / rate,
         }
     report["times faster than diffusers' step"] = statistics.median(
         r["diffusers UNet2DConditionModel"] / r["ours"] for r in rounds
@@ -82,7 +82,7 @@ def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 
     calls = {"alone": lambda: pipe(PROMPT), "recorded": recorded, "in a batch": lambda: pipe([PROMPT] * 16)}
     for call in calls.values():
         call()
-    rounds = [{name: _seconds(call, device) for name, call in calls.items()} for _ in range(repeats)]
+    rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(repeats)]
     report: dict = {"machine": machine(device), "steps": 20}
     for name, pictures in {"alone": 1, "recorded": 1, "in a batch": 16}.items():
         report[f"seconds per picture, {name}"] = statistics.median(r[name] for r in rounds) / pictures
@@ -129,10 +129,11 @@ def _product_seconds(device: str) -> float:
         for _ in range(2)
     )
     a @ b
-    return min(_seconds(lambda: a @ b, device) for _ in range(5))
+    return min(seconds(lambda: a @ b, device) for _ in range(5))
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def seconds(call: Callable[[], object], device: str = "cpu") -> float:
+    """How long a call takes, by the clock."""
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,8 +1,10 @@
 """Muon: steps that turn every direction of a weight matrix alike, for less loss in as many pictures.
 
-Shapes: a matrix is (rows, columns); a convolution's weights are its output channels by all that each of them reads.
+Shapes: n matrices of one shape, (n, rows, columns); a convolution's weights are a matrix of its output channels by all
+that each of them reads.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
@@ -43,29 +45,36 @@ class Muon(AdamW):
         """One step of both; the matrices' gradients are used up."""
         assert closure is None, "a step is taken on gradients that are there"
         for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)  # many small products at once cost less
             for weight in group["params"] if group["orthogonal"] else ():
-                if weight.grad is None:
-                    continue
-                self.state[weight]["step"] += 1
-                momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - self.momentum)
-                direction = orthogonal(weight.grad.lerp(momentum, self.momentum).flatten(1), self.dtype)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(direction.view_as(weight), alpha=-group["lr"] * 0.2 * max(direction.shape) ** 0.5)
-                weight.grad = None  # AdamW passes over what has no gradient
+                if weight.grad is not None:
+                    alike[weight.shape].append(weight)
+            for weights in alike.values():
+                torch._foreach_add_([self.state[w]["step"] for w in weights], 1)
+                gradients = [w.grad for w in weights]
+                momenta = [self.state[w]["momentum"] for w in weights]
+                torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+                ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))  # Nesterov's
+                steps = orthogonal(ahead.flatten(2), self.dtype)
+                size = group["lr"] * 0.2 * max(steps.shape[1:]) ** 0.5
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, list(steps.view_as(ahead)), alpha=-size)
+                for weight in weights:
+                    weight.grad = None  # AdamW passes over what has no gradient
         return super().step()
 
 
-def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """About the nearest matrix whose rows (or columns, the shorter side) are orthonormal, shaped like `matrix`.
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """About the nearest matrices with orthonormal rows (or columns, the shorter side), (n, rows, columns) as they came.
 
     Five Newton–Schulz steps with the coefficients of Muon's reference, which bring every singular value to between
     0.7 and 1.2 rather than to 1: that is faster and makes no difference to training.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
-    x = (x / (x.norm() + 1e-7)).to(dtype)
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    return (x if wide else x.mT).to(matrices.dtype)

@@ -44,6 +44,7 @@ def make_unet() -> Callable[..., CrossAttentionUNet]:
             torch.manual_seed(0)
             defaults = {
                 "sample_size": 32,
+                "patch_size": 4,
                 "block_out_channels": (16, 32),
                 "layers_per_block": 1,
                 "cross_attention": (True, True),

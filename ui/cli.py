@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pipelines import TextToImagePipeline, TranslationPipeline, trace
 from pipelines.bench import bench_sample, bench_train
+from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
 from pipelines.emoji import write_emoji
 from pipelines.evaluate import evaluate as evaluate_pipe
@@ -209,18 +211,31 @@ def data_emoji(
 
 @app.command(epilog="Example: unet-xattn bench train --json bench.json")
 def bench(
-    what: Annotated[str, typer.Argument(help="train or sample.")],
+    what: Annotated[str, typer.Argument(help="train, sample, attention or text.")],
     model: Model = "shapes",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
 ) -> None:
-    """Measure speed as a ratio to the machine's own matrix-product rate."""
+    """Measure speed as ratios, and what the attention mechanism promises.
+
+    train and sample: pictures a second, as a ratio to the machine's own matrix-product rate. attention: the scale
+    1/√d_k, time and memory by length and by heads, and how a model's trained heads differ. text: tokens a second with
+    and without the decoder's cache, and a training step beside torch.nn.Transformer's.
+    """
     _refuse_existing(json_file)
-    if what not in ("train", "sample"):
-        raise ValueError(f"bench measures train or sample, not {what!r}")
+    kinds: dict[str, Callable[[], dict]] = {
+        "train": lambda: bench_train(device),
+        "sample": lambda: bench_sample(load(model), device),
+        "attention": lambda: bench_attention(load(model).to("cpu")),
+        "text": bench_text,
+    }
+    if what not in kinds:
+        raise ValueError(f"bench measures {', '.join(kinds)}, not {what!r}")
+    if device != "cpu" and what in ("attention", "text"):
+        raise ValueError(f"bench {what} measures on the CPU only")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device can be used here: bench with --device cpu")
-    report = bench_train(device) if what == "train" else bench_sample(load(model), device)
+    report = kinds[what]()
     Console().print_json(data=report)
     _write_json(json_file, report)
 

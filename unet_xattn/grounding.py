@@ -34,7 +34,7 @@ def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
 
     weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> (B,), 0 for a picture without masks.
     """
-    attention = weights.float().mean(dim=1).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
+    attention = weights.mean(dim=1, dtype=torch.float32).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
     has_mask = masks.flatten(2).amax(dim=-1) > 0  # (B, T)
     missed = (1 - mass_inside(attention, pool_masks(masks, grid))).square()
     return torch.where(has_mask, missed, 0.0).sum(dim=1) / has_mask.sum(dim=1).clamp_min(1)

@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
         branch = self.conv1(F.silu(self.norm1(x)))  # (B, C, h, w)
-        branch = self.norm2(branch) * (1 + scale) + shift
+        branch = torch.addcmul(shift, self.norm2(branch), 1 + scale)
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(branch)))
 
 
