@@ -20,6 +20,7 @@ from pipelines.captions import LANGUAGES
 from pipelines.emoji import write_emoji
 from pipelines.evaluate import evaluate as evaluate_pipe
 from pipelines.evaluate import evaluate_translation, fixed_scenes, table
+from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
@@ -207,6 +208,12 @@ def data_emoji(
 ) -> None:
     """Write a folder of captioned emoji on coloured grounds, ready for --data."""
     print(f"{write_emoji(folder, count)} pictures and metadata.jsonl in {folder}")
+
+
+@data.command("names", epilog="Example: unet-xattn data names names.tsv")
+def data_names(file: Annotated[Path, typer.Argument(help="A new .tsv to write.")]) -> None:
+    """Write English and Chinese names of countries, languages, scripts, currencies and emoji, for train-text."""
+    print(f"{write_names(file)} pairs in {file}")
 
 
 @app.command(epilog="Example: unet-xattn bench train --json bench.json")
