@@ -91,7 +91,7 @@ scaled = scores / q.shape[-1] ** 0.5
 weights = scaled.softmax(dim=-1)
 print("q      ", tuple(q.shape), "= (sentences, heads, target tokens, width of a head)")
 print("scores ", tuple(scores.shape), "= (sentences, heads, target tokens, source tokens)")
-print("each row of weights adds up to", weights.sum(-1).unique().round(decimals=5).tolist())
+print("each row of weights adds up to", weights.sum(-1).round(decimals=5).unique().tolist())
 print("the model's own weights are these:", torch.allclose(weights, seen["decoder.0.cross"], atol=1e-5))
 
 # %% [markdown]

@@ -33,7 +33,10 @@ class Muon(AdamW):
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ):
-        groups = [{"params": list(matrices), "orthogonal": True}, {"params": list(others), "orthogonal": False}]
+        groups: list[dict] = [
+            {"params": list(matrices), "orthogonal": True},
+            {"params": list(others), "orthogonal": False},
+        ]
         super().__init__(groups, lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.momentum, self.dtype = momentum, dtype
         for parameter in groups[0]["params"]:
@@ -45,13 +48,13 @@ class Muon(AdamW):
         """One step of both; the matrices' gradients are used up."""
         assert closure is None, "a step is taken on gradients that are there"
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)  # many small products at once cost less
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)  # many small products at once cost less
             for weight in group["params"] if group["orthogonal"] else ():
                 if weight.grad is not None:
                     alike[weight.shape].append(weight)
             for weights in alike.values():
                 torch._foreach_add_([self.state[w]["step"] for w in weights], 1)
-                gradients = [w.grad for w in weights]
+                gradients: list[Tensor] = [w.grad for w in weights]  # type: ignore[misc]
                 momenta = [self.state[w]["momentum"] for w in weights]
                 torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
                 ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))  # Nesterov's

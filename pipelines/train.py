@@ -52,7 +52,7 @@ class TrainConfig:
 
     data: str = "shapes"  # "shapes", or a folder of captioned pictures
     out: str = "runs/first"
-    steps: int = 5_500
+    steps: int = 4_000
     batch_size: int = 64  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
@@ -234,7 +234,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 def muon(model: TextToImageModel, config: TrainConfig) -> Muon:
     """The optimizer of a run: Muon for the matrices between layers, AdamW for the ends and what is no matrix."""
     ends = ("conv_in.weight", "conv_out.weight", "embedding.weight")
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         between = parameter.ndim >= 2 and not name.endswith(ends)
         (matrices if between else others).append(parameter)
@@ -244,7 +245,7 @@ def muon(model: TextToImageModel, config: TrainConfig) -> Muon:
 
 def bf16_is_fast() -> bool:
     """Whether this machine multiplies bf16 much faster than fp32: a GPU does, and a CPU with Intel's AMX."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch ≥ 2.12
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch we run with
     return torch.cuda.is_available() or bool(capabilities.get("amx_bf16"))
 
 
