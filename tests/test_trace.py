@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline, trace
 from unet_xattn import AttentionTrace
+from unet_xattn.trace import measure
 from unet_xattn.words import split_words
 
 PROMPT = "a red circle left of a blue square"
@@ -267,6 +268,91 @@ def test_a_region_outside_the_picture_or_empty_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"is not a box \(x0, y0, x1, y1\) inside the picture, 48×32"):
         filled(tokenizer).words_at(region)
+
+
+def test_a_region_is_a_box_a_point_or_a_mask(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = filled(tokenizer)
+    box = attention.words_at((8, 4, 9, 5))
+    assert attention.words_at((8, 4)) == box
+    mask = torch.zeros(SIZE)
+    mask[4, 8] = 1
+    assert attention.words_at(mask) == box
+    mask[20, 30] = 0.5  # counts half
+    (word, share), *_ = attention.words_at(mask)
+    heat = attention.heatmap(word)
+    assert share == pytest.approx(float(heat[4, 8] + heat[20, 30] / 2) / 1.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ((48, 3), r"is not a point \(x, y\) inside the picture"),
+        ((3, -1), r"is not a point \(x, y\) inside the picture"),
+        (torch.zeros(48, 32), r"the mask is \(48, 32\), the picture \(32, 48\)"),
+        (torch.zeros(SIZE), "something in it is above 0"),
+        (torch.full(SIZE, 2.0), "from 0 to 1"),
+        (torch.full(SIZE, float("nan")), "from 0 to 1"),
+    ],
+    ids=str,
+)
+def test_a_point_or_mask_that_is_none_is_refused(
+    tokenizer: PreTrainedTokenizerFast, region: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled(tokenizer).words_at(region)
+
+
+# Words as a whole.
+
+
+def test_each_place_belongs_to_the_word_that_was_planted_there_and_the_rest_to_none(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    attention = planted(tokenizer, {2: (slice(0, 2), slice(0, 3)), 8: (slice(2, 4), slice(3, 6))})
+    owners = attention.segmentation()
+    names = [word.text for word in attention.words]
+    assert owners.shape == SIZE and owners.dtype == torch.int64
+    assert (owners[1:12, 1:20] == names.index("red")).all()
+    assert (owners[20:, 28:] == names.index("square")).all()
+    assert (owners[20:, :20] == -1).all() and (owners[:12, 28:] == -1).all()
+
+
+def test_the_numbers_of_a_word_are_those_of_its_place(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = planted(tokenizer, {2: (slice(0, 2), slice(0, 3)), 8: (slice(3, 4), slice(5, 6))})
+    red, square, nowhere = (attention.measure(word) for word in ("red", "square", "left"))
+    assert red.mass == pytest.approx(1 / 4, abs=0.02) and red.area == pytest.approx(1 / 4, abs=0.02)
+    assert red.centre == pytest.approx((12, 8), abs=1)
+    assert square.centre == pytest.approx((44, 28), abs=1) and square.area < red.area
+    assert 0 < square.entropy < red.entropy < 1
+    assert nowhere.mass == 0
+    even = measure(torch.ones(8, 4))
+    assert even.entropy == pytest.approx(1) and even.area == 1 and even.centre == (2, 4)
+
+
+def test_words_that_landed_apart_leak_nothing_and_those_in_one_place_all(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = planted(tokenizer, {2: (slice(0, 2), slice(0, 2)), 8: (slice(2, 4), slice(4, 6))})
+    names = [word.text for word in attention.words]
+    leakage = attention.leakage()
+    assert leakage.shape == (len(names), len(names)) and torch.allclose(leakage, leakage.T)
+    red, square = names.index("red"), names.index("square")
+    assert leakage[red, red] == pytest.approx(1) and leakage[red, square] == pytest.approx(0, abs=1e-6)
+    mixed = filled(tokenizer).leakage()
+    assert (mixed > 0).all() and (mixed <= 1 + 1e-5).all()
+
+
+def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = ["a red circle", "a blue square", "a red square"]
+    attention = AttentionTrace()
+    attention.start(prompts, [split_words(p, tokenizer) for p in prompts], SIZE)
+    record = attention.recorder(0, {"prompt": slice(0, 3)})
+    torch.manual_seed(0)
+    record("fine", random_weights(GRIDS["fine"], images=3), GRIDS["fine"])
+    mean, deviation = attention.spread("red")
+    maps = torch.stack([attention.heatmap("red", image=i) for i in (0, 2)])
+    torch.testing.assert_close(mean, maps.mean(dim=0))
+    torch.testing.assert_close(deviation, maps.std(dim=0))
+    with pytest.raises(ValueError, match="1 of 3 prompts say 'circle'"):
+        attention.spread("circle")
 
 
 # Asking for what is not there.

@@ -5,7 +5,10 @@ picture's own height and width.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,34 @@ from unet_xattn.words import Word, find_phrase
 
 FORMAT = "unet_xattn attention 1"
 KEEP = ("step", "head")
+
+Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A heat map in numbers.
+
+    `mass`, the mean share of attention; `entropy` of its places as a share of the greatest there can be: 1 everywhere
+    alike, 0 all in one pixel; `area`, the share of the picture with at least half the peak; `centre` (x, y) of its
+    mass, in pixels.
+    """
+
+    mass: float
+    entropy: float
+    area: float
+    centre: tuple[float, float]
+
+
+def measure(heat: Tensor) -> Measures:
+    """The `Measures` of a heat map (height, width)."""
+    height, width = heat.shape
+    p = heat / heat.sum().clamp_min(1e-12)
+    entropy = -(p * p.clamp_min(1e-12).log()).sum() / math.log(height * width)
+    x = p.sum(dim=0) @ (torch.arange(width) + 0.5)
+    y = p.sum(dim=1) @ (torch.arange(height) + 0.5)
+    area = (heat >= heat.max() / 2).float().mean()
+    return Measures(float(heat.mean()), float(entropy), float(area), (float(x), float(y)))
 
 
 class AttentionTrace:
@@ -158,21 +189,85 @@ class AttentionTrace:
         heat = heat.clamp(0, 1)
         return heat / heat.max().clamp_min(1e-12) if scale == "peak" else heat
 
-    def words_at(self, region: tuple[int, int, int, int], *, image: int = 0, **which: Any) -> list[tuple[Word, float]]:
+    def words_at(self, region: Region, *, image: int = 0, **which: Any) -> list[tuple[Word, float]]:
         """Which words drew a region, most first: (word, share of the attention inside it).
 
-        region: a box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive. The shares leave room to 1: the rest went to
-        the start and end tokens and to punctuation. `which` is step, layer, head or branch as for `heatmap`.
+        region: a box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; a point (x, y); or a mask (height, width) of
+        what counts, from 0 to 1. The shares leave room to 1: the rest went to the start and end tokens and to
+        punctuation. `which` is step, layer, head or branch as for `heatmap`.
 
         Raises:
             ValueError: the region is empty or not inside the picture.
         """
-        words = self.words_of(image)
-        (height, width), (x0, y0, x1, y1) = self.size, region
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"region {region} is not a box (x0, y0, x1, y1) inside the picture, {width}×{height}")
-        shares = [float(self.heatmap(w, image=image, **which)[y0:y1, x0:x1].mean()) for w in words]
+        words, mask = self.words_of(image), self._mask_of(region)
+        shares = [float((self.heatmap(w, image=image, **which) * mask).sum() / mask.sum()) for w in words]
         return sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
+
+    def segmentation(self, *, image: int = 0, **which: Any) -> Tensor:
+        """Which word owns each place: (height, width) int64, a position in `words_of(image)`, -1 where none does.
+
+        It is the word with most attention there; none where all that is no word (the start and end tokens,
+        punctuation) has more than that. `which` is step, layer, head or branch as for `heatmap`.
+        """
+        words = self.words_of(image)
+        maps = [self.heatmap(word, image=image, **which) for word in words]
+        told = {token for word in words for token in word.tokens}
+        rest = [self.heatmap(t, image=image, **which) for t in range(self._token_count) if t not in told]
+        nothing = torch.stack(rest).sum(dim=0) if rest else torch.zeros(self.size)
+        return torch.stack([nothing, *maps]).argmax(dim=0) - 1
+
+    def measure(self, word: str | int | Word, *, image: int = 0, **which: Any) -> Measures:
+        """Where and how widely a word landed, in numbers; arguments as for `heatmap`."""
+        heat = self.heatmap(word, image=image, **which)
+        return measure(heat)
+
+    def leakage(self, *, image: int = 0, **which: Any) -> Tensor:
+        """How far two words share one place: (words, words), Σ min(p, q) of their maps, each scaled to a sum of 1.
+
+        1 on the diagonal; 0 for words that landed apart.
+        """
+        maps = [self.heatmap(word, image=image, **which).flatten() for word in self.words_of(image)]
+        shares = torch.stack([heat / heat.sum().clamp_min(1e-12) for heat in maps])  # (words, height · width)
+        return torch.minimum(shares[:, None], shares[None]).sum(dim=-1)
+
+    def spread(self, word: str, **which: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a word's heat map over all images whose prompt says it, (height, width) each.
+
+        Raises:
+            ValueError: fewer than two of the prompts say it.
+        """
+        self._check_recorded()
+        found = []
+        for image in range(len(self.prompts)):
+            with suppress(ValueError):
+                self._tokens(word, 0, image)
+                found.append(image)
+        if len(found) < 2:
+            raise ValueError(f"{len(found)} of {len(self.prompts)} prompts say {word!r}: a spread takes two or more")
+        heat = torch.stack([self.heatmap(word, image=image, **which) for image in found])
+        return heat.mean(dim=0), heat.std(dim=0)
+
+    @property
+    def _token_count(self) -> int:
+        return next(iter(self._sums.values())).shape[2]
+
+    def _mask_of(self, region: Region) -> Tensor:
+        """A region as a mask (height, width) float32."""
+        height, width = self.size
+        if isinstance(region, Tensor):
+            if tuple(region.shape) != self.size:
+                raise ValueError(f"the mask is {tuple(region.shape)}, the picture {self.size} (height, width)")
+            mask = region.float()
+            if not (mask.min() >= 0 and mask.max() <= 1 and mask.sum() > 0):  # not NaN either
+                raise ValueError("a mask holds values from 0 to 1, and something in it is above 0")
+            return mask
+        x0, y0, x1, y1 = region if len(region) == 4 else (*region, region[0] + 1, region[1] + 1)
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            what = "point (x, y)" if len(region) == 2 else "box (x0, y0, x1, y1)"
+            raise ValueError(f"region {tuple(region)} is not a {what} inside the picture, {width}×{height}")
+        mask = torch.zeros(self.size)
+        mask[y0:y1, x0:x1] = 1
+        return mask
 
     def _tokens(self, word: str | int | Word, occurrence: int, image: int) -> tuple[int, ...]:
         words = self.words_of(image)
@@ -180,9 +275,8 @@ class AttentionTrace:
             return word.tokens
         if isinstance(word, str):
             return find_phrase(word, self.prompts[image], words, occurrence)
-        count = next(iter(self._sums.values())).shape[2]
-        if not 0 <= word < count:
-            raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {count - 1}")
+        if not 0 <= word < self._token_count:
+            raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {self._token_count - 1}")
         return (word,)
 
     def _check_recorded(self, image: int = 0) -> None:
