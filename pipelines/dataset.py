@@ -167,13 +167,18 @@ def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
 def load_picture(path: Path, size: int) -> np.ndarray:
     """A picture as (size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, centre-cropped."""
     with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
+        return fit_picture(file, size)
+
+
+def fit_picture(picture: Image.Image, size: int) -> np.ndarray:
+    """`load_picture` of a picture that is open already."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # 16 bits of grey, which Pillow's own conversion would clip
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+    return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: bool = True) -> PreTrainedTokenizerFast:

@@ -2,12 +2,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from PIL import Image
 from torch import Tensor
 
-from pipelines import TextToImagePipeline, trace
+from pipelines import TextToImagePipeline, attribute, trace, verify
+from pipelines.dataset import to_tensor
+from pipelines.scenes import render, scene
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.words import split_words
 
@@ -216,7 +220,7 @@ def test_a_model_whose_layer_stays_silent_is_an_error(
 
 @pytest.mark.parametrize("wrong", [None, "shapes", object()])
 def test_something_that_is_no_pipeline_is_refused(wrong: object) -> None:
-    with pytest.raises(TypeError, match=f"records a TextToImagePipeline, not a {type(wrong).__name__}"), trace(wrong):
+    with pytest.raises(TypeError, match=f"of a TextToImagePipeline, not of a {type(wrong).__name__}"), trace(wrong):
         pass
 
 
@@ -229,10 +233,114 @@ def test_a_pipeline_without_words_is_refused() -> None:
         norm_num_groups=4,
     )
     pipe = DDPMPipeline(unet, DDPMScheduler())
-    with pytest.raises(TypeError, match="not a DDPMPipeline"), trace(pipe):
+    with pytest.raises(TypeError, match="not of a DDPMPipeline"), trace(pipe):
         pass
 
 
 def test_what_to_keep_is_checked_before_anything_is_drawn(tiny_pipe: TextToImagePipeline) -> None:
     with pytest.raises(ValueError, match="'mean' or 'full', not everything"), trace(tiny_pipe, keep="everything"):
         pass
+
+
+# Proof.
+
+
+def test_a_pipeline_that_records_what_it_does_is_verified(tiny_pipe: TextToImagePipeline) -> None:
+    found = verify(tiny_pipe, PROMPT)
+    assert found.layers == len(tiny_pipe.unet.attention_layers)
+    assert max(found.rows, found.outputs, found.picture, found.threads) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("lie", "what"),
+    [(lambda w: w.roll(1, dims=-1), "outputs"), (lambda w: 1.01 * w, "rows"), (lambda w: w * 0, "rows")],
+)
+def test_recording_something_else_than_what_was_used_is_found_out(
+    tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet], lie: Callable, what: str
+) -> None:
+    class Liar(CrossAttentionUNet):
+        def forward(self, *args: object, record: Callable[..., None] | None = None, **kwargs: object) -> object:
+            told = record and (lambda layer, weights, grid: record(layer, lie(weights), grid))
+            return super().forward(*args, record=told, **kwargs)
+
+    liar = Liar.from_config(make_unet().config)
+    liar.load_state_dict(make_unet().state_dict())
+    pipe = TextToImagePipeline(**tiny_pipe.components | {"unet": liar})
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(RuntimeError, match=f"not what the model does: .*{what} by"):
+        verify(pipe, PROMPT)
+
+
+def test_recording_that_changes_the_picture_is_found_out(
+    tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet]
+) -> None:
+    class Shy(CrossAttentionUNet):
+        def forward(self, *args: object, record: object = None, **kwargs: object) -> object:
+            out = super().forward(*args, record=record, **kwargs)
+            return type(out)(sample=out.sample * 1.1) if record else out
+
+    shy = Shy.from_config(make_unet().config)
+    shy.load_state_dict(make_unet().state_dict())
+    pipe = TextToImagePipeline(**tiny_pipe.components | {"unet": shy})
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(RuntimeError, match="picture by"):
+        verify(pipe, PROMPT)
+
+
+# A picture that is there.
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(render(scene(0, 3), 32)[0])
+
+
+def test_a_picture_is_read_at_each_level_with_noise_of_the_seed(
+    tiny_pipe: TextToImagePipeline, picture: Image.Image
+) -> None:
+    attention = attribute(tiny_pipe, picture, PROMPT, levels=(0.4, 0.8), draws=2, seed=5, keep="step")
+    assert attention.steps == [0, 1] and attention.layers == tiny_pipe.unet.attention_layers
+    assert attention.heatmap("circle").shape == (32, 32)
+    clean = to_tensor(np.array(picture)[None]).repeat(2, 1, 1, 1)
+    noisy = 0.2 * clean + 0.8 * torch.randn(2, 3, 32, 32, generator=seeded(5))
+    memory, mask = tiny_pipe.encode_prompt([PROMPT] * 2)
+    seen = {}
+    with torch.no_grad():
+        tiny_pipe.unet(noisy, 800, memory, mask, record=lambda layer, w, grid: seen.update({layer: (w, grid)}))
+    for layer, (weights, grid) in seen.items():
+        expected = weights.mean(dim=(0, 1)).T.unflatten(-1, grid)
+        torch.testing.assert_close(attention.maps(layer, step=1), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_reading_a_picture_leaves_it_alone_and_says_the_same_every_time(
+    tiny_pipe: TextToImagePipeline, picture: Image.Image
+) -> None:
+    before = picture.tobytes()
+    first, again = (attribute(tiny_pipe, picture, PROMPT) for _ in range(2))
+    other = attribute(tiny_pipe, picture, PROMPT, seed=1)
+    assert picture.tobytes() == before
+    assert torch.equal(first.heatmap("red"), again.heatmap("red"))
+    assert not torch.equal(first.heatmap("red"), other.heatmap("red"))
+
+
+def test_a_picture_of_any_size_and_mode_is_read_at_the_models(tiny_pipe: TextToImagePipeline) -> None:
+    attention = attribute(tiny_pipe, Image.new("LA", (50, 90)), PROMPT)
+    assert attention.heatmap("square").shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"caption": "  "}, "the caption is empty"),
+        ({"levels": ()}, "noise levels lie between 0 and 1"),
+        ({"levels": (0.5, 1.0)}, r"between 0 and 1, got \(0.5, 1.0\)"),
+        ({"draws": 0}, "draws must be 1 or more"),
+        ({"caption": "red " * 300}, "tokens, this model reads"),
+        ({"keep": "all"}, "keep can name"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(
+    tiny_pipe: TextToImagePipeline, picture: Image.Image, arguments: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        attribute(tiny_pipe, picture, **({"caption": PROMPT} | arguments))
