@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unet_xattn.grounding import mass_inside, points_inside, pool_masks, token_loss
+from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside, pool_masks, token_loss
 
 
 def box(y: slice, x: slice, side: int = 16) -> Tensor:
@@ -118,3 +118,32 @@ def test_token_loss_of_half_precision_weights_is_taken_in_fp32() -> None:
     loss = token_loss(weights, QUARTER, (4, 4))
     assert loss.dtype == torch.float32
     assert math.isclose(loss.item(), token_loss(weights.float(), QUARTER, (4, 4)).item(), rel_tol=1e-6)
+
+
+# Map and mask as sets, and as a ranking.
+
+
+def test_iou_is_that_of_the_two_where_each_is_at_least_half_its_peak() -> None:
+    attention = 0.2 * LEFT + 0.05 * (1 - LEFT)
+    assert iou(attention, LEFT).item() == 1
+    assert iou(attention, QUARTER).item() == pytest.approx(1 / 2)
+    assert iou(attention, 1 - LEFT).item() == 0
+    assert iou(torch.ones(1, 1, 16, 16), QUARTER).item() == pytest.approx(1 / 4)
+
+
+def test_average_precision_is_a_matter_of_order_alone() -> None:
+    torch.manual_seed(0)
+    attention = QUARTER + torch.rand(1, 1, 16, 16) / 2
+    assert average_precision(attention, QUARTER).item() == 1
+    assert average_precision(attention**3, QUARTER).item() == 1
+    assert average_precision(1 - QUARTER, QUARTER).item() == pytest.approx(1 / 4)  # last, all at once
+
+
+def test_average_precision_of_a_map_that_says_nothing_is_the_area() -> None:
+    assert average_precision(torch.ones(1, 1, 16, 16), QUARTER).item() == pytest.approx(1 / 4)
+
+
+def test_average_precision_by_hand() -> None:
+    attention = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]])
+    mask = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    assert average_precision(attention, mask).item() == pytest.approx((1 + 2 / 3) / 2)

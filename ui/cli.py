@@ -20,6 +20,8 @@ from pipelines.captions import LANGUAGES
 from pipelines.emoji import write_emoji
 from pipelines.evaluate import evaluate as evaluate_pipe
 from pipelines.evaluate import evaluate_translation, fixed_scenes, table
+from pipelines.evaluate_grounding import calibrate, evaluate_grounding
+from pipelines.evaluate_grounding import table as grounding_table
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.train import TrainConfig
@@ -158,6 +160,9 @@ def evaluate(
     prompts: Annotated[int, typer.Option(help="Prompts of each kind and split, 2 or more.")] = 50,
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt.")] = 3.0,
+    grounding: Annotated[
+        bool, typer.Option("--grounding", help="Measure where words land, against exact masks, instead.")
+    ] = False,
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
@@ -166,6 +171,11 @@ def evaluate(
     _refuse_existing(json_file)
     pipe = load(model)
     report: dict = {"model": model}
+    if grounding:
+        report |= evaluate_grounding(pipe, prompts, calibrate(pipe))
+        print(grounding_table(report))
+        _write_json(json_file, report)
+        return
     for language in LANGUAGES:
         if language == "en" or not any(
             unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)

@@ -29,6 +29,33 @@ def points_inside(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> T
     return masks.flatten(2).gather(-1, peak).squeeze(-1) >= threshold
 
 
+def iou(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Intersection over union of mask and map, each where it is at least `threshold` of its own peak.
+
+    (B, T, h, w) twice -> (B, T) in [0, 1].
+    """
+    peak = attention.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    seen, true = attention >= threshold * peak, masks >= threshold
+    both = (seen & true).sum(dim=(-2, -1))
+    return both / (seen | true).sum(dim=(-2, -1)).clamp_min(1)
+
+
+def average_precision(attention: Tensor, masks: Tensor) -> Tensor:
+    """How well a map ranks the places of its mask before all others, whatever the threshold.
+
+    The mean, over the mask's places, of the share of mask among all places that have at least as much attention:
+    1 where the map puts all of them first, the mask's area where it says nothing. (B, T, h, w) twice -> (B, T).
+    """
+    true = (masks >= 0.5).flatten(2)  # (B, T, h·w)
+    order = attention.flatten(2).sort(dim=-1, descending=True)
+    hits = true.gather(-1, order.indices).cumsum(dim=-1)
+    # Among places of equal attention none comes first: all count up to the last of them.
+    last = torch.searchsorted(-order.values, -order.values, right=True)  # (B, T, h·w)
+    precision = hits.gather(-1, last - 1) / last
+    chosen = true.gather(-1, order.indices)
+    return (precision * chosen).sum(dim=-1) / chosen.sum(dim=-1).clamp_min(1)
+
+
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """TokenCompose's token loss (arXiv 2312.03626, eq. 3), (1 − mass inside the mask)², each picture's mean.
 
