@@ -7,11 +7,8 @@ where it is at least half its peak; `ap`, average precision, for which no thresh
 Shapes: K maps of one word (layers × heads), h×w pixels.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from pipelines.scenes import Scene, render, scene, word_mask
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside
+from unet_xattn.trace import Calibration
 from unet_xattn.words import Word, tokens_of
 
 CALIBRATION_SEED = 1_414_213_562
@@ -35,30 +33,6 @@ CALIBRATION_SEED = 1_414_213_562
 LEVELS = (0.3, 0.5, 0.7)
 FIGURES = ("pointing", "mass", "iou", "ap")
 OBJECT_WORDS = ("shape", "colour", "size")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far to trust each head of each layer: a weight of 0 or more for every (layer, head)."""
-
-    weights: dict[str, list[float]]
-
-    def combine(self, attention: AttentionTrace, word: Word) -> Tensor:
-        """A word's map, (height, width), from a trace that kept heads apart."""
-        maps = [
-            weight * attention.heatmap(word, layer=layer, head=head)
-            for layer, weights in self.weights.items()
-            for head, weight in enumerate(weights)
-            if weight > 0
-        ]
-        return torch.stack(maps).sum(dim=0) if maps else torch.zeros(attention.size)
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> "Calibration":
-        return cls(**json.loads(path.read_text()))
 
 
 def read(pipe: TextToImagePipeline, described: Scene) -> tuple[AttentionTrace, list[tuple[str, Word, Tensor]]]:
@@ -93,8 +67,7 @@ def calibrate(pipe: TextToImagePipeline, scenes: int = 200) -> Calibration:
     # The normal equations as a square root, so that nnls can be asked: min ‖Rw − R⁻ᵀt‖ has the same answer.
     root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) * np.eye(count)).T
     weights, _ = nnls(root, np.linalg.solve(root.T, target))
-    by_layer = weights.reshape(len(layers), heads).tolist()
-    return Calibration(dict(zip(layers, by_layer, strict=True)))
+    return dict(zip(layers, weights.reshape(len(layers), heads).tolist(), strict=True))
 
 
 def daam(attention: AttentionTrace, word: Word) -> Tensor:
@@ -106,17 +79,15 @@ def daam(attention: AttentionTrace, word: Word) -> Tensor:
     return total
 
 
-def evaluate_grounding(
-    pipe: TextToImagePipeline, count_per_kind: int = 20, calibration: Calibration | None = None
-) -> dict[str, Any]:
+def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> dict[str, Any]:
     """Judge a model's maps on the exact renders of the test scenes with seen pairs.
 
     Returns:
         {"settings", "methods": {method: {class of word: figures}}, "layers": {layer: figures}}, ready for JSON.
-        Methods are "mean", "DAAM's rule", "calibrated" where there is one, and "chance", what a map that says nothing
-        would score. Classes are the kinds of word, and "object words" for shape, colour and size together; layers are
-        judged on these. Figures hold n, and for each of `FIGURES` its mean with a 95 % interval: Wilson's for
-        pointing, for the others of 1,000 bootstrap draws over words.
+        Methods are "mean", "DAAM's rule", "calibrated" where the model has a calibration, and "chance", what a map
+        that says nothing would score. Classes are the kinds of word, and "object words" for shape, colour and size
+        together; layers are judged on these. Figures hold n and, for each of `FIGURES`, [mean, low, high]: a 95 %
+        interval, Wilson's for pointing, for the others of 1,000 bootstrap draws over words.
     """
     methods: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     layers: dict[str, list[list[float]]] = defaultdict(list)
@@ -125,8 +96,8 @@ def evaluate_grounding(
         attention, words = read(pipe, described)
         for kind, word, mask in words:
             maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
-            if calibration is not None:
-                maps["calibrated"] = calibration.combine(attention, word)
+            if attention.calibration is not None:
+                maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
             found = {name: judge_map(heat, mask) for name, heat in maps.items()}
             found["chance"] = [float(mask.mean())] * len(FIGURES)
             for name, figures in found.items():

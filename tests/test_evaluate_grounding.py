@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines import trace
 from pipelines.evaluate_grounding import (
     FIGURES,
-    Calibration,
     calibrate,
     daam,
     evaluate_grounding,
@@ -17,6 +17,7 @@ from pipelines.evaluate_grounding import (
 )
 from pipelines.scenes import scene
 from pipelines.text_to_image import TextToImagePipeline
+from ui.cli import calibrate_model
 from unet_xattn import AttentionTrace
 
 
@@ -58,19 +59,22 @@ def test_calibration_finds_the_head_that_tells_the_truth(
     monkeypatch.setattr("pipelines.evaluate_grounding.read", read_with_truth)
     monkeypatch.setattr(AttentionTrace, "heatmap", planted)
     found = calibrate(tiny_pipe, scenes=6)
-    assert found.weights[layer][1] == pytest.approx(2, rel=0.01)
-    rest = sum(sum(weights) for weights in found.weights.values()) - found.weights[layer][1]
-    assert rest < 0.05 and all(w >= 0 for weights in found.weights.values() for w in weights)
+    assert found[layer][1] == pytest.approx(2, rel=0.01)
+    rest = sum(sum(weights) for weights in found.values()) - found[layer][1]
+    assert rest < 0.05 and all(w >= 0 for weights in found.values() for w in weights)
 
 
-def test_a_calibration_comes_back_from_disk_and_adds_maps_up(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
-    first, second = tiny_pipe.unet.attention_layers[:2]
-    calibration = Calibration({first: [0.0, 2.0], second: [0.5, 0.0]})
-    calibration.save(tmp_path / "calibration.json")
-    assert Calibration.load(tmp_path / "calibration.json") == calibration
-    attention, ((_, word, _), *_) = read(tiny_pipe, scene(0, 1))
-    expected = 2 * attention.heatmap(word, layer=first, head=1) + 0.5 * attention.heatmap(word, layer=second, head=0)
-    torch.testing.assert_close(calibration.combine(attention, word), expected)
+def test_a_calibration_is_kept_with_the_model(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    assert TextToImagePipeline.from_pretrained(tmp_path / "model").config.calibration is None
+    calibrate_model(tmp_path / "model", scenes=3)
+    pipe = TextToImagePipeline.from_pretrained(tmp_path / "model")
+    assert pipe.config.calibration == calibrate(tiny_pipe, scenes=3)
+    with trace(pipe, keep="head") as attention:
+        pipe("a red circle", num_inference_steps=2)
+    assert attention.heatmap("circle", reduce="calibrated").shape == attention.size
+    with pytest.raises(ValueError, match="no folder with a model"):
+        calibrate_model(tmp_path)
 
 
 def test_daams_rule_is_the_plain_mean_but_for_how_maps_are_enlarged(tiny_pipe: TextToImagePipeline) -> None:
@@ -83,8 +87,9 @@ def test_daams_rule_is_the_plain_mean_but_for_how_maps_are_enlarged(tiny_pipe: T
 
 def test_the_report_has_every_method_class_and_layer(tiny_pipe: TextToImagePipeline) -> None:
     layers = tiny_pipe.unet.attention_layers
-    even = Calibration({layer: [1.0, 1.0] for layer in layers})
-    report = json.loads(json.dumps(evaluate_grounding(tiny_pipe, 1, even)))
+    even = {layer: [0.1, 0.1] for layer in layers}
+    pipe = TextToImagePipeline(**tiny_pipe.components, calibration=even)
+    report = json.loads(json.dumps(evaluate_grounding(pipe, 1)))
     assert set(report["methods"]) == {"mean", "DAAM's rule", "calibrated", "chance"}
     assert set(report["layers"]) == set(layers)
     for classes in report["methods"].values():
@@ -95,7 +100,7 @@ def test_the_report_has_every_method_class_and_layer(tiny_pipe: TextToImagePipel
             for name in FIGURES:
                 mean, low, high = figures[name]
                 assert 0 <= low <= mean + 1e-9 and mean <= high + 1e-9 and high <= 1 + 1e-9
-    # Twice the mean of all heads, so all figures are those of the mean.
+    # All heads alike, so all figures are those of the mean.
     for label, figures in report["methods"]["calibrated"].items():
         for name in FIGURES:
             assert figures[name][0] == pytest.approx(report["methods"]["mean"][label][name][0], abs=0.02)

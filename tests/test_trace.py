@@ -302,6 +302,36 @@ def test_a_point_or_mask_that_is_none_is_refused(
         filled(tokenizer).words_at(region)
 
 
+# How far each head can be trusted.
+
+
+def test_a_calibrated_map_is_the_weighted_sum_of_heads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    attention = filled(tokenizer, "head")
+    attention.calibration = {"fine": [0.0, 0.7], "coarse": [0.2, 0.0]}
+    expected = 0.7 * attention.heatmap("red", layer="fine", head=1)
+    expected += 0.2 * attention.heatmap("red", layer="coarse", head=0)
+    found = attention.heatmap("red", reduce="calibrated")
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, attention.heatmap("red"))
+    # A layer that is asked for by name is what was asked for.
+    one = attention.heatmap("red", layer="fine", reduce="calibrated")
+    assert torch.equal(one, attention.heatmap("red", layer="fine"))
+    attention.save(tmp_path / "trace.safetensors")
+    loaded = AttentionTrace.load(tmp_path / "trace.safetensors")
+    torch.testing.assert_close(loaded.heatmap("red", reduce="calibrated"), found, atol=1e-3, rtol=1e-2)
+
+
+def test_a_calibrated_map_takes_a_calibration_and_heads_kept_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="has no calibration: `unet-xattn calibrate`"):
+        filled(tokenizer, "head").heatmap("red", reduce="calibrated")
+    averaged = filled(tokenizer)
+    averaged.calibration = {"fine": [1.0, 1.0]}
+    with pytest.raises(ValueError, match="keep='head'"):
+        averaged.heatmap("red", reduce="calibrated")
+    with pytest.raises(ValueError, match="reduce is 'mean' or 'calibrated', not 'sum'"):
+        averaged.heatmap("red", reduce="sum")
+
+
 # Words as a whole.
 
 
@@ -450,7 +480,7 @@ def test_a_file_cut_short_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_pat
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 1'"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 2'"):
         AttentionTrace.load(tmp_path / "model.safetensors")
 
 

@@ -310,7 +310,7 @@ def test_the_text_loss_is_the_cross_entropy_of_the_next_tokens(model: TextToImag
 
 
 def test_a_real_run_in_an_empty_folder_learns(finished: TrainConfig, tmp_path: Path) -> None:
-    train(replace(finished, steps=10, every=10, out=str(tmp_path)))
+    train(replace(finished, steps=20, every=20, learning_rate=3e-4, out=str(tmp_path)))
     first, last = (
         json.loads((Path(folder) / "validation.jsonl").read_text().splitlines()[0])
         for folder in (finished.out, tmp_path)

@@ -172,7 +172,7 @@ def evaluate(
     pipe = load(model)
     report: dict = {"model": model}
     if grounding:
-        report |= evaluate_grounding(pipe, prompts, calibrate(pipe))
+        report |= evaluate_grounding(pipe, prompts)
         print(grounding_table(report))
         _write_json(json_file, report)
         return
@@ -190,6 +190,24 @@ def evaluate(
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
     _write_json(json_file, report)
+
+
+@app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
+def calibrate_model(
+    model: Annotated[Path, typer.Argument(help="A folder with a model, as a run leaves it.")],
+    scenes: Annotated[int, typer.Option(help="How many scenes to learn from.", min=10)] = 200,
+) -> None:
+    """Learn how far each attention head of a model can be trusted, and keep that with the model.
+
+    From then on its maps can be asked for as `reduce="calibrated"`, and `evaluate --grounding` says what it is worth.
+    """
+    if not (model / "model_index.json").is_file():
+        raise ValueError(f"{model} is no folder with a model: it has no model_index.json")
+    pipe = load(str(model))
+    pipe.register_to_config(calibration=calibrate(pipe, scenes))
+    pipe.save_config(model)
+    for layer, weights in pipe.config.calibration.items():
+        print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
 
 
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')

@@ -21,8 +21,11 @@ from torch.nn import functional as F
 from unet_xattn.unet import RecordLayer
 from unet_xattn.words import Word, find_phrase
 
-FORMAT = "unet_xattn attention 1"
+FORMAT = "unet_xattn attention 2"
 KEEP = ("step", "head")
+
+Calibration = dict[str, list[float]]
+"""How far to trust each head: layer -> a weight of 0 or more for each of its heads."""
 
 Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
 
@@ -69,6 +72,7 @@ class AttentionTrace:
         self.keep = frozenset(kept)
         self.prompts: list[str] = []
         self.size = (0, 0)
+        self.calibration: Calibration | None = None
         self._words: list[list[Word]] = []
         # (branch, step or -1, layer) -> sum of weights (I, H, T, h, w) in fp32, and how many passes it adds up
         self._sums: dict[tuple[str, int, str], Tensor] = {}
@@ -76,9 +80,15 @@ class AttentionTrace:
 
     # Recording: the pipeline calls these.
 
-    def start(self, prompts: list[str], words: list[list[Word]], size: tuple[int, int]) -> None:
+    def start(
+        self,
+        prompts: list[str],
+        words: list[list[Word]],
+        size: tuple[int, int],
+        calibration: Calibration | None = None,
+    ) -> None:
         """Begin anew for these pictures (a prompt and its words for each) of this height and width."""
-        self.prompts, self._words, self.size = prompts, words, size
+        self.prompts, self._words, self.size, self.calibration = prompts, words, size, calibration
         self._sums.clear()
         self._counts.clear()
 
@@ -165,6 +175,7 @@ class AttentionTrace:
         head: int | None = None,
         image: int = 0,
         branch: str = "prompt",
+        reduce: str = "mean",
         scale: str = "absolute",
     ) -> Tensor:
         """Where a word, a phrase or a token landed: (height, width) float32 in [0, 1].
@@ -173,6 +184,8 @@ class AttentionTrace:
             word: a word or phrase of the prompt in any case, one of `words`, or the position of a token.
             occurrence: which one, from 0, where the prompt says it more than once.
             step, layer, head: one of them; None averages over all.
+            reduce: "mean" of all layers and heads, or "calibrated", weighted by how far each can be trusted; that
+                takes a model that has a calibration, and heads kept apart.
             scale: "absolute", the share of attention the word got at each place, or "peak", the same over its maximum.
 
         Raises:
@@ -180,12 +193,11 @@ class AttentionTrace:
         """
         if scale not in ("absolute", "peak"):
             raise ValueError(f"scale is 'absolute' or 'peak', not {scale!r}")
-        tokens = self._tokens(word, occurrence, image)
-        layers = self.layers if layer is None else [layer]
+        tokens = list(self._tokens(word, occurrence, image))
         heat = torch.zeros(self.size)
-        for name in layers:
-            share = self.maps(name, step=step, head=head, image=image, branch=branch)[list(tokens)].sum(dim=0)  # (h, w)
-            heat += F.interpolate(share[None, None], self.size, mode="bilinear")[0, 0] / len(layers)
+        for name, its_head, weight in self._weighted(layer, head, reduce):
+            share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[tokens].sum(dim=0)  # (h, w)
+            heat += weight * F.interpolate(share[None, None], self.size, mode="bilinear")[0, 0]
         heat = heat.clamp(0, 1)
         return heat / heat.max().clamp_min(1e-12) if scale == "peak" else heat
 
@@ -269,6 +281,19 @@ class AttentionTrace:
         mask[y0:y1, x0:x1] = 1
         return mask
 
+    def _weighted(self, layer: str | None, head: int | None, reduce: str) -> list[tuple[str, int | None, float]]:
+        """Which maps a heat map is the sum of: (layer, head or None for their mean, weight)."""
+        if reduce not in ("mean", "calibrated"):
+            raise ValueError(f"reduce is 'mean' or 'calibrated', not {reduce!r}")
+        if reduce == "mean" or layer is not None or head is not None:
+            layers = self.layers if layer is None else [layer]
+            return [(name, head, 1 / len(layers)) for name in layers]
+        if self.calibration is None:
+            raise ValueError("this model has no calibration: `unet-xattn calibrate` makes one")
+        if "head" not in self.keep:
+            raise ValueError("heads were averaged while recording: trace with keep='head' for a calibrated map")
+        return [(name, h, w) for name, weights in self.calibration.items() for h, w in enumerate(weights) if w > 0]
+
     def _tokens(self, word: str | int | Word, occurrence: int, image: int) -> tuple[int, ...]:
         words = self.words_of(image)
         if isinstance(word, Word):
@@ -296,6 +321,7 @@ class AttentionTrace:
         }
         words = [[[w.text, w.start, w.end, w.tokens] for w in words] for words in self._words]
         header = {"prompts": self.prompts, "words": words, "size": self.size, "keep": sorted(self.keep)}
+        header["calibration"] = self.calibration
         header["counts"] = {f"{b}|{s}|{layer}": n for (b, s, layer), n in self._counts.items()}
         save_file(tensors, path, metadata={"format": FORMAT, "trace": json.dumps(header, ensure_ascii=False)})
 
@@ -317,7 +343,7 @@ class AttentionTrace:
         header = json.loads(metadata["trace"])
         trace = cls(keep=header["keep"])
         words = [[Word(text, start, end, tuple(tokens)) for text, start, end, tokens in ws] for ws in header["words"]]
-        trace.start(header["prompts"], words, tuple(header["size"]))
+        trace.start(header["prompts"], words, tuple(header["size"]), header["calibration"])
         for name, count in header["counts"].items():  # in the order the layers ran; safetensors keeps its own
             branch, step, layer = name.split("|")
             trace._sums[branch, int(step), layer] = tensors[name].float() * count
