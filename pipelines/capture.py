@@ -76,7 +76,8 @@ def attribute(
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     memory, token_mask = pipe.encode_prompt([caption] * draws)
     attention = AttentionTrace(keep)
-    attention.start([caption], [split_words(caption, pipe.tokenizer)], (size, size), pipe.config.calibration)
+    text = caption, split_words(caption, pipe.tokenizer)
+    attention.start([text], (size, size), calibration=pipe.config.calibration)
     for step, level in enumerate(levels):
         noisy = flow.interpolate(clean, noise, torch.full((draws,), float(level))).to(memory.device, memory.dtype)
         record = attention.recorder(step, {"prompt": slice(0, 1)})

@@ -211,8 +211,9 @@ class TextToImagePipeline(DiffusionPipeline):
 
         attention = attention or self._traced()
         if attention is not None:
-            words = {p: split_words(p, self.tokenizer) for p in set(prompts)}
-            attention.start(prompts, [words[p] for p in prompts], (height, width), self.config.calibration)
+            words = {p: split_words(p, self.tokenizer) for p in {*prompts, *negatives}}
+            texts, against = ([(p, words[p]) for p in given] for given in (prompts, negatives))
+            attention.start(texts, (height, width), against if guidance_scale != 1 else None, self.config.calibration)
 
         # Both branches are encoded together, so that they are padded alike and run as one batch.
         guided = guidance_scale != 1

@@ -27,7 +27,8 @@ def random_weights(grid: tuple[int, int], images: int = 1) -> Tensor:
 
 def started(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", images: int = 1) -> AttentionTrace:
     attention = AttentionTrace(keep)
-    attention.start([PROMPT] * images, [split_words(PROMPT, tokenizer)] * images, SIZE)
+    texts = [(PROMPT, split_words(PROMPT, tokenizer))] * images
+    attention.start(texts, SIZE, negatives=texts)
     return attention
 
 
@@ -124,7 +125,7 @@ def test_half_precision_weights_are_summed_in_fp32(tokenizer: PreTrainedTokenize
 
 def test_starting_again_forgets(tokenizer: PreTrainedTokenizerFast) -> None:
     attention = filled(tokenizer)
-    attention.start(["a star"], [split_words("a star", tokenizer)], SIZE)
+    attention.start([("a star", split_words("a star", tokenizer))], SIZE)
     with pytest.raises(ValueError, match="nothing has been recorded yet"):
         _ = attention.words
     assert attention.layers == []
@@ -210,10 +211,26 @@ def test_the_negative_prompts_attention_is_kept_by_name(tokenizer: PreTrainedTok
     assert not torch.equal(attention.maps("fine"), attention.maps("fine", branch="negative"))
 
 
+def test_the_negative_prompt_is_asked_by_its_own_words(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    attention = AttentionTrace()
+    prompt, negative = ((p, split_words(p, tokenizer)) for p in ("a red circle", "star"))
+    attention.start([prompt], SIZE, negatives=[negative])
+    weights = random_weights(GRIDS["fine"], images=2)
+    attention.recorder(0, {"prompt": slice(0, 1), "negative": slice(1, 2)})("fine", weights, GRIDS["fine"])
+    attention.save(tmp_path / "trace.safetensors")
+    for asked in (attention, AttentionTrace.load(tmp_path / "trace.safetensors")):
+        (star,) = asked.words_of(0, "negative")
+        heat = asked.heatmap("star", branch="negative")
+        assert torch.equal(heat, asked.heatmap(star.tokens[0], branch="negative"))
+        assert asked.words_at((0, 0, 9, 9), branch="negative")[0][0] == star
+        with pytest.raises(ValueError, match="'red' is not in the prompt; its words are: star"):
+            asked.heatmap("red", branch="negative")
+
+
 def test_each_picture_of_a_batch_has_its_own_maps(tokenizer: PreTrainedTokenizerFast) -> None:
     prompts = [PROMPT, "three small green stars, on a black ground"]
     attention = AttentionTrace()
-    attention.start(prompts, [split_words(p, tokenizer) for p in prompts], SIZE)
+    attention.start([(p, split_words(p, tokenizer)) for p in prompts], SIZE)
     weights = random_weights(GRIDS["fine"], images=2)
     attention.recorder(0, {"prompt": slice(0, 2)})("fine", weights, GRIDS["fine"])
     for image in range(2):
@@ -373,7 +390,7 @@ def test_words_that_landed_apart_leak_nothing_and_those_in_one_place_all(tokeniz
 def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokenizer: PreTrainedTokenizerFast) -> None:
     prompts = ["a red circle", "a blue square", "a red square"]
     attention = AttentionTrace()
-    attention.start(prompts, [split_words(p, tokenizer) for p in prompts], SIZE)
+    attention.start([(p, split_words(p, tokenizer)) for p in prompts], SIZE)
     record = attention.recorder(0, {"prompt": slice(0, 3)})
     torch.manual_seed(0)
     record("fine", random_weights(GRIDS["fine"], images=3), GRIDS["fine"])
@@ -458,7 +475,7 @@ def test_layers_come_back_in_the_order_they_ran(tokenizer: PreTrainedTokenizerFa
 def test_words_in_any_script_survive_the_disk(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     prompt = 'a "red" 红 café\n'
     attention = AttentionTrace()
-    attention.start([prompt], [split_words(prompt, tokenizer)], SIZE)
+    attention.start([(prompt, split_words(prompt, tokenizer))], SIZE)
     attention.recorder(0, {"prompt": slice(0, 1)})("coarse", random_weights(GRIDS["coarse"]), GRIDS["coarse"])
     attention.save(tmp_path / "attention.safetensors")
     loaded = AttentionTrace.load(tmp_path / "attention.safetensors")

@@ -24,6 +24,9 @@ from unet_xattn.words import Word, find_phrase
 FORMAT = "unet_xattn attention 2"
 KEEP = ("step", "head")
 
+Text = tuple[str, list[Word]]
+"""A prompt and its words."""
+
 Calibration = dict[str, list[float]]
 """How far to trust each head: layer -> a weight of 0 or more for each of its heads."""
 
@@ -70,10 +73,9 @@ class AttentionTrace:
         if unknown := set(kept) - set(KEEP):
             raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
         self.keep = frozenset(kept)
-        self.prompts: list[str] = []
         self.size = (0, 0)
         self.calibration: Calibration | None = None
-        self._words: list[list[Word]] = []
+        self._texts: dict[str, list[Text]] = {"prompt": []}  # of each branch, for each image
         # (branch, step or -1, layer) -> sum of weights (I, H, T, h, w) in fp32, and how many passes it adds up
         self._sums: dict[tuple[str, int, str], Tensor] = {}
         self._counts: dict[tuple[str, int, str], int] = {}
@@ -82,13 +84,14 @@ class AttentionTrace:
 
     def start(
         self,
-        prompts: list[str],
-        words: list[list[Word]],
+        prompts: list[Text],
         size: tuple[int, int],
+        negatives: list[Text] | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        """Begin anew for these pictures (a prompt and its words for each) of this height and width."""
-        self.prompts, self._words, self.size, self.calibration = prompts, words, size, calibration
+        """Begin anew for these pictures of this height and width: a prompt for each, and a negative one if there is."""
+        self._texts = {"prompt": prompts} | ({} if negatives is None else {"negative": negatives})
+        self.size, self.calibration = size, calibration
         self._sums.clear()
         self._counts.clear()
 
@@ -115,14 +118,18 @@ class AttentionTrace:
     # Asking.
 
     @property
+    def prompts(self) -> list[str]:
+        """The prompt of each image."""
+        return [text for text, _ in self._texts["prompt"]]
+
+    @property
     def words(self) -> list[Word]:
         """The words of the (first) prompt, with their characters and tokens."""
         return self.words_of(0)
 
-    def words_of(self, image: int) -> list[Word]:
-        """The words of the prompt of one image."""
-        self._check_recorded(image)
-        return self._words[image]
+    def words_of(self, image: int, branch: str = "prompt") -> list[Word]:
+        """The words of the prompt of one image, or of its negative one."""
+        return self._text(image, branch)[1]
 
     @property
     def layers(self) -> list[str]:
@@ -193,7 +200,7 @@ class AttentionTrace:
         """
         if scale not in ("absolute", "peak"):
             raise ValueError(f"scale is 'absolute' or 'peak', not {scale!r}")
-        tokens = list(self._tokens(word, occurrence, image))
+        tokens = list(self._tokens(word, occurrence, image, branch))
         heat = torch.zeros(self.size)
         for name, its_head, weight in self._weighted(layer, head, reduce):
             share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[tokens].sum(dim=0)  # (h, w)
@@ -211,7 +218,7 @@ class AttentionTrace:
         Raises:
             ValueError: the region is empty or not inside the picture.
         """
-        words, mask = self.words_of(image), self._mask_of(region)
+        words, mask = self.words_of(image, which.get("branch", "prompt")), self._mask_of(region)
         shares = [float((self.heatmap(w, image=image, **which) * mask).sum() / mask.sum()) for w in words]
         return sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
 
@@ -221,7 +228,7 @@ class AttentionTrace:
         It is the word with most attention there; none where all that is no word (the start and end tokens,
         punctuation) has more than that. `which` is step, layer, head or branch as for `heatmap`.
         """
-        words = self.words_of(image)
+        words = self.words_of(image, which.get("branch", "prompt"))
         maps = [self.heatmap(word, image=image, **which) for word in words]
         told = {token for word in words for token in word.tokens}
         rest = [self.heatmap(t, image=image, **which) for t in range(self._token_count) if t not in told]
@@ -238,7 +245,8 @@ class AttentionTrace:
 
         1 on the diagonal; 0 for words that landed apart.
         """
-        maps = [self.heatmap(word, image=image, **which).flatten() for word in self.words_of(image)]
+        words = self.words_of(image, which.get("branch", "prompt"))
+        maps = [self.heatmap(word, image=image, **which).flatten() for word in words]
         shares = torch.stack([heat / heat.sum().clamp_min(1e-12) for heat in maps])  # (words, height · width)
         return torch.minimum(shares[:, None], shares[None]).sum(dim=-1)
 
@@ -252,7 +260,7 @@ class AttentionTrace:
         found = []
         for image in range(len(self.prompts)):
             with suppress(ValueError):
-                self._tokens(word, 0, image)
+                self._tokens(word, 0, image, which.get("branch", "prompt"))
                 found.append(image)
         if len(found) < 2:
             raise ValueError(f"{len(found)} of {len(self.prompts)} prompts say {word!r}: a spread takes two or more")
@@ -294,15 +302,21 @@ class AttentionTrace:
             raise ValueError("heads were averaged while recording: trace with keep='head' for a calibrated map")
         return [(name, h, w) for name, weights in self.calibration.items() for h, w in enumerate(weights) if w > 0]
 
-    def _tokens(self, word: str | int | Word, occurrence: int, image: int) -> tuple[int, ...]:
-        words = self.words_of(image)
+    def _tokens(self, word: str | int | Word, occurrence: int, image: int, branch: str) -> tuple[int, ...]:
+        prompt, words = self._text(image, branch)
         if isinstance(word, Word):
             return word.tokens
         if isinstance(word, str):
-            return find_phrase(word, self.prompts[image], words, occurrence)
+            return find_phrase(word, prompt, words, occurrence)
         if not 0 <= word < self._token_count:
             raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {self._token_count - 1}")
         return (word,)
+
+    def _text(self, image: int, branch: str) -> Text:
+        self._check_recorded(image)
+        if branch not in self._texts:
+            raise ValueError(f"nothing was recorded of branch {branch!r}; branches: {', '.join(sorted(self._texts))}")
+        return self._texts[branch][image]
 
     def _check_recorded(self, image: int = 0) -> None:
         if not self._sums:
@@ -319,8 +333,11 @@ class AttentionTrace:
             f"{branch}|{step}|{layer}": (total / self._counts[branch, step, layer]).half().contiguous()
             for (branch, step, layer), total in self._sums.items()
         }
-        words = [[[w.text, w.start, w.end, w.tokens] for w in words] for words in self._words]
-        header = {"prompts": self.prompts, "words": words, "size": self.size, "keep": sorted(self.keep)}
+        texts = {
+            branch: [[text, [[w.text, w.start, w.end, w.tokens] for w in words]] for text, words in texts]
+            for branch, texts in self._texts.items()
+        }
+        header: dict[str, Any] = {"texts": texts, "size": self.size, "keep": sorted(self.keep)}
         header["calibration"] = self.calibration
         header["counts"] = {f"{b}|{s}|{layer}": n for (b, s, layer), n in self._counts.items()}
         save_file(tensors, path, metadata={"format": FORMAT, "trace": json.dumps(header, ensure_ascii=False)})
@@ -342,8 +359,11 @@ class AttentionTrace:
             raise ValueError(f"{path} is {metadata.get('format', 'no attention trace')!r}, expected {FORMAT!r}")
         header = json.loads(metadata["trace"])
         trace = cls(keep=header["keep"])
-        words = [[Word(text, start, end, tuple(tokens)) for text, start, end, tokens in ws] for ws in header["words"]]
-        trace.start(header["prompts"], words, tuple(header["size"]), header["calibration"])
+        texts = {
+            branch: [(text, [Word(w, start, end, tuple(t)) for w, start, end, t in words]) for text, words in texts]
+            for branch, texts in header["texts"].items()
+        }
+        trace.start(texts["prompt"], tuple(header["size"]), texts.get("negative"), header["calibration"])
         for name, count in header["counts"].items():  # in the order the layers ran; safetensors keeps its own
             branch, step, layer = name.split("|")
             trace._sums[branch, int(step), layer] = tensors[name].float() * count
