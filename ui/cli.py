@@ -201,12 +201,12 @@ def calibrate_model(
 
     From then on its maps can be asked for as `reduce="calibrated"`, and `evaluate --grounding` says what it is worth.
     """
-    if not (model / "model_index.json").is_file():
+    index = model / "model_index.json"
+    if not index.is_file():
         raise ValueError(f"{model} is no folder with a model: it has no model_index.json")
-    pipe = load(str(model))
-    pipe.register_to_config(calibration=calibrate(pipe, scenes))
-    pipe.save_config(model)
-    for layer, weights in pipe.config.calibration.items():
+    calibration = calibrate(load(str(model)), scenes)
+    _write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
+    for layer, weights in calibration.items():
         print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
 
 
