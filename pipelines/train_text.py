@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
 from pipelines.dataset import DataError, batches, seed_of, shuffled_place, train_tokenizer
 from pipelines.text_to_text import TranslationPipeline
-from pipelines.train import power_function_ema, schedule, text_loss
+from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, schedule, text_loss
 from unet_xattn import Transformer
 
 LONGEST_LINE = 10_000
@@ -181,7 +181,7 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
     tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
 
     accelerator = Accelerator(
-        mixed_precision="bf16" if torch.cuda.is_available() else "no",  # weights stay fp32
+        mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     torch.manual_seed(config.seed)
@@ -214,7 +214,7 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
         torch.manual_seed(seed_of(config.seed, step))  # dropout, so that a resumed run drops the same units
-        with accelerator.autocast():
+        with attention_kernel(accelerator):
             loss = trained(batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained.parameters(), 1.0)
