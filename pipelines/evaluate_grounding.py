@@ -87,7 +87,7 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
         Methods are "mean", "DAAM's rule", "calibrated" where the model has a calibration, and "chance", what a map
         that says nothing would score. Classes are the kinds of word, and "object words" for shape, colour and size
         together; layers are judged on these. Figures hold n and, for each of `FIGURES`, [mean, low, high]: a 95 %
-        interval, Wilson's for pointing, for the others of 1,000 bootstrap draws over words.
+        interval, Wilson's where each word is a hit or a miss, else of 1,000 bootstrap draws over words.
     """
     methods: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     layers: dict[str, list[list[float]]] = defaultdict(list)
@@ -110,8 +110,7 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
     return {
         "settings": settings,
         "methods": {
-            name: {label: summary(rows, name == "chance") for label, rows in classes.items()}
-            for name, classes in methods.items()
+            name: {label: summary(rows) for label, rows in classes.items()} for name, classes in methods.items()
         },
         "layers": {layer: summary(rows) for layer, rows in layers.items()},
     }
@@ -123,13 +122,13 @@ def judge_map(heat: Tensor, mask: Tensor) -> list[float]:
     return [float(f(heat, mask)) for f in (points_inside, mass_inside, iou, average_precision)]
 
 
-def summary(rows: Sequence[Sequence[float]], by_area: bool = False) -> dict[str, Any]:
+def summary(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     """n and, for each of the `FIGURES`, [mean, low, high]."""
     values = np.array(rows)  # (n, 4)
     draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
     report: dict[str, Any] = {"n": len(values)}
     for column, name in enumerate(FIGURES):
-        if name == "pointing" and not by_area:
+        if np.isin(values[:, column], (0, 1)).all():  # a share of hits and misses
             low, high = wilson(int(values[:, column].sum()), len(values))
         else:
             low, high = np.quantile(values[draws, column].mean(axis=1), [0.025, 0.975])

@@ -1,12 +1,14 @@
 """Real pairs of sentences to train on: what countries, languages, scripts, currencies and emoji are called.
 
 English and Chinese, from the packages pycountry (ISO's lists and Debian's translations of them, LGPL 2.1) and emoji
-(Unicode's names, BSD). Neither comes with this package; `pip install "unet-xattn[names]"`.
+(Unicode's names, BSD). Neither comes with this package but as its extra "names".
 """
 
 import gettext
 import os
 from pathlib import Path
+
+import numpy as np
 
 LISTS = {"countries": "iso3166-1", "languages": "iso639-3", "scripts": "iso15924", "currencies": "iso4217"}
 """pycountry's name of a list -> that of its translations."""
@@ -22,7 +24,7 @@ def names() -> list[tuple[str, str]]:
         import emoji
         import pycountry
     except ImportError as error:
-        raise ValueError(f'the package {error.name} is missing: pip install "unet-xattn[names]"') from error
+        raise ValueError(f"the package {error.name} is missing: pip install pycountry emoji") from error
     pairs = []
     for name, domain in LISTS.items():
         chinese = gettext.translation(domain, pycountry.LOCALES_DIR, languages=["zh_CN"])
@@ -34,9 +36,7 @@ def names() -> list[tuple[str, str]]:
     # Several translations of one name stand behind one another; what is the same in both was never translated.
     first = {english: chinese.split(";")[0].strip() for english, chinese in reversed(pairs) if english != chinese}
     found = sorted(first.items())
-    stride = 1597  # a prime that divides no count in sight: neighbours in the alphabet end up far apart
-    assert len(found) % stride
-    return [found[i * stride % len(found)] for i in range(len(found))]
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
 def write_names(path: str | Path) -> int:

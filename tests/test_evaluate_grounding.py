@@ -81,7 +81,9 @@ def test_daams_rule_is_the_plain_mean_but_for_how_maps_are_enlarged(tiny_pipe: T
     attention, ((_, word, _), *_) = read(tiny_pipe, scene(0, 1))
     total = daam(attention, word) / len(attention.layers)
     assert total.shape == attention.size
-    torch.testing.assert_close(total, attention.heatmap(word), atol=0.05, rtol=0.5)
+    both = torch.stack([total, attention.heatmap(word)]).flatten(1)
+    assert torch.corrcoef(both)[0, 1] > 0.95
+    torch.testing.assert_close(both[0].mean(), both[1].mean(), rtol=0.02, atol=0)
     assert not torch.equal(total, attention.heatmap(word))
 
 

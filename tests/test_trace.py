@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline, trace
 from unet_xattn import AttentionTrace
-from unet_xattn.trace import measure
+from unet_xattn.grounding import measure
 from unet_xattn.words import split_words
 
 PROMPT = "a red circle left of a blue square"

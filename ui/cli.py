@@ -283,7 +283,9 @@ def _refuse_existing(file: Path | None) -> None:
 def _write_json(file: Path | None, report: dict) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=1) + "\n")
+        unfinished = file.with_name(f"{file.name}.new")  # a model's own index is never left half written
+        unfinished.write_text(json.dumps(report, indent=1) + "\n")
+        unfinished.replace(file)
 
 
 def main() -> None:

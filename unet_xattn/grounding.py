@@ -4,6 +4,9 @@ Shapes: B batch, T tokens, h×w the grid of one attention layer. Masks are in [0
 everywhere speaks of no region and is left out.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,3 +68,29 @@ def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
     has_mask = masks.flatten(2).amax(dim=-1) > 0  # (B, T)
     missed = (1 - mass_inside(attention, pool_masks(masks, grid))).square()
     return torch.where(has_mask, missed, 0.0).sum(dim=1) / has_mask.sum(dim=1).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A heat map in numbers.
+
+    `mass`, the mean share of attention; `entropy` of its places as a share of the greatest there can be: 1 everywhere
+    alike, 0 all in one pixel; `area`, the share of the picture with at least half the peak; `centre` (x, y) of its
+    mass, in pixels.
+    """
+
+    mass: float
+    entropy: float
+    area: float
+    centre: tuple[float, float]
+
+
+def measure(heat: Tensor) -> Measures:
+    """The `Measures` of a heat map (height, width)."""
+    height, width = heat.shape
+    p = heat / heat.sum().clamp_min(1e-12)
+    entropy = -(p * p.clamp_min(1e-12).log()).sum() / math.log(height * width)
+    x = p.sum(dim=0) @ (torch.arange(width) + 0.5)
+    y = p.sum(dim=1) @ (torch.arange(height) + 0.5)
+    area = (heat >= heat.max() / 2).float().mean()
+    return Measures(float(heat.mean()), float(entropy), float(area), (float(x), float(y)))

@@ -5,10 +5,8 @@ picture's own height and width.
 """
 
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet_xattn.grounding import Measures, measure
 from unet_xattn.unet import RecordLayer
 from unet_xattn.words import Word, find_phrase
 
@@ -31,32 +30,6 @@ Calibration = dict[str, list[float]]
 """How far to trust each head: layer -> a weight of 0 or more for each of its heads."""
 
 Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
-
-
-@dataclass(frozen=True)
-class Measures:
-    """A heat map in numbers.
-
-    `mass`, the mean share of attention; `entropy` of its places as a share of the greatest there can be: 1 everywhere
-    alike, 0 all in one pixel; `area`, the share of the picture with at least half the peak; `centre` (x, y) of its
-    mass, in pixels.
-    """
-
-    mass: float
-    entropy: float
-    area: float
-    centre: tuple[float, float]
-
-
-def measure(heat: Tensor) -> Measures:
-    """The `Measures` of a heat map (height, width)."""
-    height, width = heat.shape
-    p = heat / heat.sum().clamp_min(1e-12)
-    entropy = -(p * p.clamp_min(1e-12).log()).sum() / math.log(height * width)
-    x = p.sum(dim=0) @ (torch.arange(width) + 0.5)
-    y = p.sum(dim=1) @ (torch.arange(height) + 0.5)
-    area = (heat >= heat.max() / 2).float().mean()
-    return Measures(float(heat.mean()), float(entropy), float(area), (float(x), float(y)))
 
 
 class AttentionTrace:
@@ -237,8 +210,7 @@ class AttentionTrace:
 
     def measure(self, word: str | int | Word, *, image: int = 0, **which: Any) -> Measures:
         """Where and how widely a word landed, in numbers; arguments as for `heatmap`."""
-        heat = self.heatmap(word, image=image, **which)
-        return measure(heat)
+        return measure(self.heatmap(word, image=image, **which))
 
     def leakage(self, *, image: int = 0, **which: Any) -> Tensor:
         """How far two words share one place: (words, words), Σ min(p, q) of their maps, each scaled to a sum of 1.
