@@ -60,7 +60,7 @@ class TrainConfig:
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # without it there is nothing to guide away from
-    mask_weight: float = 0.05  # weight of the token loss where the data has masks; 0 turns it off
+    mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
     text_weight: float = 0.1  # weight of writing the translation from the memory where the data has one
     ema_sigma: float = 0.1  # relative width of the averaging window
     every: int = 1000  # steps between validations, sample pictures and checkpoints
@@ -103,8 +103,8 @@ class TextToImageModel(nn.Module):
     def forward(self, batch: Batch, use_masks: bool = True) -> Losses:
         """One memory, read twice: by image positions on the way to a picture, and to say the caption otherwise.
 
-        With `use_masks` every cross-attention layer of the UNet is held against the masks, the less the more noise
-        there is, for in noise nothing is anywhere yet.
+        With `use_masks` every cross-attention layer of the UNet is held against the masks, in pure noise too: where
+        nothing is anywhere yet, a word's best map is where its thing will be, and that has to come from the text.
         """
         memory = self.text_encoder.encode(batch.ids, batch.token_mask)
         token_losses: list[Tensor] = []
@@ -118,7 +118,7 @@ class TextToImageModel(nn.Module):
         ).sample
         flow_loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
         nothing = flow_loss.new_zeros(())
-        tokens = ((1 - batch.times) * torch.stack(token_losses).mean(dim=0)).mean() if token_losses else nothing
+        tokens = torch.stack(token_losses).mean() if token_losses else nothing
         text = nothing
         if len(self.text_encoder.decoder):
             text = text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside, pool_masks, token_loss
+from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside, token_loss
 
 
 def box(y: slice, x: slice, side: int = 16) -> Tensor:
@@ -43,18 +44,6 @@ def test_each_token_of_each_picture_is_measured_by_its_own_mask() -> None:
             torch.testing.assert_close(alone[0, 0], together[b, t])
 
 
-def test_pooling_keeps_a_peak_of_one_for_objects_smaller_than_a_cell() -> None:
-    small = box(slice(5, 6), slice(9, 10))
-    pooled = pool_masks(small, (4, 4))
-    assert pooled[0, 0, 1, 2] == 1 and pooled.sum() == 1
-    assert (pool_masks(torch.zeros(1, 1, 16, 16), (4, 4)) == 0).all()
-
-
-def test_pooling_keeps_shapes_of_other_than_square_grids_where_they_are() -> None:
-    pooled = pool_masks(box(slice(0, 8), slice(None)), (2, 4))
-    assert pooled[0, 0].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
-
-
 def test_pointing_asks_where_the_peak_is() -> None:
     attention = torch.rand(1, 1, 16, 16) / 2
     attention[0, 0, 3, 4] = 1
@@ -69,13 +58,32 @@ def weights_of(maps: Tensor, heads: int = 2) -> Tensor:
     return maps.flatten(2).transpose(1, 2)[:, None].expand(-1, heads, -1, -1)
 
 
-def test_token_loss_is_nothing_inside_everything_outside_and_squared_between() -> None:
-    masks = QUARTER
-    inside = pool_masks(masks, (4, 4))
-    assert token_loss(weights_of(inside), masks, (4, 4)).item() == pytest.approx(0)
-    assert token_loss(weights_of(1 - inside), masks, (4, 4)).item() == pytest.approx(1)
+def pooled(mask: Tensor) -> Tensor:
+    """A mask at the resolution of a layer, (1, 1, 4, 4)."""
+    return F.adaptive_avg_pool2d(mask, (4, 4))
+
+
+def test_token_loss_is_nothing_on_the_mask_at_any_height_and_everything_beside_it() -> None:
+    inside = pooled(QUARTER)
+    assert token_loss(weights_of(0.3 * inside), QUARTER, (4, 4)).item() == pytest.approx(0)
+    assert token_loss(weights_of(1 - inside), QUARTER, (4, 4)).item() == pytest.approx(1)
     even = torch.ones(1, 1, 4, 4)
-    assert token_loss(weights_of(even), masks, (4, 4)).item() == pytest.approx((1 - 1 / 4) ** 2)
+    assert token_loss(weights_of(even), QUARTER, (4, 4)).item() == pytest.approx(1 - math.sqrt(1 / 4))
+
+
+def test_token_loss_asks_for_the_whole_of_the_mask() -> None:
+    one_place = torch.zeros(1, 1, 4, 4)
+    one_place[..., 0, 0] = 1
+    assert mass_inside(one_place, pooled(QUARTER)).item() == 1
+    assert token_loss(weights_of(one_place), QUARTER, (4, 4)).item() == pytest.approx(1 - math.sqrt(1 / 4))
+
+
+def test_token_loss_keeps_what_is_smaller_than_a_cell() -> None:
+    small = box(slice(5, 6), slice(9, 10))
+    there = torch.zeros(1, 1, 4, 4)
+    there[..., 1, 2] = 1
+    assert token_loss(weights_of(there), small, (4, 4)).item() == pytest.approx(0)
+    assert token_loss(weights_of(1 - there), small, (4, 4)).item() == pytest.approx(1)
 
 
 def test_token_loss_leaves_out_tokens_without_a_mask() -> None:
@@ -97,9 +105,9 @@ def test_token_loss_is_each_picture_s_own() -> None:
 
 def test_token_loss_averages_the_heads_before_it_asks() -> None:
     """A head may look elsewhere as long as the layer as a whole looks inside: half inside, not half of each loss."""
-    inside, outside = pool_masks(LEFT, (4, 4)), pool_masks(1 - LEFT, (4, 4))
+    inside, outside = pooled(LEFT), pooled(1 - LEFT)
     weights = torch.cat([weights_of(inside, 1), weights_of(outside, 1)], dim=1)
-    assert token_loss(weights, LEFT, (4, 4)).item() == pytest.approx(1 / 4)
+    assert token_loss(weights, LEFT, (4, 4)).item() == pytest.approx(1 - math.sqrt(1 / 2))
 
 
 @pytest.mark.parametrize("has_mask", [True, False])

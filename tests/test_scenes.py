@@ -64,6 +64,17 @@ def test_every_shape_and_every_colour_is_seen_in_training_in_another_pair():
     assert seen == {(shape, colour) for shape in SHAPES for colour in COLOURS} - HELD_OUT
 
 
+def test_lists_name_things_in_reading_order_and_relations_in_either():
+    def rises(described: Scene) -> bool:
+        x, y = ([getattr(o, axis) for o in described.objects] for axis in "xy")
+        along = x if max(x) - min(x) > max(y) - min(y) else y
+        return along == sorted(along)
+
+    assert all(rises(s) for s in SCENES if s.kind in ("two", "three"))
+    related = [rises(s) for s in SCENES if s.kind == "relation"]
+    assert 0.4 < sum(related) / len(related) < 0.6
+
+
 def test_everything_the_grammar_has_occurs():
     assert {s.kind for s in SCENES} == set(KINDS)
     assert {s.ground for s in SCENES} == set(GROUNDS)

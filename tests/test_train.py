@@ -224,7 +224,7 @@ def inside(model: TextToImageModel, batch: Batch) -> float:
     def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
         maps = weights.mean(dim=1).transpose(1, 2).unflatten(-1, grid)
         known = batch.masks.flatten(2).amax(dim=-1) > 0
-        shares.append(grounding.mass_inside(maps, grounding.pool_masks(batch.masks, grid))[known].mean())
+        shares.append(grounding.mass_inside(maps, F.adaptive_avg_pool2d(batch.masks, grid))[known].mean())
 
     with torch.no_grad():
         memory = model.text_encoder.encode(batch.ids, batch.token_mask)

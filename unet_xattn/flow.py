@@ -11,7 +11,7 @@ from torch import Tensor
 TRAIN_TIMESTEPS = 1000
 """A network sees time · 1000, as diffusers' schedulers give it."""
 
-TIME_SHIFT = 2.0
+TIME_SHIFT = 3.0
 """See `sample_times`."""
 
 LEAST_TIME = 0.3

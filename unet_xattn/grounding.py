@@ -12,15 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def pool_masks(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Masks (B, T, H, W) at the resolution of a layer, (B, T, h, w), each with a peak of 1 where it is not empty.
-
-    A small object covers only part of a coarse cell; scaled to its peak, the mask still says which cell is its own.
-    """
-    pooled = F.adaptive_avg_pool2d(masks, grid)
-    return pooled / pooled.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
-
-
 def mass_inside(attention: Tensor, masks: Tensor) -> Tensor:
     """Share of each token's attention that lies inside its mask: (B, T, h, w) twice -> (B, T) in [0, 1]."""
     return (attention * masks).sum(dim=(-2, -1)) / attention.sum(dim=(-2, -1)).clamp_min(1e-8)
@@ -60,13 +51,17 @@ def average_precision(attention: Tensor, masks: Tensor) -> Tensor:
 
 
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """TokenCompose's token loss (arXiv 2312.03626, eq. 3), (1 − mass inside the mask)², each picture's mean.
+    """1 − the cosine of each token's map and its mask, each picture's mean.
+
+    TokenCompose (arXiv 2312.03626, eq. 3) asks for the mass inside the mask alone, and one position inside has it all;
+    the cosine asks for the whole of the mask, at whatever height.
 
     weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> (B,), 0 for a picture without masks.
     """
-    attention = weights.mean(dim=1, dtype=torch.float32).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
-    has_mask = masks.flatten(2).amax(dim=-1) > 0  # (B, T)
-    missed = (1 - mass_inside(attention, pool_masks(masks, grid))).square()
+    attention = weights.mean(dim=1, dtype=torch.float32).transpose(1, 2)  # (B, T, h·w)
+    covered = F.adaptive_avg_pool2d(masks, grid).flatten(2)  # (B, T, h·w)
+    has_mask = covered.amax(dim=-1) > 0  # (B, T)
+    missed = 1 - F.cosine_similarity(attention, covered, dim=-1)
     return torch.where(has_mask, missed, 0.0).sum(dim=1) / has_mask.sum(dim=1).clamp_min(1)
 
 
