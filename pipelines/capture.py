@@ -16,24 +16,27 @@ from torch import Tensor
 from pipelines.dataset import fit_picture, to_tensor
 from pipelines.text_to_image import TextToImagePipeline, active_traces
 from unet_xattn import AttentionTrace, flow
-from unet_xattn.words import split_words
+from unet_xattn.trace import BUDGET
 
 
 @contextmanager
-def trace(pipe: DiffusionPipeline, keep: str | Collection[str] = "mean") -> Iterator[AttentionTrace]:
+def trace(
+    pipe: DiffusionPipeline, keep: str | Collection[str] = "mean", budget: int = BUDGET
+) -> Iterator[AttentionTrace]:
     """Record the next call of `pipe` (a later call inside the block starts anew).
 
         with trace(pipe) as attention:
             image = pipe("a red circle left of a blue square").images[0]
         attention.heatmap("circle")
 
-    Other threads that use the same pipeline are not recorded. `keep` is what to keep apart, see `AttentionTrace`.
+    Other threads that use the same pipeline are not recorded. `keep` is what to keep apart and
+    `budget` the bytes that may take, see `AttentionTrace`.
 
     Raises:
         TypeError: a pipeline of a kind that cannot be recorded.
     """
     _check_kind(pipe)
-    attention = AttentionTrace(keep)
+    attention = AttentionTrace(keep, budget)
     token = active_traces.set((*active_traces.get(), (pipe, attention)))
     try:
         yield attention
@@ -72,12 +75,13 @@ def attribute(
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
     size = pipe.unet.config.sample_size
-    clean = to_tensor(fit_picture(picture, size)[None]).expand(draws, -1, -1, -1)
+    fitted = fit_picture(picture, size)[None]  # (1, h, w, 3)
+    clean = to_tensor(fitted).expand(draws, -1, -1, -1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     memory, token_mask = pipe.encode_prompt([caption] * draws)
     attention = AttentionTrace(keep)
-    text = caption, split_words(caption, pipe.tokenizer)
-    attention.start([text], (size, size), calibration=pipe.config.calibration)
+    settings = {"levels": list(levels), "draws": draws, "seeds": [seed]}
+    attention.start(pipe.recording({"prompt": [caption]}, (size, size), len(levels), settings))
     for step, level in enumerate(levels):
         noisy = flow.interpolate(clean, noise, torch.full((draws,), float(level))).to(memory.device, memory.dtype)
         record = attention.recorder(step, {"prompt": slice(0, 1)})
@@ -88,7 +92,7 @@ def attribute(
             token_mask,
             record=lambda layer, weights, grid, record=record: record(layer, weights.mean(dim=0, keepdim=True), grid),
         )
-    attention.finish(pipe.unet.attention_layers)
+    attention.finish(torch.from_numpy(fitted))
     return attention
 
 

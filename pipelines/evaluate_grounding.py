@@ -96,7 +96,7 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
         attention, words = read(pipe, described)
         for kind, word, mask in words:
             maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
-            if attention.calibration is not None:
+            if attention.recording.calibration is not None:
                 maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
             found = {name: judge_map(heat, mask) for name, heat in maps.items()}
             found["chance"] = [float(mask.mean())] * len(FIGURES)

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from unet_xattn import AttentionTrace, CrossAttentionUNet, Transformer
-from unet_xattn.words import split_words
+from unet_xattn.trace import Recording
+from unet_xattn.words import read_text
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -81,6 +82,13 @@ def load_network(kind: type[ModelMixin], path: str, part: str, **source: Any) ->
     if unusable := missing or [n for n, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(f"{path}: weights of {part} are missing or not numbers: {', '.join(sorted(unusable)[:3])}")
     return network
+
+
+def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> list[int] | None:
+    """The seed of each picture's generator, or of the one they share; None where nobody gave any."""
+    if generator is None:
+        return None
+    return [g.initial_seed() for g in (generator if isinstance(generator, list) else [generator])]
 
 
 class TextToImagePipeline(DiffusionPipeline):
@@ -209,14 +217,20 @@ class TextToImagePipeline(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise ValueError(f"{len(generator)} generators for {len(prompts)} pictures: give one for each")
 
-        attention = attention or self._traced()
+        guided = guidance_scale != 1
+        attention = self._traced() if attention is None else attention
         if attention is not None:
-            words = {p: split_words(p, self.tokenizer) for p in {*prompts, *negatives}}
-            texts, against = ([(p, words[p]) for p in given] for given in (prompts, negatives))
-            attention.start(texts, (height, width), against if guidance_scale != 1 else None, self.config.calibration)
+            settings = {
+                "steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "guidance_interval": list(guidance_interval),
+                "scheduler": type(self.scheduler).__name__,
+                "seeds": _seeds(generator) if latents is None else None,
+            }
+            branches = {"prompt": prompts} | ({"negative": negatives} if guided else {})
+            attention.start(self.recording(branches, (height, width), num_inference_steps, settings))
 
         # Both branches are encoded together, so that they are padded alike and run as one batch.
-        guided = guidance_scale != 1
         memory, token_mask = self.encode_prompt(negatives + prompts if guided else prompts)
         shape = (len(prompts), self.unet.config.in_channels, height, width)
         if latents is None:
@@ -256,10 +270,26 @@ class TextToImagePipeline(DiffusionPipeline):
                 progress.update()
 
         if attention is not None:
-            attention.finish(self.unet.attention_layers)
+            drawn = self.image_processor.postprocess(latents.float(), output_type="pt")  # (B, 3, h, w)
+            attention.finish((drawn.permute(0, 2, 3, 1) * 255).round().to(torch.uint8))
         images = self.image_processor.postprocess(latents.float(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def recording(
+        self, texts: dict[str, list[str]], size: tuple[int, int], steps: int, settings: dict[str, Any]
+    ) -> Recording:
+        """What a trace of these texts (of each branch, one for each picture) will hold."""
+        read = {text: read_text(text, self.tokenizer) for branch in texts.values() for text in branch}
+        return Recording(
+            {branch: [read[text] for text in given] for branch, given in texts.items()},
+            size,
+            self.unet.attention_grids(*size),
+            self.unet.config.heads,
+            steps,
+            self.config.calibration,
+            settings,
+        )
 
     def _traced(self) -> AttentionTrace | None:
         return next((attention for pipe, attention in reversed(active_traces.get()) if pipe is self), None)

@@ -14,7 +14,7 @@ from pipelines import TextToImagePipeline
 from pipelines.captions import LANGUAGES
 from pipelines.train import TrainConfig, train
 from ui.cli import main
-from unet_xattn import Transformer
+from unet_xattn import AttentionTrace, Transformer
 
 
 @pytest.fixture
@@ -76,6 +76,33 @@ def test_generate_writes_the_picture_and_its_word_sheet(run, fails, tiny_model: 
     before = picture.read_bytes()
     assert "already exists" in fails(*arguments)
     assert picture.read_bytes() == before
+
+
+def test_a_kept_trace_is_exported_with_no_model(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ("generate", "a red circle", "--model", tiny_model, "--steps", "2", "--keep", "full", "--out", tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    kept = tmp_path / "a-red-circle-seed0.safetensors"
+    assert str(kept) in out
+    code, out, err = run("export", kept, "--out", tmp_path / "all")
+    assert code == 0, err
+    assert sorted(Path(line).name for line in out.split()) == sorted(p.name for p in (tmp_path / "all").iterdir())
+    assert "is not empty" in fails("export", kept, "--out", tmp_path / "all")
+    assert "image 1 is not there" in fails("export", kept, "--out", tmp_path / "other", "--image", "1")
+    assert "keep can name" in fails(*arguments, "--keep", "layers", "--overwrite")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_picture_that_is_there_is_read(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "mine.png")
+    arguments = ("attribute", tmp_path / "mine.png", "a red ground", "--model", tiny_model, "--out", tmp_path / "read")
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert [Path(line).name for line in out.split()] == ["mine-words.png", "mine.safetensors"]
+    assert AttentionTrace.load(tmp_path / "read" / "mine.safetensors").prompts == ["a red ground"]
+    assert "already exists" in fails(*arguments)
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    assert "none.png" in fails("attribute", tmp_path / "none.png", "a star", "--model", tiny_model)
 
 
 def test_the_bundled_model_draws_in_a_process_of_its_own_with_no_network(tmp_path: Path) -> None:

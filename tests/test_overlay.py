@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from pipelines import trace
-from pipelines.overlay import alignment_sheet, colour_map, overlay, word_sheet
+from pipelines.overlay import alignment_sheet, colour_map, drawn, overlay, word_sheet
 from pipelines.text_to_text import Translation
 
 
@@ -24,13 +24,13 @@ def test_sheet_has_a_tile_for_the_picture_and_each_word(tiny_pipe) -> None:
     size = tiny_pipe.unet.config.sample_size
     for prompt in ("red circle", "a red circle left of a blue square on a gray ground"):
         with trace(tiny_pipe) as attention:
-            picture = tiny_pipe(prompt, num_inference_steps=1).images[0]
-        assert picture.size == (size, size)
+            tiny_pipe(prompt, num_inference_steps=1)
+        assert drawn(attention).size == (size, size)
         tiles = len(prompt.split()) + 1
-        sheet = word_sheet(picture, attention, tile=64)
+        sheet = word_sheet(attention, tile=64)
         columns = min(6, tiles)
         assert sheet.width == columns * 72 + 8
-        assert sheet.height == -(-tiles // columns) * (64 + 24 + 8) + 8
+        assert sheet.height == -(-tiles // columns) * (64 + 24 + 8) + 8 + 30
 
 
 def test_the_alignment_has_a_row_for_each_token_written_and_a_column_for_each_read() -> None:

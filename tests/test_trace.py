@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from pipelines import TextToImagePipeline, trace
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import measure
-from unet_xattn.words import split_words
+from unet_xattn.trace import Recording
+from unet_xattn.words import read_text
 
 PROMPT = "a red circle left of a blue square"
 SIZE = (32, 48)
@@ -25,17 +26,24 @@ def random_weights(grid: tuple[int, int], images: int = 1) -> Tensor:
     return torch.randn(images, H, grid[0] * grid[1], T).softmax(dim=-1)
 
 
-def started(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", images: int = 1) -> AttentionTrace:
+def recording(
+    tokenizer: PreTrainedTokenizerFast, prompts: list[str], negatives: list[str] | None = None, **others: object
+) -> Recording:
+    texts = {"prompt": prompts} | ({} if negatives is None else {"negative": negatives})
+    read = {branch: [read_text(p, tokenizer) for p in given] for branch, given in texts.items()}
+    return Recording(**({"texts": read, "size": SIZE, "grids": GRIDS, "heads": H, "steps": 3} | others))  # type: ignore
+
+
+def started(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", **others: object) -> AttentionTrace:
     attention = AttentionTrace(keep)
-    texts = [(PROMPT, split_words(PROMPT, tokenizer))] * images
-    attention.start(texts, SIZE, negatives=texts)
+    attention.start(recording(tokenizer, [PROMPT], [PROMPT], **others))
     return attention
 
 
-def filled(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", steps: int = 3) -> AttentionTrace:
+def filled(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", steps: int = 3, **others: object) -> AttentionTrace:
     """The same random attention whatever is kept."""
     torch.manual_seed(0)
-    attention = started(tokenizer, keep)
+    attention = started(tokenizer, keep, **others)
     for step in range(steps):
         record = attention.recorder(step, {"prompt": slice(1, 2), "negative": slice(0, 1)})
         for layer, grid in GRIDS.items():
@@ -125,7 +133,7 @@ def test_half_precision_weights_are_summed_in_fp32(tokenizer: PreTrainedTokenize
 
 def test_starting_again_forgets(tokenizer: PreTrainedTokenizerFast) -> None:
     attention = filled(tokenizer)
-    attention.start([("a star", split_words("a star", tokenizer))], SIZE)
+    attention.start(recording(tokenizer, ["a star"]))
     with pytest.raises(ValueError, match="nothing has been recorded yet"):
         _ = attention.words
     assert attention.layers == []
@@ -138,14 +146,39 @@ def test_an_empty_trace_says_how_to_record(ask: object) -> None:
 
 
 def test_a_layer_that_did_not_report_is_an_error_not_a_map_of_the_rest(tokenizer: PreTrainedTokenizerFast) -> None:
-    attention = filled(tokenizer)
-    attention.finish(["fine", "coarse"])
-    with pytest.raises(RuntimeError, match="'third'"):
-        attention.finish(["coarse", "fine", "third"])
-    with pytest.raises(RuntimeError, match="was not recorded"):
-        attention.finish(["coarse"])
-    with pytest.raises(RuntimeError, match="was not recorded"):
-        started(tokenizer).finish(["coarse"])
+    pictures = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
+    filled(tokenizer).finish(pictures)
+    third = filled(tokenizer)
+    third.recorder(0, {"prompt": slice(0, 1)})("third", random_weights(GRIDS["fine"]), GRIDS["fine"])
+    with pytest.raises(RuntimeError, match=r"was not recorded.*'third'"):
+        third.finish(pictures)
+    one = started(tokenizer)
+    one.recorder(0, {"prompt": slice(0, 1)})("fine", random_weights(GRIDS["fine"]), GRIDS["fine"])
+    for short in (one, started(tokenizer)):
+        with pytest.raises(RuntimeError, match=r"was not recorded.*'coarse'"):
+            short.finish(pictures)
+        assert short.pictures is None
+
+
+@pytest.mark.parametrize(("keep", "apart"), [("mean", 1), ("step", 3), ("head", H), ("full", 3 * H)])
+def test_a_recording_beyond_the_budget_is_refused_before_it_begins(
+    tokenizer: PreTrainedTokenizerFast, keep: str, apart: int
+) -> None:
+    known = recording(tokenizer, [PROMPT], [PROMPT])
+    size = 4 * 2 * (4 * 6 + 8 * 12) * T * apart
+    AttentionTrace(keep, budget=size).start(known)
+    with pytest.raises(ValueError, match=r"would take .* MiB, its budget is .* MiB"):
+        AttentionTrace(keep, budget=size - 1).start(known)
+    assert 4 * held(filled(tokenizer, keep)) == size  # what it says is what it takes
+
+
+def test_every_token_has_its_name_padding_too(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = AttentionTrace()
+    attention.start(recording(tokenizer, ["a red circle", "a star"]))
+    attention.recorder(0, {"prompt": slice(0, 2)})("fine", torch.rand(2, H, 96, 5).softmax(-1), GRIDS["fine"])
+    start, *words, end = attention.tokens_of(0)
+    assert len(words) == 3
+    assert attention.tokens_of(1) == (start, *attention.recording.texts["prompt"][1].tokens[1:-1], end, "[padding]")
 
 
 # Maps and heat maps.
@@ -194,7 +227,7 @@ def test_all_layers_are_averaged_unless_one_is_asked_for(tokenizer: PreTrainedTo
 
 
 def test_a_heat_map_of_a_grid_as_fine_as_the_picture_is_the_map_itself(tokenizer: PreTrainedTokenizerFast) -> None:
-    attention = started(tokenizer)
+    attention = started(tokenizer, grids={"pixel": SIZE})
     attention.recorder(0, {"prompt": slice(0, 1)})("pixel", random_weights(SIZE), SIZE)
     torch.testing.assert_close(attention.heatmap("red"), attention.maps("pixel")[2])
 
@@ -213,8 +246,7 @@ def test_the_negative_prompts_attention_is_kept_by_name(tokenizer: PreTrainedTok
 
 def test_the_negative_prompt_is_asked_by_its_own_words(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     attention = AttentionTrace()
-    prompt, negative = ((p, split_words(p, tokenizer)) for p in ("a red circle", "star"))
-    attention.start([prompt], SIZE, negatives=[negative])
+    attention.start(recording(tokenizer, ["a red circle"], ["star"]))
     weights = random_weights(GRIDS["fine"], images=2)
     attention.recorder(0, {"prompt": slice(0, 1), "negative": slice(1, 2)})("fine", weights, GRIDS["fine"])
     attention.save(tmp_path / "trace.safetensors")
@@ -230,7 +262,7 @@ def test_the_negative_prompt_is_asked_by_its_own_words(tokenizer: PreTrainedToke
 def test_each_picture_of_a_batch_has_its_own_maps(tokenizer: PreTrainedTokenizerFast) -> None:
     prompts = [PROMPT, "three small green stars, on a black ground"]
     attention = AttentionTrace()
-    attention.start([(p, split_words(p, tokenizer)) for p in prompts], SIZE)
+    attention.start(recording(tokenizer, prompts))
     weights = random_weights(GRIDS["fine"], images=2)
     attention.recorder(0, {"prompt": slice(0, 2)})("fine", weights, GRIDS["fine"])
     for image in range(2):
@@ -323,8 +355,7 @@ def test_a_point_or_mask_that_is_none_is_refused(
 
 
 def test_a_calibrated_map_is_the_weighted_sum_of_heads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    attention = filled(tokenizer, "head")
-    attention.calibration = {"fine": [0.0, 0.7], "coarse": [0.2, 0.0]}
+    attention = filled(tokenizer, "head", calibration={"fine": [0.0, 0.7], "coarse": [0.2, 0.0]})
     expected = 0.7 * attention.heatmap("red", layer="fine", head=1)
     expected += 0.2 * attention.heatmap("red", layer="coarse", head=0)
     found = attention.heatmap("red", reduce="calibrated")
@@ -341,8 +372,7 @@ def test_a_calibrated_map_is_the_weighted_sum_of_heads(tokenizer: PreTrainedToke
 def test_a_calibrated_map_takes_a_calibration_and_heads_kept_apart(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="has no calibration: `unet-xattn calibrate`"):
         filled(tokenizer, "head").heatmap("red", reduce="calibrated")
-    averaged = filled(tokenizer)
-    averaged.calibration = {"fine": [1.0, 1.0]}
+    averaged = filled(tokenizer, calibration={"fine": [1.0, 1.0]})
     with pytest.raises(ValueError, match="keep='head'"):
         averaged.heatmap("red", reduce="calibrated")
     with pytest.raises(ValueError, match="reduce is 'mean' or 'calibrated', not 'sum'"):
@@ -390,7 +420,7 @@ def test_words_that_landed_apart_leak_nothing_and_those_in_one_place_all(tokeniz
 def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokenizer: PreTrainedTokenizerFast) -> None:
     prompts = ["a red circle", "a blue square", "a red square"]
     attention = AttentionTrace()
-    attention.start([(p, split_words(p, tokenizer)) for p in prompts], SIZE)
+    attention.start(recording(tokenizer, prompts))
     record = attention.recorder(0, {"prompt": slice(0, 3)})
     torch.manual_seed(0)
     record("fine", random_weights(GRIDS["fine"], images=3), GRIDS["fine"])
@@ -447,8 +477,11 @@ def test_a_word_that_is_not_there_is_answered_with_those_that_are(tokenizer: Pre
 @pytest.mark.parametrize("keep", ["mean", "step", "head", "full"])
 def test_a_saved_trace_answers_as_it_did(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, keep: str) -> None:
     attention = filled(tokenizer, keep)
+    attention.finish(torch.randint(256, (1, *SIZE, 3), dtype=torch.uint8))
     attention.save(tmp_path / "attention.safetensors")
     loaded = AttentionTrace.load(tmp_path / "attention.safetensors")
+    assert loaded.recording == attention.recording
+    assert torch.equal(loaded.pictures, attention.pictures)
     assert loaded.words == attention.words
     assert loaded.prompts == attention.prompts and loaded.size == attention.size
     assert loaded.layers == attention.layers == list(GRIDS)
@@ -463,9 +496,10 @@ def test_a_saved_trace_answers_as_it_did(tokenizer: PreTrainedTokenizerFast, tmp
 
 
 def test_layers_come_back_in_the_order_they_ran(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    attention = started(tokenizer)
-    record = attention.recorder(0, {"prompt": slice(0, 1)})
+    attention = AttentionTrace()
     names = ["z", "down.10", "down.2", "mid", "a"]
+    attention.start(recording(tokenizer, [PROMPT], grids=dict.fromkeys(names, GRIDS["coarse"])))
+    record = attention.recorder(0, {"prompt": slice(0, 1)})
     for name in names:
         record(name, random_weights(GRIDS["coarse"]), GRIDS["coarse"])
     attention.save(tmp_path / "attention.safetensors")
@@ -475,7 +509,7 @@ def test_layers_come_back_in_the_order_they_ran(tokenizer: PreTrainedTokenizerFa
 def test_words_in_any_script_survive_the_disk(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     prompt = 'a "red" 红 café\n'
     attention = AttentionTrace()
-    attention.start([(prompt, split_words(prompt, tokenizer))], SIZE)
+    attention.start(recording(tokenizer, [prompt]))
     attention.recorder(0, {"prompt": slice(0, 1)})("coarse", random_weights(GRIDS["coarse"]), GRIDS["coarse"])
     attention.save(tmp_path / "attention.safetensors")
     loaded = AttentionTrace.load(tmp_path / "attention.safetensors")
@@ -497,7 +531,7 @@ def test_a_file_cut_short_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_pat
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 2'"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 3'"):
         AttentionTrace.load(tmp_path / "model.safetensors")
 
 

@@ -307,3 +307,15 @@ def test_fp16_on_disk_loads_as_fp16_or_fp32(make_unet: MakeUNet, tmp_path: Path)
     assert loaded.dtype == torch.float16
     wide = CrossAttentionUNet.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float32)
     torch.testing.assert_close(wide(**inputs()).sample, exact, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 48)])
+def test_the_grids_it_foretells_are_those_it_reports(
+    make_unet: Callable[..., CrossAttentionUNet], size: tuple[int, int]
+) -> None:
+    unet = make_unet(block_out_channels=(16, 32, 32), cross_attention=(False, True, True), self_attention=(False,) * 3)
+    seen: dict[str, tuple[int, int]] = {}
+    noise, memory = torch.randn(1, 3, *size), torch.randn(1, 4, 32)
+    with torch.no_grad():
+        unet(noise, 500, memory, record=lambda layer, _, grid: seen.update({layer: grid}))
+    assert unet.attention_grids(*size) == seen and list(seen) == unet.attention_layers

@@ -11,9 +11,10 @@ import psutil
 import torch
 import typer
 from diffusers.utils.logging import disable_progress_bar
+from PIL import Image
 from rich.console import Console
 
-from pipelines import TextToImagePipeline, TranslationPipeline, trace
+from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
 from pipelines.bench import bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
@@ -30,6 +31,8 @@ from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
+from ui.export import export
+from unet_xattn import AttentionTrace
 from unet_xattn.words import unknown_words
 
 app = typer.Typer(
@@ -43,6 +46,8 @@ data = typer.Typer(help="Make and look at training data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
+KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
 
 
 def load(model: str) -> TextToImagePipeline:
@@ -60,27 +65,66 @@ def generate(
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt; 1 is no guidance.")] = 3.0,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the sheet of heat maps.")] = Path("out"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")] = False,
+    keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture, and a sheet with where each word landed."""
     number = parse_seed(seed)
     check_prompt(prompt)
     spelt = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]  # in any script, so that no two prompts share it
     name = f"{spelt or 'picture'}-seed{number}"
-    files = [out / f"{name}.png", out / f"{name}-words.png"]
-    if not overwrite and (there := [str(f) for f in files if f.exists()]):
-        raise ValueError(f"{', '.join(there)} already exists: choose another --out, or --overwrite")
+    files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
+    _refuse_existing_files(files, overwrite)
     label_font([prompt], 15)  # the sheet will need it
     pipe = load(model)
     if unknown := unknown_words(prompt, pipe.tokenizer):
         print(f"note: this model has never read: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
-    with trace(pipe) as attention:
+    with trace(pipe, keep or "mean") as attention:
         generator = torch.Generator().manual_seed(number)
         picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator).images[0]
     out.mkdir(parents=True, exist_ok=True)
     picture.save(files[0])
-    word_sheet(picture, attention).save(files[1])
+    word_sheet(attention).save(files[1])
+    if keep:
+        attention.save(files[2])
     print(*files, sep="\n")
+
+
+@app.command("attribute", epilog='Example: unet-xattn attribute photo.png "a red circle" --out read')
+def attribute_words(
+    picture: Annotated[Path, typer.Argument(help="A picture.")],
+    caption: Annotated[str, typer.Argument(help="What it shows.")],
+    model: Model = "shapes",
+    out: Annotated[Path, typer.Option(help="Folder for the sheet of heat maps and the trace.")] = Path("out"),
+    keep: Annotated[str, typer.Option(help=KEEP_HELP)] = "mean",
+    overwrite: Overwrite = False,
+) -> None:
+    """Read a picture that is already there: a sheet with where each word of its caption lies, and the trace."""
+    check_prompt(caption)
+    files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
+    _refuse_existing_files(files, overwrite)
+    label_font([caption], 15)
+    try:
+        with Image.open(picture) as shown:
+            shown.load()
+            attention = attribute(load(model), shown, caption, keep=keep)
+    except (SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{picture} cannot be read: {error}") from error
+    out.mkdir(parents=True, exist_ok=True)
+    word_sheet(attention).save(files[0])
+    attention.save(files[1])
+    print(*files, sep="\n")
+
+
+@app.command("export", epilog="Example: unet-xattn export out/a-red-circle-seed0.safetensors --out red-circle")
+def export_trace(
+    file: Annotated[Path, typer.Argument(help="A trace, as generate --keep and attribute leave it.")],
+    out: Annotated[Path, typer.Option(help="A new folder to write to.")],
+    image: Annotated[int, typer.Option(help="Which of its pictures, from 0.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write everything a trace shows: pictures, a table, and a page that opens anywhere; no model is needed."""
+    print(*export(AttentionTrace.load(file), out, image, overwrite), sep="\n")
 
 
 @app.command(epilog="Example: unet-xattn ui --port 7861")
@@ -273,6 +317,11 @@ def bench(
     report = kinds[what]()
     Console().print_json(data=report)
     _write_json(json_file, report)
+
+
+def _refuse_existing_files(files: list[Path], overwrite: bool) -> None:
+    if not overwrite and (there := [str(f) for f in files if f.exists()]):
+        raise ValueError(f"{', '.join(there)} already exists: choose another --out, or --overwrite")
 
 
 def _refuse_existing(file: Path | None) -> None:

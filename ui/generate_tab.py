@@ -6,7 +6,6 @@ from typing import Any
 
 import gradio as gr
 import torch
-from PIL.Image import Image
 
 from pipelines import TextToImagePipeline, trace
 from ui.checks import check_prompt, parse_seed
@@ -23,8 +22,8 @@ EXAMPLES = [
 
 def generate(
     pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: int, guidance: float
-) -> tuple[Image, AttentionTrace, str]:
-    """Draw a prompt and watch: the picture, what the cross-attention saw, and a line about it.
+) -> tuple[AttentionTrace, str]:
+    """Draw a prompt and watch: the picture with what the cross-attention saw, and a line about it.
 
     Raises:
         ValueError: something typed is out of its range; the message says what, in one line.
@@ -34,17 +33,17 @@ def generate(
     start = time.perf_counter()
     with trace(pipe) as attention:
         generator = torch.Generator().manual_seed(number)
-        picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator).images[0]
+        pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator)
     message = f"Seed {number}, {steps} steps, guidance {guidance:g}: drawn in {time.perf_counter() - start:.1f} s."
     if unknown := dict.fromkeys(unknown_words(prompt, pipe.tokenizer)):
         message += " The model has never read: " + ", ".join(f'"{word}"' for word in unknown) + "."
-    return picture, attention, message
+    return attention, message
 
 
 def answer(pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: float, guidance: float) -> dict[str, Any]:
     """What the viewer shows of a newly drawn picture: `ui.viewer.payload` with a note. Raises as `generate` does."""
-    picture, attention, message = generate(pipe, prompt, seed, int(steps), float(guidance))
-    return payload(picture, attention) | {"note": message}
+    attention, message = generate(pipe, prompt, seed, int(steps), float(guidance))
+    return payload(attention) | {"note": message}
 
 
 def new_seed() -> str:

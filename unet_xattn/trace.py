@@ -1,12 +1,14 @@
 """What the cross-attention layers saw while a picture was drawn, and the questions one asks of it.
 
-Shapes: I images, H heads (1 where the heads are averaged), T tokens, h×w the grid of one layer; a heat map has the
-picture's own height and width.
+Shapes: I images, H heads (1 where the heads are averaged), T tokens, h×w the grid of one layer, N = h·w its positions;
+a heat map has the picture's own height and width.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,43 @@ from torch.nn import functional as F
 
 from unet_xattn.grounding import Measures, measure
 from unet_xattn.unet import RecordLayer
-from unet_xattn.words import Word, find_phrase
+from unet_xattn.words import Text, Word, find_phrase
 
-FORMAT = "unet_xattn attention 2"
+FORMAT = "unet_xattn attention 3"
 KEEP = ("step", "head")
-
-Text = tuple[str, list[Word]]
-"""A prompt and its words."""
+BUDGET = 2**30
+"""Bytes a trace may take in memory unless it is told otherwise."""
 
 Calibration = dict[str, list[float]]
 """How far to trust each head: layer -> a weight of 0 or more for each of its heads."""
 
 Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is about to be recorded, all of it known before the first step.
+
+    texts: of each branch ("prompt", and "negative" if there is one), a text for each image.
+    size: height and width of the pictures.
+    grids: of each layer that attends, in the order they run.
+    heads: of each layer.
+    steps: how many there will be.
+    settings: whatever else made the pictures (seeds, scheduler, guidance), as JSON can carry it.
+    """
+
+    texts: Mapping[str, list[Text]]
+    size: tuple[int, int]
+    grids: Mapping[str, tuple[int, int]]
+    heads: int
+    steps: int
+    calibration: Calibration | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """T: shorter texts are padded to the longest."""
+        return max(len(text.tokens) for texts in self.texts.values() for text in texts)
 
 
 class AttentionTrace:
@@ -39,32 +66,40 @@ class AttentionTrace:
 
     Args:
         keep: which of "step" and "head" to keep apart; "mean" for neither, "full" for both.
+        budget: bytes it may take; recording that would take more is refused before it begins.
     """
 
-    def __init__(self, keep: str | Collection[str] = "mean"):
+    def __init__(self, keep: str | Collection[str] = "mean", budget: int = BUDGET):
         kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else tuple(keep)
         if unknown := set(kept) - set(KEEP):
             raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
         self.keep = frozenset(kept)
-        self.size = (0, 0)
-        self.calibration: Calibration | None = None
-        self._texts: dict[str, list[Text]] = {"prompt": []}  # of each branch, for each image
-        # (branch, step or -1, layer) -> sum of weights (I, H, T, h, w) in fp32, and how many passes it adds up
+        self.budget = budget
+        self.pictures: Tensor | None = None
+        """What was drawn, (I, height, width, 3) uint8, once it is."""
+        self._recording: Recording | None = None
+        # (branch, step or -1, layer) -> sum of weights (I, H, N, T) in fp32, and how many passes it adds up
         self._sums: dict[tuple[str, int, str], Tensor] = {}
         self._counts: dict[tuple[str, int, str], int] = {}
 
     # Recording: the pipeline calls these.
 
-    def start(
-        self,
-        prompts: list[Text],
-        size: tuple[int, int],
-        negatives: list[Text] | None = None,
-        calibration: Calibration | None = None,
-    ) -> None:
-        """Begin anew for these pictures of this height and width: a prompt for each, and a negative one if there is."""
-        self._texts = {"prompt": prompts} | ({} if negatives is None else {"negative": negatives})
-        self.size, self.calibration = size, calibration
+    def start(self, recording: Recording) -> None:
+        """Begin anew.
+
+        Raises:
+            ValueError: it would take more than the budget.
+        """
+        positions = sum(math.prod(grid) for grid in recording.grids.values())
+        images = sum(map(len, recording.texts.values()))
+        apart = (recording.heads if "head" in self.keep else 1) * (recording.steps if "step" in self.keep else 1)
+        size = 4 * images * positions * recording.tokens * apart
+        if size > self.budget:
+            raise ValueError(
+                f"this recording would take {size / 2**20:,.1f} MiB, its budget is {self.budget / 2**20:,.1f} MiB: "
+                "draw fewer pictures, keep less apart, or trace with a larger budget"
+            )
+        self._recording, self.pictures = recording, None
         self._sums.clear()
         self._counts.clear()
 
@@ -72,28 +107,53 @@ class AttentionTrace:
         """What to hand to one pass of the UNet; `branches` names the rows of its batch ("prompt", "negative")."""
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
+            part = weights.detach()  # (B, H, N, T)
+            if "head" not in self.keep:
+                part = part.mean(dim=1, keepdim=True, dtype=torch.float32)
             for branch, rows in branches.items():
-                part = weights.detach()[rows].float()  # (I, H, h·w, T)
-                part = part if "head" in self.keep else part.mean(dim=1, keepdim=True)
-                part = part.transpose(2, 3).unflatten(-1, grid)  # (I, H, T, h, w)
                 key = (branch, step if "step" in self.keep else -1, layer)
-                self._sums[key] = self._sums[key].add_(part) if key in self._sums else part.clone()
                 self._counts[key] = self._counts.get(key, 0) + 1
+                if key in self._sums:
+                    self._sums[key] += part[rows]
+                else:
+                    self._sums[key] = part[rows].to(torch.float32, copy=True)
 
         return record
 
-    def finish(self, expected_layers: Iterable[str]) -> None:
-        """Raise RuntimeError unless just these layers have reported: a map of part of them would look right."""
-        expected, seen = set(expected_layers), set(self.layers)
+    def finish(self, pictures: Tensor) -> None:
+        """Keep what was drawn, (I, height, width, 3) uint8.
+
+        Raises:
+            RuntimeError: not every layer has reported, or an unknown one has: a map of part of them would look right.
+        """
+        assert self._recording is not None
+        expected, seen = set(self._recording.grids), {layer for _, _, layer in self._sums}
         if expected != seen:
             raise RuntimeError(f"attention was not recorded: expected layers {sorted(expected)}, got {sorted(seen)}")
+        self.pictures = pictures.cpu()
 
     # Asking.
 
     @property
+    def recording(self) -> Recording:
+        """What was recorded: texts, size, layers, settings.
+
+        Raises:
+            ValueError: nothing has been yet.
+        """
+        if self._recording is None or not self._sums:
+            raise ValueError("nothing has been recorded yet: call the pipeline inside `with trace(pipe) as attention:`")
+        return self._recording
+
+    @property
     def prompts(self) -> list[str]:
         """The prompt of each image."""
-        return [text for text, _ in self._texts["prompt"]]
+        return [] if self._recording is None else [text.text for text in self._recording.texts["prompt"]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures and of every heat map."""
+        return self.recording.size
 
     @property
     def words(self) -> list[Word]:
@@ -102,12 +162,18 @@ class AttentionTrace:
 
     def words_of(self, image: int, branch: str = "prompt") -> list[Word]:
         """The words of the prompt of one image, or of its negative one."""
-        return self._text(image, branch)[1]
+        return list(self._text(image, branch).words)
+
+    def tokens_of(self, image: int, branch: str = "prompt") -> tuple[str, ...]:
+        """All tokens of one image's prompt as the tokenizer spells them: also those that begin, end and pad it."""
+        tokens = self._text(image, branch).tokens
+        return tokens + ("[padding]",) * (self.recording.tokens - len(tokens))
 
     @property
     def layers(self) -> list[str]:
         """The layers that were recorded, in the order they ran."""
-        return list(dict.fromkeys(layer for _, _, layer in self._sums))
+        seen = {layer for _, _, layer in self._sums}
+        return [] if self._recording is None else [layer for layer in self._recording.grids if layer in seen]
 
     @property
     def steps(self) -> list[int]:
@@ -124,26 +190,24 @@ class AttentionTrace:
         branch: str = "prompt",
     ) -> Tensor:
         """Mean attention of one layer, (T, h, w) float32: at each position, the shares of all tokens add up to 1."""
-        self._check_recorded(image)
-        for name, asked in (("step", step), ("head", head)):
-            if asked is not None and name not in self.keep:
+        self._text(image, branch)  # refuses what is not there
+        for name, value in (("step", step), ("head", head)):
+            if value is not None and name not in self.keep:
                 raise ValueError(f"{name}s were averaged while recording: trace with keep={name!r} to ask for one")
         keys = [k for k in self._sums if k[0] == branch and k[2] == layer and step in (None, k[1])]
         if not keys:
             where = f"layer {layer!r}" if step is None else f"layer {layer!r} at step {step}"
-            branches = sorted({key[0] for key in self._sums})
             raise ValueError(
                 f"nothing was recorded for {where} of branch {branch!r}; layers: {', '.join(self.layers)}; "
-                f"steps: {self.steps or 'averaged'}; branches: {', '.join(branches)}"
+                f"steps: {self.steps or 'averaged'}"
             )
         mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0).cpu() / sum(
             self._counts[k] for k in keys
-        )  # (H, T, h, w)
-        if head is None:
-            return mean.mean(dim=0)
-        if not 0 <= head < len(mean):
+        )  # (H, N, T)
+        if head is not None and not 0 <= head < len(mean):
             raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {head}")
-        return mean[head]
+        asked = mean.mean(dim=0) if head is None else mean[head]  # (N, T)
+        return asked.T.unflatten(1, self.recording.grids[layer])
 
     def heatmap(
         self,
@@ -204,7 +268,7 @@ class AttentionTrace:
         words = self.words_of(image, which.get("branch", "prompt"))
         maps = [self.heatmap(word, image=image, **which) for word in words]
         told = {token for word in words for token in word.tokens}
-        rest = [self.heatmap(t, image=image, **which) for t in range(self._token_count) if t not in told]
+        rest = [self.heatmap(t, image=image, **which) for t in range(self.recording.tokens) if t not in told]
         nothing = torch.stack(rest).sum(dim=0) if rest else torch.zeros(self.size)
         return torch.stack([nothing, *maps]).argmax(dim=0) - 1
 
@@ -228,7 +292,6 @@ class AttentionTrace:
         Raises:
             ValueError: fewer than two of the prompts say it.
         """
-        self._check_recorded()
         found = []
         for image in range(len(self.prompts)):
             with suppress(ValueError):
@@ -238,10 +301,6 @@ class AttentionTrace:
             raise ValueError(f"{len(found)} of {len(self.prompts)} prompts say {word!r}: a spread takes two or more")
         heat = torch.stack([self.heatmap(word, image=image, **which) for image in found])
         return heat.mean(dim=0), heat.std(dim=0)
-
-    @property
-    def _token_count(self) -> int:
-        return next(iter(self._sums.values())).shape[2]
 
     def _mask_of(self, region: Region) -> Tensor:
         """A region as a mask (height, width) float32."""
@@ -268,50 +327,48 @@ class AttentionTrace:
         if reduce == "mean" or layer is not None or head is not None:
             layers = self.layers if layer is None else [layer]
             return [(name, head, 1 / len(layers)) for name in layers]
-        if self.calibration is None:
+        calibration = self.recording.calibration
+        if calibration is None:
             raise ValueError("this model has no calibration: `unet-xattn calibrate` makes one")
         if "head" not in self.keep:
             raise ValueError("heads were averaged while recording: trace with keep='head' for a calibrated map")
-        return [(name, h, w) for name, weights in self.calibration.items() for h, w in enumerate(weights) if w > 0]
+        return [(name, h, w) for name, weights in calibration.items() for h, w in enumerate(weights) if w > 0]
 
     def _tokens(self, word: str | int | Word, occurrence: int, image: int, branch: str) -> tuple[int, ...]:
-        prompt, words = self._text(image, branch)
+        text = self._text(image, branch)
         if isinstance(word, Word):
             return word.tokens
         if isinstance(word, str):
-            return find_phrase(word, prompt, words, occurrence)
-        if not 0 <= word < self._token_count:
-            raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {self._token_count - 1}")
+            return find_phrase(word, text.text, text.words, occurrence)
+        if not 0 <= word < self.recording.tokens:
+            raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {self.recording.tokens - 1}")
         return (word,)
 
     def _text(self, image: int, branch: str) -> Text:
-        self._check_recorded(image)
-        if branch not in self._texts:
-            raise ValueError(f"nothing was recorded of branch {branch!r}; branches: {', '.join(sorted(self._texts))}")
-        return self._texts[branch][image]
-
-    def _check_recorded(self, image: int = 0) -> None:
-        if not self._sums:
-            raise ValueError("nothing has been recorded yet: call the pipeline inside `with trace(pipe) as attention:`")
-        if not 0 <= image < len(self.prompts):
-            raise ValueError(f"image {image} is not there: {len(self.prompts)} image(s) were recorded")
+        texts = self.recording.texts
+        if branch not in texts:
+            raise ValueError(f"nothing was recorded of branch {branch!r}; branches: {', '.join(sorted(texts))}")
+        if not 0 <= image < len(texts[branch]):
+            raise ValueError(f"image {image} is not there: {len(texts[branch])} image(s) were recorded")
+        return texts[branch][image]
 
     # Keeping.
 
     def save(self, path: str | Path) -> None:
-        """Write the means as fp16 safetensors, prompts and words in the header; no model is needed to read it."""
-        self._check_recorded()
+        """Write the means as fp16 safetensors with the pictures, and in the header everything else there is to know.
+
+        No model is needed to read it again.
+        """
+        header = {
+            "recording": asdict(self.recording),
+            "keep": sorted(self.keep),
+            "counts": {_name(key): count for key, count in self._counts.items()},
+        }
         tensors = {
-            f"{branch}|{step}|{layer}": (total / self._counts[branch, step, layer]).half().contiguous()
-            for (branch, step, layer), total in self._sums.items()
+            _name(key): (total / self._counts[key]).half().contiguous().cpu() for key, total in self._sums.items()
         }
-        texts = {
-            branch: [[text, [[w.text, w.start, w.end, w.tokens] for w in words]] for text, words in texts]
-            for branch, texts in self._texts.items()
-        }
-        header: dict[str, Any] = {"texts": texts, "size": self.size, "keep": sorted(self.keep)}
-        header["calibration"] = self.calibration
-        header["counts"] = {f"{b}|{s}|{layer}": n for (b, s, layer), n in self._counts.items()}
+        if self.pictures is not None:
+            tensors["pictures"] = self.pictures.contiguous()
         save_file(tensors, path, metadata={"format": FORMAT, "trace": json.dumps(header, ensure_ascii=False)})
 
     @classmethod
@@ -330,14 +387,23 @@ class AttentionTrace:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is {metadata.get('format', 'no attention trace')!r}, expected {FORMAT!r}")
         header = json.loads(metadata["trace"])
+        known = header["recording"]
+        known["texts"] = {branch: [_text(text) for text in texts] for branch, texts in known["texts"].items()}
+        known["grids"] = {layer: tuple(grid) for layer, grid in known["grids"].items()}
         trace = cls(keep=header["keep"])
-        texts = {
-            branch: [(text, [Word(w, start, end, tuple(t)) for w, start, end, t in words]) for text, words in texts]
-            for branch, texts in header["texts"].items()
-        }
-        trace.start(texts["prompt"], tuple(header["size"]), texts.get("negative"), header["calibration"])
-        for name, count in header["counts"].items():  # in the order the layers ran; safetensors keeps its own
+        trace._recording = Recording(**known | {"size": tuple(known["size"])})
+        trace.pictures = tensors.get("pictures")
+        for name, count in header["counts"].items():
             branch, step, layer = name.split("|")
             trace._sums[branch, int(step), layer] = tensors[name].float() * count
             trace._counts[branch, int(step), layer] = count
         return trace
+
+
+def _name(key: tuple[str, int, str]) -> str:
+    return "|".join(map(str, key))
+
+
+def _text(saved: dict[str, Any]) -> Text:
+    words = tuple(Word(w["text"], w["start"], w["end"], tuple(w["tokens"])) for w in saved["words"])
+    return Text(saved["text"], words, tuple(saved["tokens"]))

@@ -194,6 +194,17 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         blocks.sort(key=lambda item: order[item[0].split(".")[0]])
         return [name for name, module in blocks if module.attention is not None]
 
+    def attention_grids(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """The grid (h, w) each of `attention_layers` sees in a picture of that many pixels."""
+        coarsest = len(self.down) - 1
+
+        def level(name: str) -> int:
+            part, *place = name.split(".")
+            return coarsest if part == "mid" else int(place[0]) if part == "down" else coarsest - int(place[0])
+
+        sides = {name: self.config.patch_size * 2 ** level(name) for name in self.attention_layers}
+        return {name: (height // side, width // side) for name, side in sides.items()}
+
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError where the levels cannot halve this many pixels."""
         if height % self.size_multiple or width % self.size_multiple or min(height, width) <= 0:

@@ -28,6 +28,15 @@ class Word:
         return self.text
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text as a model reads it: what was typed, its words, and its tokens as the tokenizer spells them."""
+
+    text: str
+    words: tuple[Word, ...]
+    tokens: tuple[str, ...]
+
+
 def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Positions of the tokens that cover any of the characters [start, end); special tokens cover none."""
     return tuple(i for i, (s, e) in enumerate(offsets) if s < end and e > start and e > s)
@@ -37,6 +46,12 @@ def split_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
     """The words of a prompt in order. Punctuation is in the tokens but is no word."""
     offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in _WORD.finditer(prompt)]
+
+
+def read_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """A text with its words and tokens."""
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, verbose=False)["input_ids"])
+    return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens))
 
 
 def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:

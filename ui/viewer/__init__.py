@@ -5,7 +5,9 @@ plain `gr.HTML` rather than a subclass because gradio writes a .pyi file beside 
 """
 
 import base64
+import html
 import io
+import json
 import math
 from importlib.resources import files
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch.nn import functional as F
 
-from pipelines.overlay import colour_map
+from pipelines.overlay import colour_map, drawn
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""Of a page of its own: it may run what is in it and fetch nothing."""
 
 COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
 """The colour map of every heat map we draw, as the browser reads it: evenly spaced, from nothing to most."""
@@ -44,7 +48,40 @@ def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.
     )
 
 
-def payload(picture: Image, attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
+def document(attention: AttentionTrace, image: int = 0) -> str:
+    """The viewer and one recorded picture as a page of its own: one file, no server, nothing fetched."""
+    here = files(__name__)
+    template, style, script = (here.joinpath(f"viewer.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    props = {"value": payload(attention, image), "colours": COLOURS}
+    # What a person typed travels as data: in JSON no "<" is left that could end the script element.
+    data = json.dumps(props, ensure_ascii=False).replace("<", "\\u003c")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{html.escape(attention.prompts[image])}</title>
+<style>
+body {{ margin: 1.5rem; font-family: system-ui, sans-serif; background: #fff; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #16161a; }} }}
+{style}</style>
+</head>
+<body>
+{template}
+<script type="application/json" id="props">{data}</script>
+<script>
+document.body.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)").matches);
+(function (element, props, watch) {{
+{script}
+}})(document.querySelector(".attention-viewer"), JSON.parse(document.getElementById("props").textContent), () => {{}});
+</script>
+</body>
+</html>
+"""
+
+
+def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
     """What the viewer shows of one recorded picture, as JSON can carry it.
 
     Returns:
@@ -64,7 +101,7 @@ def payload(picture: Image, attention: AttentionTrace, image: int = 0) -> dict[s
     peaks = maps.amax(dim=(1, 2)).clamp_min(1e-12)
     levels = (maps / peaks[:, None, None] * 255).round().to(torch.uint8)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    drawn(attention, image).save(file, "PNG")
     return {
         "prompt": attention.prompts[image],
         "pieces": _pieces(attention.prompts[image], words),

@@ -1,0 +1,101 @@
+"""What a trace shows, as files."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import TextToImagePipeline, trace
+from pipelines.overlay import word_overlay
+from ui.export import export, measures
+from ui.viewer import document, payload
+from unet_xattn import AttentionTrace
+
+PROMPT = "a red circle, left of a blue square"
+HOSTILE = "</script><script>alert(1)</script> ${a} {{7*7}} <img src=x> circle"
+
+
+def traced(pipe: TextToImagePipeline, prompt: str | list[str] = PROMPT, keep: str = "step") -> AttentionTrace:
+    with trace(pipe, keep) as attention:
+        pipe(prompt, num_inference_steps=3, generator=torch.Generator().manual_seed(0))
+    return attention
+
+
+def test_a_loaded_trace_exports_what_the_living_one_does(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    attention = traced(tiny_pipe)
+    attention.save(tmp_path / "trace.safetensors")
+    files = [
+        export(a, tmp_path / name)
+        for name, a in (("live", attention), ("loaded", AttentionTrace.load(tmp_path / "trace.safetensors")))
+    ]
+    names = [path.name for path in files[0]]
+    assert names == [path.name for path in files[1]]
+    assert names[:3] == ["words.png", "word-01-a.png", "word-02-red.png"]
+    assert names[-5:] == ["word-08-square.png", "steps.png", "steps.webp", "measures.csv", "page.html"]
+    for live, loaded in zip(*files, strict=True):
+        if live.suffix == ".png":  # fp16 on disk
+            apart = np.abs(np.asarray(Image.open(live)).astype(int) - np.asarray(Image.open(loaded)).astype(int))
+            assert np.mean(apart > 8) < 0.02
+    with Image.open(tmp_path / "live" / "steps.webp") as film:
+        assert film.n_frames == 3
+
+
+def test_without_steps_there_is_no_film(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    names = [path.name for path in export(traced(tiny_pipe, keep="mean"), tmp_path / "new")]
+    assert "words.png" in names and not any(name.startswith("steps") for name in names)
+
+
+def test_nothing_is_written_over(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    attention = traced(tiny_pipe)
+    with pytest.raises(ValueError, match="is not empty"):
+        export(attention, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(ValueError, match="image 3 is not there"):
+        export(attention, tmp_path / "new", image=3)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_masses_of_a_layer_add_up_to_one_with_what_is_no_word(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe, [PROMPT, "a star"])
+    for image, tokens in ((0, ["[START]", ",", "[END]"]), (1, ["[START]", "[END]", "[padding]"])):
+        rows = measures(attention, image)
+        assert {row["text"] for row in rows if row["kind"] == "token"} == set(tokens)
+        for layer in ("all", *attention.layers):
+            assert sum(row["mass"] for row in rows if row["layer"] == layer) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_table_survives_a_spreadsheet(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    attention = traced(tiny_pipe, '=1+1 "a", circle')
+    export(attention, tmp_path / "new")
+    with open(tmp_path / "new" / "measures.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not any(row["text"].startswith(("=", "+", "-", "@")) for row in rows)
+    circle = next(row for row in rows if row["text"] == "circle" and row["layer"] == "all")
+    assert float(circle["mass"]) == pytest.approx(attention.measure("circle").mass, abs=1e-6)
+
+
+def test_a_word_alone_is_drawn_where_it_landed_with_its_peak(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe)
+    word = attention.words[2]
+    shown = np.asarray(word_overlay(attention, word, side=320).convert("L")).astype(int)
+    assert shown.shape == (320 + 28, 320)
+    heat = attention.heatmap(word)
+    y, x = divmod(int(heat.argmax()), heat.shape[1])
+    low_y, low_x = divmod(int(heat.argmin()), heat.shape[1])
+    assert shown[y * 10 + 5, x * 10 + 5] > shown[low_y * 10 + 5, low_x * 10 + 5]
+
+
+def test_the_page_is_whole_and_runs_nothing_a_person_typed(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe, HOSTILE)
+    page = document(attention)
+    assert "http://" not in page and "https://" not in page and "<link" not in page
+    (data,) = re.findall(r'<script type="application/json" id="props">(.*?)</script>', page)
+    assert json.loads(data)["value"] == json.loads(json.dumps(payload(attention)))
+    assert page.count("<script") == 2 and page.count("</script") == 2
+    assert "default-src 'none'" in page
