@@ -3,6 +3,7 @@
 A shared machine's clock says little by itself; its own matrix-product rate, measured between the runs, is the ruler.
 """
 
+import multiprocessing
 import platform
 import statistics
 import time
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipelines.capture import trace
 from pipelines.dataset import Batch, Collator, SceneExamples, train_tokenizer
 from pipelines.text_to_image import TextToImagePipeline
-from pipelines.train import TextToImageModel
+from pipelines.train import TextToImageModel, attention_kernel, bf16_is_fast
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 PROMPT = "a red circle left of a blue square"
@@ -24,8 +25,10 @@ PROMPT = "a red circle left of a blue square"
 def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> dict:
     """One training step of our UNet, and of diffusers' `UNet2DConditionModel` of about equal parameters.
 
-    Both get the same 64×64 pictures, memory, targets and optimizer. The ratio to the matrix-product rate counts three
-    forward passes' operations for a step (forward, and twice that backward).
+    Both get the same 64×64 pictures, memory, targets, optimizer (AdamW) and number format, and attend where grids have
+    16 positions a side or fewer: theirs reads itself wherever it reads the text, which at 64×64 would take it minutes.
+    The ratio to the matrix-product rate, in that format too, counts three forward passes' operations for a step
+    (forward, and twice that backward).
     """
     examples = SceneExamples(64, seed=0)
     tokenizer = train_tokenizer(examples.captions())
@@ -37,9 +40,9 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
         sample_size=64,
         in_channels=3,
         out_channels=3,
-        block_out_channels=(48, 96, 128),
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(48, 80, 112, 112),
+        down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
         layers_per_block=1,
         cross_attention_dim=128,
         attention_head_dim=4,
@@ -71,23 +74,72 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
 
 
 def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 7) -> dict:
-    """Seconds for one picture in 20 guided steps, alone and recorded, and per picture in a batch of 16."""
+    """Seconds for one picture in 20 guided steps, alone and per picture in a batch of 16."""
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-
-    def recorded() -> None:
-        with trace(pipe):
-            pipe(PROMPT)
-
-    calls = {"alone": lambda: pipe(PROMPT), "recorded": recorded, "in a batch": lambda: pipe([PROMPT] * 16)}
-    for call in calls.values():
+    calls = {1: lambda: pipe(PROMPT), 16: lambda: pipe([PROMPT] * 16)}
+    medians = {}
+    for count, call in calls.items():
         call()
-    rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(repeats)]
-    report: dict = {"machine": machine(device), "steps": 20}
-    for name, pictures in {"alone": 1, "recorded": 1, "in a batch": 16}.items():
-        report[f"seconds per picture, {name}"] = statistics.median(r[name] for r in rounds) / pictures
-    report["recorded / alone"] = statistics.median(r["recorded"] / r["alone"] for r in rounds)
+        medians[count] = statistics.median(seconds(call, device) for _ in range(repeats)) / count
+    return {
+        "machine": machine(device),
+        "steps": 20,
+        "seconds per picture, alone": medians[1],
+        "seconds per picture, in a batch of 16": medians[16],
+    }
+
+
+def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
+    """What recording costs while one picture is drawn in 20 guided steps: time, and peak memory.
+
+    Times are taken in turn in this process. The peak is that of a process of its own for each way, the interpreter and
+    the libraries included, or on a GPU of what torch has allocated there.
+    """
+    pipe = TextToImagePipeline.from_pretrained(model).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    ways = ("none", "mean", "full")
+    for keep in ways:
+        _draw(pipe, keep)
+    rounds = [{keep: seconds(lambda keep=keep: _draw(pipe, keep), device) for keep in ways} for _ in range(repeats)]
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for keep in ways:
+        with context.Pool(1) as pool:
+            peaks[keep] = pool.apply(_peak_memory, (model, keep, device))
+    report: dict = {"machine": machine(device), "steps": 20, "rounds": repeats}
+    report["seconds per picture, not recorded"] = statistics.median(r["none"] for r in rounds)
+    report["MiB at the peak, not recorded"] = peaks["none"] / 2**20
+    for keep in ways[1:]:
+        ratios = sorted(r[keep] / r["none"] for r in rounds)
+        quarter = len(ratios) // 4
+        report[keep] = {
+            "times the time": statistics.median(ratios),
+            "middle half": [ratios[quarter], ratios[-quarter - 1]],
+            "times the memory": peaks[keep] / peaks["none"],
+        }
     return report
+
+
+def _draw(pipe: TextToImagePipeline, keep: str) -> None:
+    if keep == "none":
+        pipe(PROMPT)
+        return
+    with trace(pipe, keep):
+        pipe(PROMPT)
+
+
+def _peak_memory(model: str, keep: str, device: str) -> int:
+    """Bytes in use at the peak of drawing three pictures one after another."""
+    pipe = TextToImagePipeline.from_pretrained(model).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    for _ in range(3):
+        _draw(pipe, keep)
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def machine(device: str = "cpu") -> str:
@@ -105,7 +157,7 @@ def _step(
     noisy = flow.interpolate(batch.pictures, batch.noise, batch.times).to(memory_format=torch.channels_last)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device):
             memory = model.text_encoder.encode(batch.ids, batch.token_mask)
             times = batch.times * flow.TRAIN_TIMESTEPS
             prediction = unet(noisy, times, memory, encoder_attention_mask=batch.token_mask).sample
@@ -125,7 +177,7 @@ def _forward_operations(unet: CrossAttentionUNet | UNet2DConditionModel, batch: 
 
 def _product_seconds(device: str) -> float:
     a, b = (
-        torch.randn(2048, 2048, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if bf16_is_fast() else torch.float32)
         for _ in range(2)
     )
     a @ b

@@ -1,8 +1,9 @@
 """How true are the maps? Where words landed, against exact masks of what they speak of.
 
-The model reads test scenes and their captions at several noise levels (`capture.attribute`). A map is judged by four
-figures: `pointing`, whether its peak lies in the mask; `mass`, the share of its attention inside; `iou`, mask and map
-where it is at least half its peak; `ap`, average precision, for which no threshold is needed.
+Of a test scene the model either reads the exact render at several noise levels (`capture.attribute`), or draws the
+caption itself, and the rule-based judge finds what it drew. A map is judged by four figures: `pointing`, whether its
+peak lies in the mask; `mass`, the share of its attention inside; `iou`, mask and map where it is at least half its
+peak; `ap`, average precision, for which no threshold is needed.
 
 Shapes: K maps of one word (layers × heads), h×w pixels.
 """
@@ -18,9 +19,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.capture import attribute
+from pipelines.capture import attribute, trace
 from pipelines.evaluate import fixed_scenes, wilson
-from pipelines.scenes import Scene, render, scene, word_mask
+from pipelines.judge import locate
+from pipelines.scenes import Scene, render, scene
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside
@@ -35,19 +37,42 @@ FIGURES = ("pointing", "mass", "iou", "ap")
 OBJECT_WORDS = ("shape", "colour", "size")
 
 
-def read(pipe: TextToImagePipeline, described: Scene) -> tuple[AttentionTrace, list[tuple[str, Word, Tensor]]]:
-    """What the model attends to in a scene's exact render, and (kind, word, mask (h, w)) for each word with a place."""
+Located = list[tuple[str, Word, Tensor]]
+"""(kind, word, mask (h, w)) of each word that has a place."""
+
+
+def read(pipe: TextToImagePipeline, described: Scene, keep: str = "head") -> tuple[AttentionTrace, Located]:
+    """What the model attends to in a scene's exact render, and where each word truly lies."""
     picture, masks = render(described, pipe.unet.config.sample_size)
-    attention = attribute(pipe, Image.fromarray(picture), described.caption, LEVELS, draws=2, keep="head")
+    attention = attribute(pipe, Image.fromarray(picture), described.caption, LEVELS, draws=2, keep=keep)
+    return attention, _located(pipe, described, list(masks))
+
+
+def draw(pipe: TextToImagePipeline, described: Scene, seed: int) -> tuple[AttentionTrace, Located]:
+    """What the model attends to while it draws a scene's caption, and where the judge finds what it drew.
+
+    Words of what was not drawn as told (another shape or colour) are left out.
+    """
+    with trace(pipe, keep="head") as attention:
+        pipe(described.caption, generator=torch.Generator().manual_seed(seed))
+    assert attention.pictures is not None
+    return attention, _located(pipe, described, locate(described, attention.pictures[0].numpy()))
+
+
+def _located(pipe: TextToImagePipeline, described: Scene, masks: list[np.ndarray | None]) -> Located:
+    """A relation lies where both its things are."""
     offsets = pipe.tokenizer(described.caption, return_offsets_mapping=True)["offset_mapping"]
-    words = []
+    found: Located = []
     for said in described.words:
-        mask = word_mask(said, masks)
-        if mask is not None and mask.max() >= 0.5:
+        places = [masks[i] for i in (said.objects or range(len(masks)))]  # the ground is where no object is
+        if any(place is None for place in places):
+            continue
+        mask = np.max(places, axis=0) if said.objects else 1 - np.max(places, axis=0)
+        if mask.max() >= 0.5:
             text = described.caption[said.start : said.end]
             word = Word(text, said.start, said.end, tokens_of(said.start, said.end, offsets))
-            words.append((said.kind, word, torch.from_numpy(mask)))
-    return attention, words
+            found.append((said.kind, word, torch.from_numpy(mask)))
+    return found
 
 
 def calibrate(pipe: TextToImagePipeline, scenes: int = 200) -> Calibration:
@@ -80,40 +105,63 @@ def daam(attention: AttentionTrace, word: Word) -> Tensor:
 
 
 def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> dict[str, Any]:
-    """Judge a model's maps on the exact renders of the test scenes with seen pairs.
+    """Judge a model's maps on test scenes with seen pairs: on their exact renders, and on what it draws itself.
 
     Returns:
-        {"settings", "methods": {method: {class of word: figures}}, "layers": {layer: figures}}, ready for JSON.
-        Methods are "mean", "DAAM's rule", "calibrated" where the model has a calibration, and "chance", what a map
-        that says nothing would score. Classes are the kinds of word, and "object words" for shape, colour and size
-        together; layers are judged on these. Figures hold n and, for each of `FIGURES`, [mean, low, high]: a 95 %
-        interval, Wilson's where each word is a hit or a miss, else of 1,000 bootstrap draws over words.
+        {"settings", "renders", "drawn", "layers", "heads", "levels"}, ready for JSON. Renders and drawn hold, for each
+        method, figures for each class of word. Methods are "mean", "DAAM's rule", "calibrated" where the model has a
+        calibration, and "chance", what a map that says nothing would score. Classes are the kinds of word, and "object
+        words" for shape, colour and size together; layers, heads and noise levels are judged on these, on renders.
+        Figures hold n and, for each of `FIGURES`, [mean, low, high]: a 95 % interval, Wilson's where each word is a hit
+        or a miss, else of 1,000 bootstrap draws over words.
     """
-    methods: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
-    layers: dict[str, list[list[float]]] = defaultdict(list)
+    rows: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     scenes = fixed_scenes(count_per_kind, held_out=False)
-    for described in scenes:
-        attention, words = read(pipe, described)
+    for seed, described in enumerate(scenes):
+        attention, words = read(pipe, described, keep="full")
         for kind, word, mask in words:
-            maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
-            if attention.recording.calibration is not None:
-                maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
-            found = {name: judge_map(heat, mask) for name, heat in maps.items()}
-            found["chance"] = [float(mask.mean())] * len(FIGURES)
-            for name, figures in found.items():
-                for label in (kind, *(["object words"] if kind in OBJECT_WORDS else [])):
-                    methods[name][label].append(figures)
+            _judge_methods(rows, "renders", attention, kind, word, mask)
             if kind in OBJECT_WORDS:
                 for layer in attention.layers:
-                    layers[layer].append(judge_map(attention.heatmap(word, layer=layer), mask))
-    settings = {"scenes": len(scenes), "levels": list(LEVELS), "iou": "mask and map at half its peak"}
-    return {
-        "settings": settings,
-        "methods": {
-            name: {label: summary(rows) for label, rows in classes.items()} for name, classes in methods.items()
-        },
-        "layers": {layer: summary(rows) for layer, rows in layers.items()},
+                    rows["layers"][layer].append(judge_map(attention.heatmap(word, layer=layer), mask))
+                    for head in range(attention.recording.heads):
+                        heat = attention.heatmap(word, layer=layer, head=head)
+                        rows["heads"][f"{layer} head {head}"].append(judge_map(heat, mask))
+                for step, level in enumerate(LEVELS):
+                    rows["levels"][f"noise {level}"].append(judge_map(attention.heatmap(word, step=step), mask))
+        attention, words = draw(pipe, described, seed)
+        for kind, word, mask in words:
+            _judge_methods(rows, "drawn", attention, kind, word, mask)
+    report: dict[str, Any] = {
+        "settings": {"scenes": len(scenes), "levels": list(LEVELS), "iou": "mask and map at half its peak"}
     }
+    for part in ("renders", "drawn"):
+        report[part] = defaultdict(dict)
+        for name, figures in rows[part].items():
+            method, label = name.split(": ")
+            report[part][method][label] = summary(figures)
+    for part in ("layers", "heads", "levels"):
+        report[part] = {name: summary(figures) for name, figures in rows[part].items()}
+    return report
+
+
+def _judge_methods(
+    rows: dict[str, dict[str, list[list[float]]]],
+    part: str,
+    attention: AttentionTrace,
+    kind: str,
+    word: Word,
+    mask: Tensor,
+) -> None:
+    """Add one word's figures by every method, under "method: class"."""
+    maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
+    if attention.recording.calibration is not None:
+        maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
+    found = {name: judge_map(heat, mask) for name, heat in maps.items()}
+    found["chance"] = [float(mask.mean())] * len(FIGURES)
+    for name, figures in found.items():
+        for label in (kind, *(["object words"] if kind in OBJECT_WORDS else [])):
+            rows[part][f"{name}: {label}"].append(figures)
 
 
 def judge_map(heat: Tensor, mask: Tensor) -> list[float]:
@@ -136,19 +184,21 @@ def summary(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     return report
 
 
-def table(report: dict[str, Any]) -> str:
-    """What `evaluate_grounding` gave, as Markdown tables: methods by class of word, and layers, best first."""
+def table(report: dict[str, Any], best: int = 8) -> str:
+    """What `evaluate_grounding` gave, as Markdown tables; of layers, heads and levels the `best`, best first."""
     settings = report["settings"]
     lines = [
-        f"{settings['scenes']} exact renders, noise levels {', '.join(map(str, settings['levels']))}; "
-        "IoU of mask and map at half its peak; mean (95 % interval).",
-        "",
-        *_head("method, class of word"),
+        f"{settings['scenes']} scenes; renders read at noise {', '.join(map(str, settings['levels']))}; "
+        "IoU of mask and map at half its peak; mean (95 % interval)."
     ]
-    for name, classes in report["methods"].items():
-        lines += list(_lines({f"{name}: {label}": figures for label, figures in classes.items()}))
-    ranked = sorted(report["layers"].items(), key=lambda item: -item[1]["iou"][0])
-    return "\n".join([*lines, "", *_head("layer, object words"), *_lines(dict(ranked))])
+    for part in ("renders", "drawn"):
+        lines += ["", *_head(f"{part}: method, class of word")]
+        for method, classes in report[part].items():
+            lines += _lines({f"{method}: {label}": figures for label, figures in classes.items()})
+    for part in ("layers", "heads", "levels"):
+        ranked = sorted(report[part].items(), key=lambda item: -item[1]["iou"][0])
+        lines += ["", *_head(f"{part}, object words"), *_lines(dict(ranked[:best]))]
+    return "\n".join(lines)
 
 
 def _head(title: str) -> list[str]:

@@ -107,7 +107,7 @@ def judge(described: Scene, picture: np.ndarray) -> Verdict:
     described scene has its sizes and its ground even where they go without saying.
     """
     sight = see(picture)
-    matched = _match(described.objects, sight.objects)
+    matched = [None if i is None else sight.objects[i] for i in _match(described.objects, sight.objects)]
     found: dict[tuple[str, str], bool] = {}
 
     def check(fact: str, text: str, ok: bool) -> None:
@@ -133,16 +133,26 @@ def _name_of(described: Scene, index: int) -> str:
     return f"{described.objects[index].colour} {described.objects[index].shape}"
 
 
-def _match(described: tuple[Object, ...], seen: tuple[Object, ...]) -> list[Object | None]:
-    """For each described object the seen one that is held against it, or None where they do not suffice."""
+def locate(described: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
+    """Where each described object is, coverage (h, w) in [0, 1], or None where no such thing is in such a colour."""
+    sight = see(picture)
+    found: list[np.ndarray | None] = []
+    for said, i in zip(described.objects, _match(described.objects, sight.objects), strict=True):
+        there = i is not None and (sight.objects[i].shape, sight.objects[i].colour) == (said.shape, said.colour)
+        found.append(sight.masks[i] if there else None)
+    return found
+
+
+def _match(described: tuple[Object, ...], seen: tuple[Object, ...]) -> list[int | None]:
+    """For each described object which seen one is held against it, or None where they do not suffice."""
     # What a thing is goes before its colour, and that before its size, whatever the other two objects gain.
     agreement = [
         [16 * (a.shape == b.shape) + 4 * (a.colour == b.colour) + (a.size == b.size) for b in seen] for a in described
     ]
-    matched: list[Object | None] = [None] * len(described)
+    matched: list[int | None] = [None] * len(described)
     table = np.array(agreement).reshape(len(described), len(seen))
     for row, column in zip(*linear_sum_assignment(table, maximize=True), strict=True):
-        matched[row] = seen[column]
+        matched[row] = int(column)
     return matched
 
 

@@ -3,7 +3,7 @@
 Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the memory, h×w pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from copy import deepcopy
 from pathlib import Path
@@ -172,6 +172,8 @@ class TextToImagePipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
         attention: AttentionTrace | None = None,
+        ignore: Sequence[Sequence[int]] = (),
+        ignore_below: float = 1.0,
     ) -> ImagePipelineOutput:
         """Draw pictures.
 
@@ -191,6 +193,8 @@ class TextToImagePipeline(DiffusionPipeline):
             callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; what it returns
                 replaces the latents.
             attention: where to record the cross-attention; `with trace(pipe) as attention` gives one.
+            ignore: for each prompt the positions of tokens (`Word.tokens`) that no image position may read.
+            ignore_below: noise level in [0, 1] from which on they are not read.
 
         Returns:
             `.images`, or a tuple with them where `return_dict` is False.
@@ -207,12 +211,15 @@ class TextToImagePipeline(DiffusionPipeline):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be 1 or more, got {num_images_per_prompt}")
+        if ignore and len(ignore) != len(prompts):
+            raise ValueError(f"tokens to ignore for {len(ignore)} of {len(prompts)} prompts: give a list for each")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs can name latents, not {', '.join(sorted(unknown))}")
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
+        ignore = [tokens for tokens in ignore for _ in range(num_images_per_prompt)]
 
         if isinstance(generator, list) and len(generator) != len(prompts):
             raise ValueError(f"{len(generator)} generators for {len(prompts)} pictures: give one for each")
@@ -241,17 +248,21 @@ class TextToImagePipeline(DiffusionPipeline):
 
         count = len(prompts)
         low, high = guidance_interval
+        read_mask = token_mask.clone()  # of the prompts' rows, without what is to be ignored
+        for row, tokens in zip(read_mask[-count:], ignore, strict=False):
+            row[list(tokens)] = False
 
         def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
             """Velocity at x, guided where the noise level says so; only the prompt's half is kept under its name."""
+            mask = read_mask if sigma <= ignore_below else token_mask
             if guided and low < sigma <= high:
                 branches = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
                 record = attention.recorder(step, branches) if attention else None
-                both = self.unet(torch.cat([x, x]), timestep, memory, token_mask, record=record).sample
+                both = self.unet(torch.cat([x, x]), timestep, memory, mask, record=record).sample
                 away, towards = both.chunk(2)
                 return away + guidance_scale * (towards - away)
             record = attention.recorder(step, {"prompt": slice(0, count)}) if attention else None
-            return self.unet(x, timestep, memory[-count:], token_mask[-count:], record=record).sample
+            return self.unet(x, timestep, memory[-count:], mask[-count:], record=record).sample
 
         scheduler = deepcopy(self.scheduler)  # it counts steps: another thread may be drawing with this pipeline
         equal = {}

@@ -196,7 +196,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
-        with attention_kernel(accelerator):
+        with attention_kernel(accelerator.device.type):
             losses: Losses = trained(batch, use_masks=config.mask_weight > 0 and bool(batch.masks.any()))
         accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
@@ -249,10 +249,9 @@ def bf16_is_fast() -> bool:
     return torch.cuda.is_available() or bool(capabilities.get("amx_bf16"))
 
 
-def attention_kernel(accelerator: Accelerator) -> AbstractContextManager:
+def attention_kernel(device: str) -> AbstractContextManager:
     """On a CPU plain products: to go back through its fused kernel takes torch 2.13 a third of a whole step in bf16."""
-    plain = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" and bf16_is_fast() else nullcontext()
 
 
 def load_examples(config: TrainConfig) -> Examples:
@@ -297,8 +296,8 @@ def validate(
     """Losses on fixed pictures at fixed noise levels and seeds, with their own captions and with each other's.
 
     If the shuffled captions cost no more than the right ones, the model does not read the text. Where the data has
-    masks: `pointing`, the share of words whose mean map over all layers peaks in their mask at noise 0.3. Where the
-    model translates: `text loss`, as in training.
+    masks, of the words' mean maps over all layers at noise 0.3: `pointing`, the share that peak in their mask, and
+    `iou`, map and mask where each is at least half its peak. Where the model translates: `text loss`, as in training.
     """
     model.eval()
     captions = [e.caption for e in examples]
@@ -308,7 +307,7 @@ def validate(
     report = {}
     for level in LEVELS:
         for name, places in (("", order), (" shuffled", shuffled)):
-            losses, hits, text_losses = [], [], []
+            losses, hits, overlaps, text_losses = [], [], [], []
             for chunk in (slice(i, i + 64) for i in range(0, len(examples), 64)):
                 read = collator.read([captions[i] for i in places[chunk]], regions[chunk])
                 target = collator.write([examples[i].translation for i in places[chunk]])
@@ -328,8 +327,9 @@ def validate(
                     ),
                 ).sample
                 losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times))
-                inside = grounding.points_inside(torch.stack(maps).mean(dim=0), batch.masks)
-                hits.append(inside[batch.masks.flatten(2).amax(dim=-1) >= 0.5])
+                heat, there = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
+                hits.append(grounding.points_inside(heat, batch.masks)[there])
+                overlaps.append(grounding.iou(heat, batch.masks)[there])
                 if level == LEVELS[0] and not name and len(model.text_encoder.decoder):
                     text_losses.append(
                         text_loss(model.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
@@ -337,6 +337,7 @@ def validate(
             report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
             if level == 0.3 and not name and len(torch.cat(hits)):
                 report["pointing"] = torch.cat(hits).float().mean().item()
+                report["iou"] = torch.cat(overlaps).mean().item()
             if text_losses:
                 report["text loss"] = torch.stack(text_losses).mean().item()
     model.train()

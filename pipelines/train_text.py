@@ -214,7 +214,7 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
         torch.manual_seed(seed_of(config.seed, step))  # dropout, so that a resumed run drops the same units
-        with attention_kernel(accelerator):
+        with attention_kernel(accelerator.device.type):
             loss = trained(batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained.parameters(), 1.0)

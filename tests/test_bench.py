@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines.bench import bench_sample, bench_train
+from pipelines.bench import bench_capture, bench_sample, bench_train
 
 
 def test_training_report_compares_models_of_about_equal_size_in_one_run() -> None:
@@ -19,5 +19,13 @@ def test_training_report_compares_models_of_about_equal_size_in_one_run() -> Non
 
 def test_sampling_report_is_per_picture(tiny_pipe) -> None:
     report = bench_sample(tiny_pipe, repeats=1)
-    assert 0 < report["seconds per picture, in a batch"] < report["seconds per picture, alone"]
-    assert report["recorded / alone"] > 0
+    assert 0 < report["seconds per picture, in a batch of 16"] < report["seconds per picture, alone"]
+
+
+def test_capture_report_sets_recording_beside_not_recording(tiny_pipe, tmp_path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    report = bench_capture(str(tmp_path / "model"), repeats=2)
+    assert report["MiB at the peak, not recorded"] > 100  # the interpreter and the libraries
+    for keep in ("mean", "full"):
+        assert report[keep]["times the time"] > 0.5
+        assert 0.9 < report[keep]["times the memory"] < 1.2

@@ -7,15 +7,17 @@ import torch
 from pipelines import trace
 from pipelines.evaluate_grounding import (
     FIGURES,
+    LEVELS,
     calibrate,
     daam,
+    draw,
     evaluate_grounding,
     judge_map,
     read,
     summary,
     table,
 )
-from pipelines.scenes import scene
+from pipelines.scenes import render, scene
 from pipelines.text_to_image import TextToImagePipeline
 from ui.cli import calibrate_model
 from unet_xattn import AttentionTrace
@@ -24,7 +26,9 @@ from unet_xattn import AttentionTrace
 def test_a_scene_is_read_with_a_word_and_its_mask_for_all_that_has_a_place(tiny_pipe: TextToImagePipeline) -> None:
     described = scene(0, 1, kind="relation")
     attention, words = read(tiny_pipe, described)
-    assert {"shape", "colour"} <= {kind for kind, _, _ in words} and "relation" not in {kind for kind, _, _ in words}
+    masks = {kind: mask for kind, _, mask in words}
+    assert {"shape", "colour", "relation"} <= set(masks)
+    assert (masks["relation"] >= masks["shape"]).all() and masks["relation"].sum() > masks["shape"].sum()
     for _, word, mask in words:
         assert described.caption[word.start : word.end] == word.text and word.tokens
         assert mask.shape == attention.size and 0.5 <= mask.max() <= 1
@@ -92,22 +96,23 @@ def test_the_report_has_every_method_class_and_layer(tiny_pipe: TextToImagePipel
     even = {layer: [0.1, 0.1] for layer in layers}
     pipe = TextToImagePipeline(**tiny_pipe.components, calibration=even)
     report = json.loads(json.dumps(evaluate_grounding(pipe, 1)))
-    assert set(report["methods"]) == {"mean", "DAAM's rule", "calibrated", "chance"}
-    assert set(report["layers"]) == set(layers)
-    for classes in report["methods"].values():
-        assert {"shape", "colour", "ground", "object words"} <= set(classes) <= {
-            "shape", "colour", "size", "ground", "count", "object words"
+    assert set(report["renders"]) == {"mean", "DAAM's rule", "calibrated", "chance"}
+    assert set(report["layers"]) == set(layers) and len(report["heads"]) == 2 * len(layers)
+    assert set(report["levels"]) == {f"noise {level}" for level in LEVELS}
+    for classes in report["renders"].values():
+        assert {"shape", "colour", "ground", "relation", "object words"} <= set(classes) <= {
+            "shape", "colour", "size", "ground", "count", "relation", "object words"
         }  # fmt: skip
         for figures in classes.values():
             for name in FIGURES:
                 mean, low, high = figures[name]
                 assert 0 <= low <= mean + 1e-9 and mean <= high + 1e-9 and high <= 1 + 1e-9
     # All heads alike, so all figures are those of the mean.
-    for label, figures in report["methods"]["calibrated"].items():
+    for label, figures in report["renders"]["calibrated"].items():
         for name in FIGURES:
-            assert figures[name][0] == pytest.approx(report["methods"]["mean"][label][name][0], abs=0.02)
+            assert figures[name][0] == pytest.approx(report["renders"]["mean"][label][name][0], abs=0.02)
     lines = table(report).splitlines()
-    assert all(any(layer in line for line in lines) for layer in layers)
+    assert all(any(layer in line for line in lines) for layer in layers[:8])
     assert all(len(line) <= 120 for line in lines)
 
 
@@ -119,3 +124,24 @@ def test_intervals_hold_the_mean_and_narrow_with_more_words() -> None:
     for name in FIGURES:
         assert few[name][1] < few[name][0] < few[name][2]
         assert many[name][2] - many[name][1] < few[name][2] - few[name][1]
+
+
+def test_what_is_drawn_is_judged_where_it_was_drawn_as_told(tiny_pipe: TextToImagePipeline) -> None:
+    described = scene(0, 3, kind="two")
+    true = torch.from_numpy(render(described, 32)[0])[None]
+
+    class Painter(TextToImagePipeline):
+        """Draws what is asked for exactly, or, for another seed, something else."""
+
+        def __call__(self, prompt, generator, **settings):
+            answer = super().__call__(prompt, num_inference_steps=1, generator=generator, **settings)
+            self._traced().pictures = true if generator.initial_seed() == 0 else torch.zeros_like(true)
+            return answer
+
+    painter = Painter(**tiny_pipe.components)
+    _, words = draw(painter, described, 0)
+    _, expected = read(tiny_pipe, described)
+    assert [(kind, word) for kind, word, _ in words] == [(kind, word) for kind, word, _ in expected]
+    for (_, _, found), (_, _, mask) in zip(words, expected, strict=True):
+        assert (found - mask).abs().mean() < 0.05
+    assert draw(painter, described, 1)[1] == []

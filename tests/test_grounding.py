@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside, token_loss
+from unet_xattn.grounding import average_precision, deletion_curve, iou, mass_inside, points_inside, token_loss
 
 
 def box(y: slice, x: slice, side: int = 16) -> Tensor:
@@ -155,3 +156,26 @@ def test_average_precision_by_hand() -> None:
     attention = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]])
     mask = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     assert average_precision(attention, mask).item() == pytest.approx((1 + 2 / 3) / 2)
+
+
+# Map and change.
+
+
+def test_the_deletion_curve_rises_at_once_where_the_map_is_the_change_and_last_where_it_is_not() -> None:
+    change = QUARTER[0, 0]  # a quarter of the area
+    shares = (0, 0.125, 0.25, 0.75, 1)
+    assert deletion_curve(change, change, shares).tolist() == pytest.approx([0, 0.5, 1, 1, 1])
+    assert deletion_curve(1 - change, change, shares).tolist() == pytest.approx([0, 0, 0, 0, 1])
+
+
+def test_a_map_that_says_nothing_gives_the_diagonal() -> None:
+    shares = (0, 0.3, 0.5, 1)
+    assert deletion_curve(torch.ones(8, 8), torch.rand(8, 8), shares).tolist() == pytest.approx(list(shares))
+
+
+def test_only_the_order_of_a_map_matters_to_the_deletion_curve() -> None:
+    heat, change = torch.rand(8, 8), torch.rand(8, 8)
+    shares = [i / 10 for i in range(11)]
+    found = deletion_curve(heat, change, shares)
+    assert found.tolist() == pytest.approx(deletion_curve(heat.square() * 3, change, shares).tolist())
+    assert (np.diff(found) >= 0).all() and (deletion_curve(change, change, shares) >= found - 1e-9).all()

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines import TextToImagePipeline
+from pipelines import TextToImagePipeline, trace
 from pipelines.text_to_image import BUNDLED, bundled_models
-from unet_xattn import CrossAttentionUNet, flow
+from unet_xattn import AttentionTrace, CrossAttentionUNet, flow
 
 PROMPT = "a red circle left of a blue square"
 OTHER = "three small green stars on a black ground"
@@ -394,3 +394,32 @@ def test_damaged_weights_are_refused_not_drawn_with(
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(ValueError, match=r"mid\.residual\.conv1\.weight"):
         TextToImagePipeline.from_pretrained(tmp_path)
+
+
+# Words that are not read.
+
+
+def test_a_word_that_is_ignored_gets_no_attention_and_is_missed(tiny_pipe: TextToImagePipeline) -> None:
+    def draw(**settings: object) -> tuple[Tensor, AttentionTrace]:
+        with trace(tiny_pipe) as attention:
+            images = tiny_pipe(
+                PROMPT, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt", **settings
+            ).images
+        return images, attention
+
+    whole, attention = draw()
+    circle = next(word for word in attention.words if word.text == "circle")
+    without, blind = draw(ignore=[circle.tokens])
+    assert blind.heatmap("circle").max() == 0 < attention.heatmap("circle").min()
+    assert blind.heatmap("circle", branch="prompt").max() == 0
+    assert (without - whole).abs().max() > 1 / 255
+    late, half_blind = draw(ignore=[circle.tokens], ignore_below=0.5)
+    assert 0 < half_blind.heatmap("circle").mean() < attention.heatmap("circle").mean()
+    assert (late - whole).abs().mean() < (without - whole).abs().mean()
+    never, _ = draw(ignore=[circle.tokens], ignore_below=0.0)
+    assert torch.equal(never, whole) and torch.equal(draw(ignore=[[]])[0], whole)
+
+
+def test_what_is_ignored_is_said_for_every_prompt(tiny_pipe: TextToImagePipeline) -> None:
+    with pytest.raises(ValueError, match="tokens to ignore for 1 of 2 prompts"):
+        tiny_pipe(["a star", "a circle"], ignore=[[1]])

@@ -15,12 +15,14 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
-from pipelines.bench import bench_sample, bench_train
+from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
 from pipelines.emoji import write_emoji
 from pipelines.evaluate import evaluate as evaluate_pipe
 from pipelines.evaluate import evaluate_translation, fixed_scenes, table
+from pipelines.evaluate_faithfulness import evaluate_faithfulness
+from pipelines.evaluate_faithfulness import table as faithfulness_table
 from pipelines.evaluate_grounding import calibrate, evaluate_grounding
 from pipelines.evaluate_grounding import table as grounding_table
 from pipelines.names import write_names
@@ -204,9 +206,7 @@ def evaluate(
     prompts: Annotated[int, typer.Option(help="Prompts of each kind and split, 2 or more.")] = 50,
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt.")] = 3.0,
-    grounding: Annotated[
-        bool, typer.Option("--grounding", help="Measure where words land, against exact masks, instead.")
-    ] = False,
+    grounding: Annotated[bool, typer.Option("--grounding", help="Measure how true the heat maps are instead.")] = False,
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
@@ -217,7 +217,9 @@ def evaluate(
     report: dict = {"model": model}
     if grounding:
         report |= evaluate_grounding(pipe, prompts)
-        print(grounding_table(report))
+        print(grounding_table(report), end="\n\n")
+        report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
+        print(faithfulness_table(report["faithfulness"]))
         _write_json(json_file, report)
         return
     for language in LANGUAGES:
@@ -290,14 +292,15 @@ def data_names(file: Annotated[Path, typer.Argument(help="A new .tsv to write.")
 
 @app.command(epilog="Example: unet-xattn bench train --json bench.json")
 def bench(
-    what: Annotated[str, typer.Argument(help="train, sample, attention or text.")],
+    what: Annotated[str, typer.Argument(help="train, sample, capture, attention or text.")],
     model: Model = "shapes",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
 ) -> None:
     """Measure speed as ratios, and what the attention mechanism promises.
 
-    train and sample: pictures a second, as a ratio to the machine's own matrix-product rate. attention: the scale
+    train and sample: pictures a second, for training as a ratio to the machine's own matrix-product rate. capture: what
+    recording attention costs. attention: the scale
     1/√d_k, time and memory by length and by heads, and how a model's trained heads differ. text: tokens a second with
     and without the decoder's cache, and a training step beside torch.nn.Transformer's.
     """
@@ -305,6 +308,7 @@ def bench(
     kinds: dict[str, Callable[[], dict]] = {
         "train": lambda: bench_train(device),
         "sample": lambda: bench_sample(load(model), device),
+        "capture": lambda: bench_capture(model, device),
         "attention": lambda: bench_attention(load(model).to("cpu")),
         "text": bench_text,
     }

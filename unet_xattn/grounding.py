@@ -5,8 +5,10 @@ everywhere speaks of no region and is left out.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,6 +50,19 @@ def average_precision(attention: Tensor, masks: Tensor) -> Tensor:
     precision = hits.gather(-1, last - 1) / last
     chosen = true.gather(-1, order.indices)
     return (precision * chosen).sum(dim=-1) / chosen.sum(dim=-1).clamp_min(1)
+
+
+def deletion_curve(attention: Tensor, change: Tensor, shares: Sequence[float]) -> np.ndarray:
+    """How much of a change lies where a map is strongest: at each share of the area, the share of the change there.
+
+    attention and change (h, w), shares in [0, 1] -> (len(shares),), from 0 to 1. A map that says nothing of the change
+    gives the diagonal (among places of equal attention none comes first).
+    """
+    levels, place = attention.flatten().unique(return_inverse=True)  # ascending
+    amount = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, place, change.flatten().double()).flip(0)
+    area = torch.bincount(place, minlength=len(levels)).double().flip(0)
+    reached = [torch.cat([torch.zeros(1), x.cumsum(0) / x.sum().clamp_min(1e-12)]) for x in (area, amount)]
+    return np.interp(shares, *(x.numpy() for x in reached))
 
 
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:

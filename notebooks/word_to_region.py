@@ -1,0 +1,227 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Word to region, and back
+#
+# Every question one can ask of a trace, on the model that comes with the package; then how far the answers can be
+# believed. Everything printed here is computed here, but for the last figure's curve, which comes with the model.
+
+# %%
+import json
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines import TextToImagePipeline, attribute, trace, verify
+from pipelines.evaluate_grounding import OBJECT_WORDS, daam, judge_map, read
+from pipelines.scenes import render, scene
+from pipelines.text_to_image import BUNDLED
+from ui.export import export
+from unet_xattn import AttentionTrace
+
+pipe = TextToImagePipeline.from_pretrained("shapes")
+pipe.set_progress_bar_config(disable=True)
+prompt = "a red circle left of a blue square"
+
+
+def show(pictures, titles, **style):
+    _, axes = plt.subplots(1, len(pictures), figsize=(2.1 * len(pictures), 2.5), squeeze=False)
+    for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
+        axis.imshow(picture, **style)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    plt.tight_layout()
+    plt.show()
+
+
+# %% [markdown]
+# ## 1. Record
+#
+# What to keep apart is chosen before the picture is drawn: nothing (`"mean"`, the default), each step, each head, or
+# both (`"full"`). What that takes is reckoned beforehand and held against a budget.
+
+# %%
+with trace(pipe, keep="full") as attention:
+    image = pipe(prompt, generator=torch.Generator().manual_seed(7)).images[0]
+print("words ", [word.text for word in attention.words])
+print("tokens", attention.tokens_of(0))
+print("layers", {layer: attention.recording.grids[layer] for layer in attention.layers})
+print("settings", dict(attention.recording.settings))
+try:
+    with trace(pipe, keep="full", budget=2**20):
+        pipe(prompt)
+except ValueError as error:
+    print("refused:", error)
+
+# %% [markdown]
+# ## 2. Where did a word land?
+#
+# A word, a phrase, an occurrence, a token; in one step, one layer, one head, or all of them. The scale is the share of
+# all attention at a place, or that over the word's own peak.
+
+# %%
+asked = {
+    "red": attention.heatmap("red"),
+    "circle": attention.heatmap("circle"),
+    "red circle": attention.heatmap("red circle"),
+    "second 'a'": attention.heatmap("a", occurrence=1),
+    "start token": attention.heatmap(0),
+    "calibrated: circle": attention.heatmap("circle", reduce="calibrated"),
+}
+show(
+    [image, *asked.values()],
+    ["picture", *(f"{name}\npeak {heat.max():.0%}" for name, heat in asked.items())],
+    cmap="inferno",
+)
+
+# %%
+steps = [0, 2, 5, 10, 19]
+show(
+    [attention.heatmap("circle", step=step, scale="peak") for step in steps],
+    [f"circle, step {step + 1}" for step in steps],
+    cmap="inferno",
+)
+show(
+    [attention.heatmap("circle", layer=layer, scale="peak") for layer in attention.layers],
+    [f"circle, {layer}\n{attention.recording.grids[layer]}" for layer in attention.layers],
+    cmap="inferno",
+)
+
+# %% [markdown]
+# ## 3. Which words drew a region?
+#
+# A point, a box or a mask. What is left to one went to no word: to the tokens that begin and end the prompt.
+
+# %%
+y, x = divmod(int(attention.heatmap("circle").argmax()), 64)
+for region in [(x, y), (0, 0, 64, 8)]:
+    shares = attention.words_at(region)
+    print(
+        region,
+        {str(word): f"{share:.1%}" for word, share in shares[:4]},
+        f"no word {1 - sum(s for _, s in shares):.1%}",
+    )
+owners = attention.segmentation()
+show([image, owners], ["picture", "who owns what"], cmap="tab10")
+print(
+    {
+        str(attention.words[i]) if i >= 0 else "none": f"{(owners == i).float().mean():.1%}"
+        for i in owners.unique().tolist()
+    }
+)
+
+# %% [markdown]
+# ## 4. In numbers
+#
+# `mass`, the mean share; `entropy`, 1 where a map is even; `area`, the part of the picture with at least half the peak;
+# `centre`, in pixels. `leakage` says how far two words share one place.
+
+# %%
+for word in attention.words:
+    found = attention.measure(word)
+    print(f"{word.text:7} mass {found.mass:.3f}  entropy {found.entropy:.2f}  area {found.area:.2f}  centre "
+          f"({found.centre[0]:.0f}, {found.centre[1]:.0f})")  # fmt: skip
+names = [word.text for word in attention.words]
+leakage = attention.leakage()
+pairs = [("red", "circle"), ("blue", "square"), ("red", "square"), ("blue", "circle")]
+print({f"{a}, {b}": round(float(leakage[names.index(a), names.index(b)]), 2) for a, b in pairs})
+
+# %% [markdown]
+# Over eight seeds: where does "red" land, and how far does that differ from picture to picture?
+
+# %%
+with trace(pipe) as many:
+    pipe([prompt] * 8, generator=[torch.Generator().manual_seed(i) for i in range(8)])
+show(many.spread("red"), ["red: mean of 8 seeds", "standard deviation"], cmap="inferno")
+
+# %% [markdown]
+# ## 5. A picture that is there already
+#
+# `attribute` noises it to several levels and reads the attention there. A scene comes with the exact mask of what each
+# word speaks of, so the answer can be marked.
+
+# %%
+described = scene(seed=5, index=3, kind="relation")
+there = Image.fromarray(render(described)[0])
+seen = attribute(pipe, there, described.caption, keep="head")
+_, located = read(pipe, described)
+located = [(word, mask) for kind, word, mask in located if kind in OBJECT_WORDS]
+print(described.caption)
+show([there, *(mask for _, mask in located)], ["picture", *(f"mask of {word}" for word, _ in located)], cmap="gray")
+show(
+    [there, *(seen.heatmap(word, reduce="calibrated", scale="peak") for word, _ in located)],
+    ["picture", *(str(word) for word, _ in located)],
+    cmap="inferno",
+)
+rules = {
+    "plain mean": lambda word: seen.heatmap(word),
+    "DAAM's rule": lambda word: daam(seen, word),
+    "calibrated": lambda word: seen.heatmap(word, reduce="calibrated"),
+}
+for name, rule in rules.items():
+    pointing, mass, iou, ap = np.mean([judge_map(rule(word), mask) for word, mask in located], axis=0)
+    print(f"{name:12} pointing {pointing:.2f}  mass inside {mass:.2f}  IoU {iou:.2f}  average precision {ap:.2f}")
+
+# %% [markdown]
+# ## 6. Is what was recorded what the model did?
+
+# %%
+print(verify(pipe))
+
+# %% [markdown]
+# ## 7. Did the word do what its map says?
+#
+# Withhold one word from every layer, draw again from the same seed, and look where the picture changed. On many
+# prompts: how much of the change lies in the part of the picture where the map is strongest?
+
+# %%
+word = next(word for word in attention.words if word.text == "square")
+without = pipe(
+    prompt, generator=torch.Generator().manual_seed(7), ignore=[word.tokens], ignore_below=0.8
+).images[0]  # fmt: skip
+change = np.abs(np.asarray(image, float) - np.asarray(without, float)).mean(axis=-1)
+show([image, without, change, attention.heatmap(word)], ["with", "without “square”", "change", "map"], cmap="inferno")
+
+report = json.loads((BUNDLED / "shapes" / "grounding.json").read_text())["faithfulness"]
+figure, axes = plt.subplots(1, len(report["cuts"]), figsize=(9, 3.6), sharey=True)
+for axis, (cut, methods) in zip(axes, report["cuts"].items(), strict=True):
+    for name, figures in methods.items():
+        axis.plot(report["settings"]["shares"], figures["curve"], label=f"{name}: {figures['auc'][0]:.2f}")
+    axis.plot([0, 1], [0, 1], ":", color="gray", label="chance: 0.50")
+    axis.set(title=f"withheld from {cut}", xlabel="share of the area, strongest first")
+    axis.legend(fontsize=8)
+axes[0].set_ylabel("share of the change")
+plt.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## 8. Keep it
+#
+# One safetensors file holds the maps, the picture, the prompt, the tokens and the settings. It opens with no model, and
+# `export` makes of it pictures, a film of the steps, a table and a page that can be mailed.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    attention.save(Path(folder) / "trace.safetensors")
+    again = AttentionTrace.load(Path(folder) / "trace.safetensors")
+    print(
+        f"{(Path(folder) / 'trace.safetensors').stat().st_size / 2**20:.1f} MiB;",
+        again.prompts,
+        again.recording.settings["seeds"],
+    )
+    for file in export(again, Path(folder) / "all"):
+        print(f"{file.name:20} {file.stat().st_size / 1024:6.0f} KiB")
