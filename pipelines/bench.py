@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -101,7 +102,7 @@ def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
     ways = ("none", "mean", "full")
     for keep in ways:
         _draw(pipe, keep)
-    rounds = [{keep: seconds(lambda keep=keep: _draw(pipe, keep), device) for keep in ways} for _ in range(repeats)]
+    rounds = [{keep: seconds(partial(_draw, pipe, keep), device) for keep in ways} for _ in range(repeats)]
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for keep in ways:

@@ -6,12 +6,16 @@ A checkpoint is written beside the last one and takes its place by a rename, so 
 import json
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+Settings = TypeVar("Settings")
 
 
 def save_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimizer: Optimizer, state: dict) -> None:
@@ -34,10 +38,13 @@ def load_checkpoint(folder: Path, model: nn.Module, ema: nn.Module, optimizer: O
     """Put back what `save_checkpoint` wrote.
 
     Raises:
-        RuntimeError, ValueError: a tensor is missing or of another shape; the message names it.
+        ValueError: a tensor is missing or of another shape; the message names it.
     """
     for name, module in (("model", model), ("ema", ema)):
-        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        try:
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds another network than this version trains: {error}") from error
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         for key in optimizer.state[parameter] or ("step", "exp_avg", "exp_avg_sq"):  # AdamW's come with its first step
@@ -63,6 +70,21 @@ def load_state(folder: Path) -> dict:
     if not (folder / "state.json").is_file():
         raise ValueError(f"there is nothing to resume in {folder.parent}: it has no checkpoint")
     return json.loads((folder / "state.json").read_text())
+
+
+def settings_of(kind: type[Settings], state: dict, folder: Path) -> Settings:
+    """The settings a run was begun with, of the dataclass `kind`.
+
+    Raises:
+        ValueError: the run was begun by a version that had other settings.
+    """
+    there, known = set(state["config"]), {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if odd := sorted(there ^ known):
+        raise ValueError(
+            f"the run in {folder} was begun by another version, which differs in {', '.join(odd)}: "
+            "resume it with that one, or begin anew in another --out"
+        )
+    return kind(**state["config"])
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

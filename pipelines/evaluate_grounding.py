@@ -64,8 +64,9 @@ def _located(pipe: TextToImagePipeline, described: Scene, masks: list[np.ndarray
     offsets = pipe.tokenizer(described.caption, return_offsets_mapping=True)["offset_mapping"]
     found: Located = []
     for said in described.words:
-        places = [masks[i] for i in (said.objects or range(len(masks)))]  # the ground is where no object is
-        if any(place is None for place in places):
+        spoken_of = said.objects or range(len(masks))  # the ground is where no object is
+        places = [mask for i in spoken_of if (mask := masks[i]) is not None]
+        if len(places) < len(spoken_of):
             continue
         mask = np.max(places, axis=0) if said.objects else 1 - np.max(places, axis=0)
         if mask.max() >= 0.5:

@@ -6,6 +6,7 @@ Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the me
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from copy import deepcopy
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -318,8 +319,8 @@ class TextToImagePipeline(DiffusionPipeline):
             raise ValueError("prompt must be a text or a list of texts, with at least one")
         if not all(p.strip() for p in prompts):
             raise ValueError("the prompt is empty: say what to draw, for example 'a red circle'")
-        if not 1 <= steps <= 1000:
-            raise ValueError(f"num_inference_steps must be between 1 and 1000, got {steps}")
+        if not isinstance(steps, Integral) or not 1 <= steps <= 1000:
+            raise ValueError(f"num_inference_steps must be a whole number between 1 and 1000, got {steps}")
         if not 0 <= guidance_scale <= 100:
             raise ValueError(f"guidance_scale must be between 0 and 100, got {guidance_scale}")
         if not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:

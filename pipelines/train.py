@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
 from pipelines.dataset import (
     MAX_TOKENS,
     Batch,
@@ -154,7 +154,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     start = 0
     if resume:
         state = load_state(checkpoint)
-        config, start = TrainConfig(**state["config"]), state["step"]
+        config, start = settings_of(TrainConfig, state, out), state["step"]
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
 

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint
+from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
 from pipelines.dataset import DataError, batches, seed_of, shuffled_place, train_tokenizer
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, schedule, text_loss
@@ -171,7 +171,7 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
     start, best, waited = 0, float("inf"), 0
     if resume:
         state = load_state(checkpoint)
-        config, start, best, waited = TextConfig(**state["config"]), state["step"], state["best"], state["waited"]
+        config, start, best, waited = settings_of(TextConfig, state, out), state["step"], state["best"], state["waited"]
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
 

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,16 @@ def test_a_folder_with_something_in_it_is_refused_and_untouched(copied: TrainCon
     with pytest.raises(ValueError, match="is not empty: choose another --out, or --resume"):
         train(copied)
     assert contents(Path(copied.out)) == before
+
+
+def test_a_run_of_another_version_is_not_resumed(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    settings = asdict(TrainConfig(out=str(tmp_path / "run"))) | {"momentum": 0.9}
+    del settings["warmup"]
+    (checkpoint / "state.json").write_text(json.dumps({"step": 3, "config": settings}))
+    with pytest.raises(ValueError, match="begun by another version, which differs in momentum, warmup"):
+        train(TrainConfig(out=str(tmp_path / "run")), resume=True)
 
 
 def test_where_no_run_is_there_is_nothing_to_resume(tmp_path: Path) -> None:

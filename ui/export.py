@@ -7,6 +7,7 @@ from pathlib import Path
 from pipelines.overlay import step_frames, step_sheet, word_overlay, word_sheet
 from ui.viewer import document
 from unet_xattn import AttentionTrace
+from unet_xattn.words import Word
 
 
 def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: bool = False) -> list[Path]:
@@ -53,7 +54,7 @@ def measures(attention: AttentionTrace, image: int = 0) -> list[dict[str, str | 
     """
     words, tokens = attention.words_of(image), attention.tokens_of(image)
     told = {token for word in words for token in word.tokens}
-    asked = [(word.text, "word", word) for word in words]
+    asked: list[tuple[str, str, Word | int]] = [(word.text, "word", word) for word in words]
     asked += [(text, "token", i) for i, text in enumerate(tokens) if i not in told]
     rows: list[dict[str, str | int | float]] = []
     for text, kind, what in asked:

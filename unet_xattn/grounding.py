@@ -61,8 +61,8 @@ def deletion_curve(attention: Tensor, change: Tensor, shares: Sequence[float]) -
     levels, place = attention.flatten().unique(return_inverse=True)  # ascending
     amount = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, place, change.flatten().double()).flip(0)
     area = torch.bincount(place, minlength=len(levels)).double().flip(0)
-    reached = [torch.cat([torch.zeros(1), x.cumsum(0) / x.sum().clamp_min(1e-12)]) for x in (area, amount)]
-    return np.interp(shares, *(x.numpy() for x in reached))
+    reached = [np.append(0.0, x.cumsum(0) / x.sum().clamp_min(1e-12)) for x in (area, amount)]
+    return np.interp(np.asarray(shares), reached[0], reached[1])
 
 
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
