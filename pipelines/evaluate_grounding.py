@@ -93,7 +93,7 @@ def calibrate(pipe: TextToImagePipeline, scenes: int = 200) -> Calibration:
     # The normal equations as a square root, so that nnls can be asked: min ‖Rw − R⁻ᵀt‖ has the same answer.
     root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) * np.eye(count)).T
     weights, _ = nnls(root, np.linalg.solve(root.T, target))
-    return dict(zip(layers, weights.reshape(len(layers), heads).tolist(), strict=True))
+    return dict(zip(layers, weights.round(4).reshape(len(layers), heads).tolist(), strict=True))
 
 
 def daam(attention: AttentionTrace, word: Word) -> Tensor:

@@ -106,7 +106,7 @@ def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, column
     for word, peak in zip(words, _peaks(attention, image), strict=True):
         for step in dict.fromkeys(steps):
             heat = attention.heatmap(word, image=image, step=step).numpy() / max(float(peak), 1e-12)
-            tiles.append((f"{word.text}  {step + 1}", overlay(picture, heat)))
+            tiles.append((f"{word.text}, step {step + 1}", overlay(picture, heat)))
     return _sheet(tiles, len(dict.fromkeys(steps)), tile)
 
 
