@@ -110,11 +110,8 @@ show(
 y, x = divmod(int(attention.heatmap("circle").argmax()), 64)
 for region in [(x, y), (0, 0, 64, 8)]:
     shares = attention.words_at(region)
-    print(
-        region,
-        {str(word): f"{share:.1%}" for word, share in shares[:4]},
-        f"no word {1 - sum(s for _, s in shares):.1%}",
-    )
+    best = ", ".join(f"{word} {share:.1%}" for word, share in shares[:4])
+    print(f"{region}: {best}, no word {1 - sum(share for _, share in shares):.1%}")
 owners = attention.segmentation()
 show([image, owners], ["picture", "who owns what"], cmap="tab10")
 print(

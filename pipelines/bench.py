@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
@@ -106,8 +107,8 @@ def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for keep in ways:
-        with context.Pool(1) as pool:
-            peaks[keep] = pool.apply(_peak_memory, (model, keep, device))
+        with ProcessPoolExecutor(1, context) as pool:  # a process for each, for a peak does not go down again
+            peaks[keep] = pool.submit(_peak_memory, model, keep, device).result()
     report: dict = {"machine": machine(device), "steps": 20, "rounds": repeats}
     report["seconds per picture, not recorded"] = statistics.median(r["none"] for r in rounds)
     report["MiB at the peak, not recorded"] = peaks["none"] / 2**20

@@ -160,7 +160,7 @@ def test_a_layer_that_did_not_report_is_an_error_not_a_map_of_the_rest(tokenizer
         assert short.pictures is None
 
 
-@pytest.mark.parametrize(("keep", "apart"), [("mean", 1), ("step", 3), ("head", H), ("full", 3 * H)])
+@pytest.mark.parametrize(("keep", "apart"), [("mean", H), ("step", 3), ("head", H), ("full", 3 * H)])
 def test_a_recording_beyond_the_budget_is_refused_before_it_begins(
     tokenizer: PreTrainedTokenizerFast, keep: str, apart: int
 ) -> None:
@@ -169,7 +169,12 @@ def test_a_recording_beyond_the_budget_is_refused_before_it_begins(
     AttentionTrace(keep, budget=size).start(known)
     with pytest.raises(ValueError, match=r"would take .* MiB, its budget is .* MiB"):
         AttentionTrace(keep, budget=size - 1).start(known)
-    assert 4 * held(filled(tokenizer, keep)) == size  # what it says is what it takes
+    attention = filled(tokenizer, keep)
+    assert 4 * held(attention) == size  # what it says is what it takes
+    before = attention.heatmap("red")
+    attention.finish(torch.zeros(1, *SIZE, 3, dtype=torch.uint8))
+    assert held(attention) == held(filled(tokenizer, keep)) / (H if keep == "mean" else 1)
+    torch.testing.assert_close(attention.heatmap("red"), before)
 
 
 def test_every_token_has_its_name_padding_too(tokenizer: PreTrainedTokenizerFast) -> None:

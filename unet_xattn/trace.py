@@ -78,7 +78,7 @@ class AttentionTrace:
         self.pictures: Tensor | None = None
         """What was drawn, (I, height, width, 3) uint8, once it is."""
         self._recording: Recording | None = None
-        # (branch, step or -1, layer) -> sum of weights (I, H, N, T) in fp32, and how many passes it adds up
+        # (branch, step or -1, layer) -> sum of weights (I, H, T, N) in fp32, and how many passes it adds up
         self._sums: dict[tuple[str, int, str], Tensor] = {}
         self._counts: dict[tuple[str, int, str], int] = {}
 
@@ -92,7 +92,7 @@ class AttentionTrace:
         """
         positions = sum(math.prod(grid) for grid in recording.grids.values())
         images = sum(map(len, recording.texts.values()))
-        apart = (recording.heads if "head" in self.keep else 1) * (recording.steps if "step" in self.keep else 1)
+        apart = (1 if self._heads_at_once else recording.heads) * (recording.steps if "step" in self.keep else 1)
         size = 4 * images * positions * recording.tokens * apart
         if size > self.budget:
             raise ValueError(
@@ -107,8 +107,8 @@ class AttentionTrace:
         """What to hand to one pass of the UNet; `branches` names the rows of its batch ("prompt", "negative")."""
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
-            part = weights.detach()  # (B, H, N, T)
-            if "head" not in self.keep:
+            part = weights.detach().transpose(-2, -1)  # (B, H, T, N), as they lie in memory
+            if self._heads_at_once:
                 part = part.mean(dim=1, keepdim=True, dtype=torch.float32)
             for branch, rows in branches.items():
                 key = (branch, step if "step" in self.keep else -1, layer)
@@ -121,7 +121,7 @@ class AttentionTrace:
         return record
 
     def finish(self, pictures: Tensor) -> None:
-        """Keep what was drawn, (I, height, width, 3) uint8.
+        """Keep what was drawn, (I, height, width, 3) uint8, and average what need not be kept apart.
 
         Raises:
             RuntimeError: not every layer has reported, or an unknown one has: a map of part of them would look right.
@@ -131,6 +131,13 @@ class AttentionTrace:
         if expected != seen:
             raise RuntimeError(f"attention was not recorded: expected layers {sorted(expected)}, got {sorted(seen)}")
         self.pictures = pictures.cpu()
+        if "head" not in self.keep:
+            self._sums = {key: total.mean(dim=1, keepdim=True) for key, total in self._sums.items()}
+
+    @property
+    def _heads_at_once(self) -> bool:
+        """Whether heads are averaged as they come: adding is cheaper, and over steps one can afford to do it later."""
+        return self.keep == {"step"}
 
     # Asking.
 
@@ -203,11 +210,11 @@ class AttentionTrace:
             )
         mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0).cpu() / sum(
             self._counts[k] for k in keys
-        )  # (H, N, T)
+        )  # (H, T, N)
         if head is not None and not 0 <= head < len(mean):
             raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {head}")
-        asked = mean.mean(dim=0) if head is None else mean[head]  # (N, T)
-        return asked.T.unflatten(1, self.recording.grids[layer])
+        asked = mean.mean(dim=0) if head is None else mean[head]  # (T, N)
+        return asked.unflatten(1, self.recording.grids[layer])
 
     def heatmap(
         self,
