@@ -57,9 +57,11 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
     rounds = []
     for _ in range(repeats):  # in turn, so that a drift of the machine touches all alike
         rounds.append({name: seconds(step, device) for name, step in steps.items()})
-        rounds[-1]["matrix product"] = _product_seconds(device)
-    rate = 2 * 2048**3 / statistics.median(r["matrix product"] for r in rounds)
-    report: dict = {"machine": machine(device), "batch size": batch_size, "matrix-product GFLOP/s": rate / 1e9}
+        rounds[-1]["matrix product"] = _product_seconds(device, torch.bfloat16 if bf16_is_fast() else torch.float32)
+        rounds[-1]["fp32 matrix product"] = _product_seconds(device, torch.float32)
+    rate, fp32 = (2 * 2048**3 / statistics.median(r[f"{name}matrix product"] for r in rounds) for name in ("", "fp32 "))
+    report: dict = {"machine": machine(device), "batch size": batch_size, "bf16": bf16_is_fast()}
+    report |= {"matrix-product GFLOP/s": rate / 1e9, "fp32 matrix-product GFLOP/s": fp32 / 1e9}
     for name, unet in models.items():
         median = statistics.median(r[name] for r in rounds)
         operations = 3 * _forward_operations(unet, batch)
@@ -68,6 +70,7 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
             "GFLOP per picture, forward": operations / 3 / batch_size / 1e9,
             "pictures/s": batch_size / median,
             "ratio to the matrix-product rate": operations / median / rate,
+            "ratio to the fp32 matrix-product rate": operations / median / fp32,
         }
     report["times faster than diffusers' step"] = statistics.median(
         r["diffusers UNet2DConditionModel"] / r["ours"] for r in rounds
@@ -177,11 +180,8 @@ def _forward_operations(unet: CrossAttentionUNet | UNet2DConditionModel, batch: 
     return counter.get_total_flops()
 
 
-def _product_seconds(device: str) -> float:
-    a, b = (
-        torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if bf16_is_fast() else torch.float32)
-        for _ in range(2)
-    )
+def _product_seconds(device: str, dtype: torch.dtype) -> float:
+    a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
     a @ b
     return min(seconds(lambda: a @ b, device) for _ in range(5))
 

@@ -27,6 +27,7 @@ from pipelines.dataset import (
     to_tensor,
     train_tokenizer,
 )
+from unet_xattn import flow
 from unet_xattn.words import split_words, tokens_of
 
 MakeFolder = Callable[..., Path]
@@ -102,7 +103,8 @@ def test_noise_is_normal_and_times_lie_between_picture_and_noise(tokenizer: PreT
     batch = collator(tokenizer)([(place, example) for place in range(256)])
     assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
     assert ((batch.times > 0) & (batch.times < 1)).all()
-    assert batch.times.median().item() == pytest.approx(2 / 3, abs=0.05)  # 1/2, shifted by 2
+    shifted = flow.TIME_SHIFT / (1 + flow.TIME_SHIFT)  # what becomes of 1/2
+    assert batch.times.median().item() == pytest.approx(shifted, abs=0.05)
 
 
 def test_pictures_lie_between_minus_one_and_one(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -375,7 +375,7 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
 ) -> None:
     report = validate(model, collator, SceneExamples(32, 0).validation(6), CPU)
     names = {f"loss {level}{shuffled}" for level in LEVELS for shuffled in ("", " shuffled")}
-    assert report.keys() == names | {"pointing", "text loss"}
+    assert report.keys() == names | {"pointing", "iou", "text loss"}
     # Untrained, it draws nothing whatever the caption, and is off by the whole picture.
     pictures = to_tensor(np.stack([e.picture for e in SceneExamples(32, 0).validation(6)]))
     for level in LEVELS:
