@@ -241,7 +241,7 @@ def evaluate(
 @app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
 def calibrate_model(
     model: Annotated[Path, typer.Argument(help="A folder with a model, as a run leaves it.")],
-    scenes: Annotated[int, typer.Option(help="How many scenes to learn from.", min=10)] = 200,
+    scenes: Annotated[int, typer.Option(help="How many scenes to learn from.", min=10)] = 100,
 ) -> None:
     """Learn how far each attention head of a model can be trusted, and keep that with the model.
 

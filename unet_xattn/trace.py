@@ -28,7 +28,7 @@ BUDGET = 2**30
 """Bytes a trace may take in memory unless it is told otherwise."""
 
 Calibration = dict[str, list[float]]
-"""How far to trust each head: layer -> a weight of 0 or more for each of its heads."""
+"""How far to trust each head: layer -> a weight of 0 or more for each of its heads, one in sum."""
 
 Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
 
