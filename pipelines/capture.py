@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines.dataset import fit_picture, to_tensor
 from pipelines.text_to_image import TextToImagePipeline, active_traces
 from unet_xattn import AttentionTrace, flow
-from unet_xattn.trace import BUDGET
+from unet_xattn.recording import BUDGET
 
 
 @contextmanager

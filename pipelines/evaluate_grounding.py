@@ -25,7 +25,7 @@ from pipelines.scenes import Scene, render, scene
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside
-from unet_xattn.trace import Calibration
+from unet_xattn.recording import Calibration
 from unet_xattn.words import Word, tokens_of
 
 CALIBRATION_SEED = 1_414_213_562
@@ -38,6 +38,10 @@ OBJECT_WORDS = ("shape", "colour", "size")
 
 Located = list[tuple[str, Word, Tensor]]
 """(kind, word, mask (h, w)) of each word that has a place."""
+
+
+Rows = dict[str, dict[Any, list[list[float]]]]
+"""Part of the report -> what is judged -> the `FIGURES` of each word."""
 
 
 def read(pipe: TextToImagePipeline, described: Scene, keep: str = "head") -> tuple[AttentionTrace, Located]:
@@ -126,7 +130,7 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
         Figures hold n and, for each of `FIGURES`, [mean, low, high]: a 95 % interval, Wilson's where each word is a hit
         or a miss, else of 1,000 bootstrap draws over words.
     """
-    rows: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    rows: Rows = defaultdict(lambda: defaultdict(list))
     scenes = fixed_scenes(count_per_kind, held_out=False)
     for seed, described in enumerate(scenes):
         attention, words = read(pipe, described, keep="full")
@@ -148,8 +152,7 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
     }
     for part in ("renders", "drawn"):
         report[part] = defaultdict(dict)
-        for name, figures in rows[part].items():
-            method, label = name.split(": ")
+        for (method, label), figures in rows[part].items():
             report[part][method][label] = summary(figures)
     for part in ("layers", "heads", "levels"):
         report[part] = {name: summary(figures) for name, figures in rows[part].items()}
@@ -157,14 +160,14 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
 
 
 def _judge_methods(
-    rows: dict[str, dict[str, list[list[float]]]],
+    rows: Rows,
     part: str,
     attention: AttentionTrace,
     kind: str,
     word: Word,
     mask: Tensor,
 ) -> None:
-    """Add one word's figures by every method, under "method: class"."""
+    """Add one word's figures by every method, under (method, class of word)."""
     maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
     if attention.recording.calibration is not None:
         maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
@@ -172,7 +175,7 @@ def _judge_methods(
     found["chance"] = [float(mask.mean())] * len(FIGURES)
     for name, figures in found.items():
         for label in (kind, *(["object words"] if kind in OBJECT_WORDS else [])):
-            rows[part][f"{name}: {label}"].append(figures)
+            rows[part][name, label].append(figures)
 
 
 def judge_map(heat: Tensor, mask: Tensor) -> list[float]:

@@ -101,13 +101,15 @@ def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, column
     Each word is scaled to its own peak over all steps.
     """
     picture, words = drawn(attention, image), attention.words_of(image)
-    steps = [attention.steps[i] for i in np.linspace(0, len(attention.steps) - 1, columns).round().astype(int)]
+    peaks = _peaks(attention, image)
+    places = np.linspace(0, len(attention.steps) - 1, min(columns, len(attention.steps))).round().astype(int)
+    steps = [attention.steps[i] for i in places]
     tiles = []
-    for word, peak in zip(words, _peaks(attention, image), strict=True):
-        for step in dict.fromkeys(steps):
+    for word, peak in zip(words, peaks, strict=True):
+        for step in steps:
             heat = attention.heatmap(word, image=image, step=step).numpy() / max(float(peak), 1e-12)
             tiles.append((f"{word.text}, step {step + 1}", overlay(picture, heat)))
-    return _sheet(tiles, len(dict.fromkeys(steps)), tile)
+    return _sheet(tiles, len(steps), tile)
 
 
 def step_frames(attention: AttentionTrace, image: int = 0, tile: int = 128) -> list[Image.Image]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from unet_xattn import AttentionTrace, CrossAttentionUNet, Transformer
-from unet_xattn.trace import Recording
+from unet_xattn.recording import Recording
 from unet_xattn.words import read_text
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -251,6 +251,8 @@ class TextToImagePipeline(DiffusionPipeline):
         low, high = guidance_interval
         read_mask = token_mask.clone()  # of the prompts' rows, without what is to be ignored
         for row, tokens in zip(read_mask[-count:], ignore, strict=False):
+            if not all(0 <= token < len(row) for token in tokens):
+                raise ValueError(f"tokens to ignore are {list(tokens)}, the prompt has tokens 0 to {len(row) - 1}")
             row[list(tokens)] = False
 
         def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:

@@ -327,15 +327,16 @@ def validate(
                     ),
                 ).sample
                 losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times))
-                heat, there = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
-                hits.append(grounding.points_inside(heat, batch.masks)[there])
-                overlaps.append(grounding.iou(heat, batch.masks)[there])
+                if level == 0.3 and not name:
+                    heat, there = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
+                    hits.append(grounding.points_inside(heat, batch.masks)[there])
+                    overlaps.append(grounding.iou(heat, batch.masks)[there])
                 if level == LEVELS[0] and not name and len(model.text_encoder.decoder):
                     text_losses.append(
                         text_loss(model.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
                     )
             report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
-            if level == 0.3 and not name and len(torch.cat(hits)):
+            if hits and len(torch.cat(hits)):
                 report["pointing"] = torch.cat(hits).float().mean().item()
                 report["iou"] = torch.cat(overlaps).mean().item()
             if text_losses:

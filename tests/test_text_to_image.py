@@ -424,3 +424,5 @@ def test_a_word_that_is_ignored_gets_no_attention_and_is_missed(tiny_pipe: TextT
 def test_what_is_ignored_is_said_for_every_prompt(tiny_pipe: TextToImagePipeline) -> None:
     with pytest.raises(ValueError, match="tokens to ignore for 1 of 2 prompts"):
         tiny_pipe(["a star", "a circle"], ignore=[[1]])
+    with pytest.raises(ValueError, match="the prompt has tokens 0 to 3"):
+        tiny_pipe("a star", ignore=[[4]])

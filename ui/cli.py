@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +76,7 @@ def generate(
     spelt = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]  # in any script, so that no two prompts share it
     name = f"{spelt or 'picture'}-seed{number}"
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
-    _refuse_existing_files(files, overwrite)
+    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([prompt], 15)  # the sheet will need it
     pipe = load(model)
     if unknown := unknown_words(prompt, pipe.tokenizer):
@@ -104,7 +104,7 @@ def attribute_words(
     """Read a picture that is already there: a sheet with where each word of its caption lies, and the trace."""
     check_prompt(caption)
     files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
-    _refuse_existing_files(files, overwrite)
+    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([caption], 15)
     try:
         with Image.open(picture) as shown:
@@ -212,7 +212,7 @@ def evaluate(
 
     Where it also translates: how many of the captions still mean the same.
     """
-    _refuse_existing(json_file)
+    _refuse_existing([json_file], "name for --json")
     pipe = load(model)
     report: dict = {"model": model}
     if grounding:
@@ -265,8 +265,7 @@ def translate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is already there.")] = False,
 ) -> None:
     """Say a text in the other language, from the same memory that pictures are drawn from."""
-    if attention is not None and attention.exists() and not overwrite:
-        raise ValueError(f"{attention} already exists: choose another --attention, or --overwrite")
+    _refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
     check_prompt(text)
     (translation,) = TranslationPipeline.from_pretrained(model)(text, beams=beams)
     print(translation.text)
@@ -300,11 +299,11 @@ def bench(
     """Measure speed as ratios, and what the attention mechanism promises.
 
     train and sample: pictures a second, for training as a ratio to the machine's own matrix-product rate. capture: what
-    recording attention costs. attention: the scale
-    1/√d_k, time and memory by length and by heads, and how a model's trained heads differ. text: tokens a second with
-    and without the decoder's cache, and a training step beside torch.nn.Transformer's.
+    recording attention costs. attention: the scale 1/√d_k, time and memory by length and by heads, and how a model's
+    trained heads differ. text: tokens a second with and without the decoder's cache, and a training step beside
+    torch.nn.Transformer's.
     """
-    _refuse_existing(json_file)
+    _refuse_existing([json_file], "name for --json")
     kinds: dict[str, Callable[[], dict]] = {
         "train": lambda: bench_train(device),
         "sample": lambda: bench_sample(load(model), device),
@@ -323,14 +322,9 @@ def bench(
     _write_json(json_file, report)
 
 
-def _refuse_existing_files(files: list[Path], overwrite: bool) -> None:
-    if not overwrite and (there := [str(f) for f in files if f.exists()]):
-        raise ValueError(f"{', '.join(there)} already exists: choose another --out, or --overwrite")
-
-
-def _refuse_existing(file: Path | None) -> None:
-    if file is not None and file.exists():
-        raise ValueError(f"{file} already exists: choose another name for --json")
+def _refuse_existing(files: Iterable[Path | None], instead: str) -> None:
+    if there := [str(file) for file in files if file is not None and file.exists()]:
+        raise ValueError(f"{', '.join(there)} already exists: choose another {instead}")
 
 
 def _write_json(file: Path | None, report: dict) -> None:

@@ -22,7 +22,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     that may attend to nothing gets a row of zeros, as `scaled_dot_product_attention` gives it, not NaN.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    # Queries last: a CPU takes the softmax over few keys ten times faster across rows than along each.
+    # Queries last: a CPU takes the softmax over few keys several times faster across rows than along each.
     scores = k @ (q * q.shape[-1] ** -0.5).transpose(-2, -1)  # (B, H, T, N)
     if mask is None:
         return scores.to(wide).softmax(dim=-2).to(q.dtype).transpose(-2, -1)

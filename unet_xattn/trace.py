@@ -5,10 +5,9 @@ a heat map has the picture's own height and width.
 """
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unet_xattn.grounding import Measures, measure
+from unet_xattn.recording import BUDGET, Recording
 from unet_xattn.unet import RecordLayer
 from unet_xattn.words import Text, Word, find_phrase
 
 FORMAT = "unet_xattn attention 3"
 KEEP = ("step", "head")
-BUDGET = 2**30
-"""Bytes a trace may take in memory unless it is told otherwise."""
-
-Calibration = dict[str, list[float]]
-"""How far to trust each head: layer -> a weight of 0 or more for each of its heads, one in sum."""
 
 Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What is about to be recorded, all of it known before the first step.
-
-    texts: of each branch ("prompt", and "negative" if there is one), a text for each image.
-    size: height and width of the pictures.
-    grids: of each layer that attends, in the order they run.
-    heads: of each layer.
-    steps: how many there will be.
-    settings: whatever else made the pictures (seeds, scheduler, guidance), as JSON can carry it.
-    """
-
-    texts: Mapping[str, list[Text]]
-    size: tuple[int, int]
-    grids: Mapping[str, tuple[int, int]]
-    heads: int
-    steps: int
-    calibration: Calibration | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """T: shorter texts are padded to the longest."""
-        return max(len(text.tokens) for texts in self.texts.values() for text in texts)
 
 
 class AttentionTrace:
@@ -90,10 +59,7 @@ class AttentionTrace:
         Raises:
             ValueError: it would take more than the budget.
         """
-        positions = sum(math.prod(grid) for grid in recording.grids.values())
-        images = sum(map(len, recording.texts.values()))
-        apart = (1 if self._heads_at_once else recording.heads) * (recording.steps if "step" in self.keep else 1)
-        size = 4 * images * positions * recording.tokens * apart
+        size = recording.bytes(heads=not self._heads_at_once, steps="step" in self.keep)
         if size > self.budget:
             raise ValueError(
                 f"this recording would take {size / 2**20:,.1f} MiB, its budget is {self.budget / 2**20:,.1f} MiB: "
