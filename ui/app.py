@@ -4,10 +4,10 @@ import socket
 import time
 
 import gradio as gr
-import torch
 
 from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
+from ui.models import Models
 
 # Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
 # The shades are those that keep text at a contrast of 4.5 in light and dark (WCAG AA), which the defaults do not.
@@ -36,14 +36,11 @@ CSS = """
 
 def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
     """The page of a model: a bundled name, a folder, a hub id or a pipeline. It uses a GPU where there is one."""
-    pipe = model if isinstance(model, TextToImagePipeline) else TextToImagePipeline.from_pretrained(model)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
-    pipe.set_progress_bar_config(disable=True)
+    models = Models(model)
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# Which word drew what")
         with gr.Tab("Generate"):
-            generate_tab(page, pipe)
+            generate_tab(page, models.get(models.first))
     return page.queue(max_size=32)
 
 

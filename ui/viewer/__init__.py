@@ -1,7 +1,6 @@
 """The attention viewer: a picture, its words, and which drew what, answered in the browser without asking the server.
 
-`payload` says everything the page needs about one picture; `attention_viewer` is the component that shows it. It is a
-plain `gr.HTML` rather than a subclass because gradio writes a .pyi file beside every component class it meets.
+`payload` says everything the page needs about one picture; `attention_viewer` is the component that shows it.
 """
 
 import base64
@@ -9,7 +8,6 @@ import html
 import io
 import json
 import math
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
@@ -18,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from pipelines.overlay import colour_map, drawn
+from ui.component import component, sources
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
@@ -33,25 +32,13 @@ def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.
 
     Its value is a `payload`, which may hold a "note" too, a line about the picture; or {"error": a line that says why
     there is no new picture}, and the last one stays.
-
-    The templates are static: gradio runs them as code, so what a person typed travels in `value` only.
     """
-    here = files(__name__)
-    return gr.HTML(
-        value,
-        html_template=here.joinpath("viewer.html").read_text("utf-8"),
-        css_template=here.joinpath("viewer.css").read_text("utf-8"),
-        js_on_load=here.joinpath("viewer.js").read_text("utf-8"),
-        apply_default_css=False,
-        colours=COLOURS,
-        **options,
-    )
+    return component(__name__, value, colours=COLOURS, **options)
 
 
 def document(attention: AttentionTrace, image: int = 0) -> str:
     """The viewer and one recorded picture as a page of its own: one file, no server, nothing fetched."""
-    here = files(__name__)
-    template, style, script = (here.joinpath(f"viewer.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    template, style, script = sources(__name__)
     props = {"value": payload(attention, image), "colours": COLOURS}
     # What a person typed travels as data: in JSON no "<" is left that could end the script element.
     data = json.dumps(props, ensure_ascii=False).replace("<", "\\u003c")
