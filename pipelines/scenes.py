@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.captions import Word, caption
+from pipelines.captions import Word, caption, meaning
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -127,6 +127,19 @@ def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False
     said = relation and relation[1]
     text, words = caption(rng, objects, kind == "count", ground, said, language)
     return Scene(kind, objects, ground, relation, text, words)
+
+
+def described(text: str) -> Scene | None:
+    """The scene a caption describes, its things placed nowhere in particular; None for a text that describes none."""
+    said = meaning(text)
+    if said is None:
+        return None
+    groups = [[Object(shape, colour, size)] * count for count, size, colour, shape in said.groups]
+    objects = tuple(o for group in groups for o in group)
+    relation = (0, said.relation, len(groups[0])) if said.relation else None
+    alone = "count" if len(objects) > 1 else "one"
+    kind = "relation" if relation else {1: alone, 2: "two"}.get(len(groups), "three")
+    return Scene(kind, objects, said.ground, relation, text)
 
 
 def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> list[Object]:

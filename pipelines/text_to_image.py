@@ -101,7 +101,7 @@ class TextToImagePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet"
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "clean"]
 
     def __init__(
         self,
@@ -191,8 +191,9 @@ class TextToImagePipeline(DiffusionPipeline):
                 alone or in a batch.
             latents: the noise itself, (B, 3, height, width).
             output_type: "pil", "np" (B, h, w, 3) in [0, 1], "pt" (B, 3, h, w) in [0, 1] or "latent" in [-1, 1].
-            callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; what it returns
-                replaces the latents.
+            callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; the latents it
+                returns replace those that are there. `callback_on_step_end_tensor_inputs` may name "clean" as well:
+                the picture, (B, 3, height, width) in [-1, 1], that this step was heading for.
             attention: where to record the cross-attention; `with trace(pipe) as attention` gives one.
             ignore: for each prompt the positions of tokens (`Word.tokens`) that no image position may read.
             ignore_below: noise level in [0, 1] from which on they are not read.
@@ -217,7 +218,8 @@ class TextToImagePipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs can name latents, not {', '.join(sorted(unknown))}")
+            known = ", ".join(self._callback_tensor_inputs)
+            raise ValueError(f"callback_on_step_end_tensor_inputs can name {known}, not {', '.join(sorted(unknown))}")
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
         ignore = [tokens for tokens in ignore for _ in range(num_images_per_prompt)]
@@ -277,10 +279,12 @@ class TextToImagePipeline(DiffusionPipeline):
             for step, timestep in enumerate(timesteps):
                 sigma = float(timestep) / scheduler.config.num_train_timesteps
                 prediction = denoise(latents, timestep, sigma, step)
+                clean = latents - sigma * prediction
                 latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    values = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = callback_on_step_end(self, step, timestep, values).pop("latents", latents)
+                    values = {"latents": latents, "clean": clean}
+                    asked = {name: values[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = callback_on_step_end(self, step, timestep, asked).pop("latents", latents)
                 progress.update()
 
         if attention is not None:

@@ -1,6 +1,7 @@
 """What a trace shows, as files."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -12,8 +13,8 @@ from PIL import Image
 
 from pipelines import TextToImagePipeline, trace
 from pipelines.overlay import word_overlay
-from ui.export import export, measures
-from ui.viewer import document, payload
+from ui.export import DOWNLOADS, download, export, measures, stem
+from ui.viewer import document, payload, view_names
 from unet_xattn import AttentionTrace
 
 PROMPT = "a red circle, left of a blue square"
@@ -96,6 +97,44 @@ def test_the_page_is_whole_and_runs_nothing_a_person_typed(tiny_pipe: TextToImag
     page = document(attention)
     assert "http://" not in page and "https://" not in page and "<link" not in page
     (data,) = re.findall(r'<script type="application/json" id="props">(.*?)</script>', page)
-    assert json.loads(data)["value"] == json.loads(json.dumps(payload(attention)))
+    (picture,) = json.loads(data)["value"]["pictures"]
+    assert picture["prompt"] == HOSTILE
+    assert picture["pieces"] == json.loads(json.dumps(payload(attention)["pieces"]))
+    assert set(picture["views"]) == set(view_names(attention))
+    assert all(len(view["peaks"]) == 1 + len(attention.steps) for view in picture["views"].values())
     assert page.count("<script") == 2 and page.count("</script") == 2
     assert "default-src 'none'" in page
+
+
+# One file of one picture
+
+
+def test_a_picture_carries_what_made_it(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe)
+    with Image.open(io.BytesIO(download(attention, 0, "png", {"prompt": "圆形 <b>", "seed": "7"}))) as picture:
+        assert (picture.text["prompt"], picture.text["seed"]) == ("圆形 <b>", "7")
+        assert json.loads(picture.text["settings"]) == {"prompt": "圆形 <b>", "seed": "7"}
+        assert (np.asarray(picture) == attention.pictures[0].numpy()).all()
+
+
+def test_every_download_opens_as_what_it_is(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    attention = traced(tiny_pipe)
+    files = {kind: download(attention, 0, kind, {}, ["data:image/webp;base64,AAAA"]) for kind in DOWNLOADS}
+    with Image.open(io.BytesIO(files["gif"])) as film, Image.open(io.BytesIO(files["maps"])) as sheet:
+        assert (film.format, film.n_frames) == ("GIF", 3)
+        assert sheet.width > 500
+    (tmp_path / "trace").write_bytes(files["trace"])
+    assert AttentionTrace.load(tmp_path / "trace").words == attention.words
+    assert files["page"].startswith(b"<!doctype html>") and b"data:image/webp;base64,AAAA" in files["page"]
+
+
+def test_what_cannot_be_downloaded_is_said(tiny_pipe: TextToImagePipeline) -> None:
+    with pytest.raises(ValueError, match="png, maps, gif, trace, page"):
+        download(traced(tiny_pipe), 0, "../../etc/passwd", {})
+    with pytest.raises(ValueError, match="nothing to animate"):
+        download(traced(tiny_pipe, keep="mean"), 0, "gif", {})
+
+
+@pytest.mark.parametrize("prompt", ["../../x", "a/b\\c", "CON\0", "红色 圆形", "!!!", "<img src=x>", "a" * 2000])
+def test_a_file_name_is_a_name_and_no_path(prompt: str) -> None:
+    assert re.fullmatch(r"[\w-]{1,80}-seed7", stem(prompt, 7))

@@ -7,7 +7,9 @@ import gradio as gr
 
 from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
+from ui.kept import Kept
 from ui.models import Models
+from ui.picture_tab import picture_tab
 
 # Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
 # The shades are those that keep text at a contrast of 4.5 in light and dark (WCAG AA), which the defaults do not.
@@ -31,16 +33,23 @@ THEME = gr.themes.Base(
 CSS = """
 .dark { --color-accent: var(--primary-300); }
 .html-container:has(.attention-viewer) { padding: 0; }
+.head > :first-child { min-width: 16rem; }
 """
 
 
 def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
     """The page of a model: a bundled name, a folder, a hub id or a pipeline. It uses a GPU where there is one."""
-    models = Models(model)
+    models, kept = Models(model), Kept()
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown("# Which word drew what")
+        with gr.Row(elem_classes="head"):
+            gr.Markdown("# Which word drew what")
+            model_name = gr.Dropdown(
+                models.names(), value=models.first, label="Model", allow_custom_value=True, scale=0, min_width=220
+            )
         with gr.Tab("Generate"):
-            generate_tab(page, models.get(models.first))
+            generate_tab(page, models, kept, model_name)
+        with gr.Tab("Your picture"):
+            picture_tab(models, kept, model_name)
     return page.queue(max_size=32)
 
 

@@ -1,7 +1,6 @@
 """The command `unet-xattn`: each subcommand a thin wrapper over one function a notebook can call."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,7 +32,7 @@ from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
-from ui.export import export
+from ui.export import export, stem
 from unet_xattn import AttentionTrace
 from unet_xattn.words import unknown_words
 
@@ -73,8 +72,7 @@ def generate(
     """Draw a picture, and a sheet with where each word landed."""
     number = parse_seed(seed)
     check_prompt(prompt)
-    spelt = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]  # in any script, so that no two prompts share it
-    name = f"{spelt or 'picture'}-seed{number}"
+    name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
     _refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([prompt], 15)  # the sheet will need it

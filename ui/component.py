@@ -5,12 +5,14 @@ from typing import Any
 
 import gradio as gr
 
+KINDS = (".html", ".css", ".js")
+
 
 def sources(package: str) -> tuple[str, str, str]:
-    """Template, style and script of a component, from the files in its package that bear its name."""
-    name = package.rpartition(".")[2]
+    """Template, style and script of a component: its .html, its .css, and its .js files one after another by name."""
+    parts = sorted(files(package).iterdir(), key=lambda part: part.name)
     template, style, script = (
-        files(package).joinpath(f"{name}.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
+        "\n".join(part.read_text("utf-8") for part in parts if part.name.endswith(kind)) for kind in KINDS
     )
     return template, style, script
 

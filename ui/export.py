@@ -1,10 +1,17 @@
 """Everything a trace shows, as files that open anywhere: pictures, an animation, a table and a page."""
 
 import csv
+import io
+import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from pipelines.overlay import step_frames, step_sheet, word_overlay, word_sheet
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.overlay import drawn, step_frames, step_sheet, word_overlay, word_sheet
 from ui.viewer import document
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
@@ -44,6 +51,56 @@ def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: b
         table.writerows(rows)
     (folder / "page.html").write_text(document(attention, image), encoding="utf-8")
     return [*written, folder / "measures.csv", folder / "page.html"]
+
+
+def stem(prompt: str, seed: int) -> str:
+    """A file's name for a picture: what it shows, in any script, so that no two prompts share it, and its seed."""
+    spelt = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]
+    return f"{spelt or 'picture'}-seed{seed}"
+
+
+DOWNLOADS = {
+    "png": (".png", "image/png"),
+    "maps": ("-words.png", "image/png"),
+    "gif": (".gif", "image/gif"),
+    "trace": (".safetensors", "application/octet-stream"),
+    "page": (".html", "text/html"),
+}
+"""What one picture can be taken home as: what its file's name ends in, and its type."""
+
+
+def download(
+    attention: AttentionTrace, image: int, kind: str, settings: Mapping[str, Any], frames: Sequence[str] = ()
+) -> bytes:
+    """One of `DOWNLOADS`: the picture with what made it in its metadata, all words' maps, the same for each step, the
+    trace, or the viewer in a file of its own with the pictures of its steps, `frames`.
+
+    Raises:
+        ValueError: there is no such kind, or no steps were kept to animate.
+    """
+    file = io.BytesIO()
+    if kind == "png":
+        made = PngInfo()
+        for name, value in settings.items():
+            made.add_itxt(name, str(value))
+        made.add_itxt("settings", json.dumps(dict(settings), ensure_ascii=False))
+        drawn(attention, image).save(file, "PNG", pnginfo=made)
+    elif kind == "maps":
+        word_sheet(attention, image).save(file, "PNG")
+    elif kind == "gif":
+        if not attention.steps:
+            raise ValueError("there is nothing to animate: the steps were not kept apart")
+        first, *others = step_frames(attention, image)
+        first.save(file, "GIF", save_all=True, append_images=others, duration=250, loop=0)
+    elif kind == "trace":
+        with TemporaryDirectory() as folder:
+            attention.save(Path(folder) / "trace")
+            return (Path(folder) / "trace").read_bytes()
+    elif kind == "page":
+        return document(attention, image, frames).encode()
+    else:
+        raise ValueError(f"a picture can be had as {', '.join(DOWNLOADS)}, not {kind[:40]!r}")
+    return file.getvalue()
 
 
 def measures(attention: AttentionTrace, image: int = 0) -> list[dict[str, str | int | float]]:

@@ -1,15 +1,27 @@
-"""Type a prompt, see the picture, and see which word drew what."""
+"""Type a prompt, watch the picture form, and see which word drew what."""
 
 import random
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import gradio as gr
 import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
+from pipelines.judge import judge
+from pipelines.samplers import SAMPLERS, with_sampler
+from pipelines.scenes import described
 from ui.checks import check_prompt, parse_seed
-from ui.viewer import attention_viewer, payload
+from ui.kept import Drawing, Kept
+from ui.models import Models
+from ui.reading import read, reading
+from ui.viewer import attention_viewer, data_url, payload
 from unet_xattn import AttentionTrace
 from unet_xattn.words import unknown_words
 
@@ -17,33 +29,165 @@ EXAMPLES = [
     "a red circle left of a blue square",
     "three small green triangles on a gray background",
     "a large purple star above a small orange heart",
+    "一个红色的圆形在蓝色方块的左边",
 ]
+MOST_STEPS = 100
+MOST_PICTURES = 8
+LIVE_STEPS = 8
+"""Steps of a picture that is drawn while one types, without guidance; `tests/benchmarks/samplers.py` chose them."""
+
+SHOWN_EVERY = 0.1
+"""Seconds between two pictures of one that is forming: more than a browser needs to show the last."""
 
 
-def generate(
-    pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: int, guidance: float
-) -> tuple[AttentionTrace, str]:
-    """Draw a prompt and watch: the picture with what the cross-attention saw, and a line about it.
+@dataclass(frozen=True)
+class Request:
+    """What to draw. `low` and `high` are the noise levels between which it is guided."""
+
+    prompt: str
+    seed: str = "0"
+    steps: int = 20
+    guidance: float = 3.0
+    low: float = 0.0
+    high: float = 1.0
+    negative: str = ""
+    sampler: str = "Euler"
+    count: int = 1
+    model: str = ""
+
+    def check(self) -> None:
+        """Raise ValueError, in one line, for what the pipeline would not refuse itself or only at some cost."""
+        check_prompt(self.prompt)
+        check_prompt(self.negative)
+        parse_seed(self.seed)
+        for name, value, most in (("steps", self.steps, MOST_STEPS), ("pictures", self.count, MOST_PICTURES)):
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name} is a whole number from 1 to {most}, not {value}")
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each picture: the one that was typed, and those that follow it."""
+        first = parse_seed(self.seed)
+        return [(first + i) % 2**64 for i in range(self.count)]
+
+    def settings(self, image: int) -> dict[str, Any]:
+        """What draws one of the pictures again, as a link can carry it."""
+        return asdict(self) | {"seed": str(self.seeds[image]), "count": 1}
+
+
+class StoppedError(Exception):
+    """Nobody waits for the picture any more."""
+
+
+def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> Iterator[str | Drawing]:
+    """Draw, and say how the (first) picture looks meanwhile: data URLs, and the finished drawing at last.
+
+    Whoever stops listening stops the drawing, within a step.
 
     Raises:
         ValueError: something typed is out of its range; the message says what, in one line.
     """
-    check_prompt(prompt)
-    number = parse_seed(seed)
+    request.check()
+    pipe = with_sampler(pipe, request.sampler)
+    frames: list[list[str]] = [[] for _ in range(request.count)]
+    updates: SimpleQueue[str | Drawing | Exception] = SimpleQueue()
+    stop = Event()
+    shown = 0.0
+
+    def after_step(pipe: DiffusionPipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict:
+        nonlocal shown
+        if stop.is_set():
+            raise StoppedError
+        if keep == "full":
+            for image, picture in enumerate(pipe.image_processor.postprocess(values["clean"].float())):
+                frames[image].append(data_url(picture, "WEBP", lossless=True))
+            if time.monotonic() - shown > SHOWN_EVERY:
+                shown = time.monotonic()
+                updates.put(frames[0][-1])
+        return {}
+
+    def draw() -> None:
+        try:
+            with trace(pipe, keep) as attention:
+                pipe(
+                    [request.prompt] * request.count,
+                    num_inference_steps=request.steps,
+                    guidance_scale=request.guidance,
+                    guidance_interval=(request.low, request.high),
+                    negative_prompt=request.negative,
+                    generator=[torch.Generator().manual_seed(seed) for seed in request.seeds],
+                    output_type="latent",
+                    callback_on_step_end=after_step,
+                    callback_on_step_end_tensor_inputs=("clean",),
+                )
+            updates.put(Drawing(attention, frames, [request.settings(i) for i in range(request.count)]))
+        except Exception as error:  # it belongs to whoever listens
+            updates.put(error)
+
+    Thread(target=draw, daemon=True).start()
+    try:
+        while True:
+            update = updates.get()
+            if isinstance(update, Exception):
+                raise update
+            yield update
+            if isinstance(update, Drawing):
+                return
+    finally:
+        stop.set()
+
+
+def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, seconds: float) -> dict[str, Any]:
+    """What the viewer is sent of a finished drawing, with the judge's verdict where the prompt describes a scene."""
+    attention = drawing.attention
+    pictures = [
+        payload(attention, i) | {"settings": drawing.settings[i], "verdict": verdict(attention, i)}
+        for i in range(request.count)
+    ]
+    note = f"Seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}: drawn in {seconds:.1f} s."
+    if unknown := dict.fromkeys(unknown_words(request.prompt, pipe.tokenizer)):
+        note += " The model has never read: " + ", ".join(f'"{word}"' for word in unknown) + "."
+    return {"pictures": pictures, "note": note}
+
+
+def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]] | None:
+    """What a prompt says, item by item, and whether the picture shows it; None where the prompt describes no scene."""
+    scene = described(attention.prompts[image])
+    if scene is None or attention.pictures is None:
+        return None
+    return [(check.text, check.ok) for check in judge(scene, attention.pictures[image].numpy()).checks]
+
+
+def draw(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any]]:
+    """What the viewer is sent while a request is drawn. Raises as `forming` does."""
+    pipe, start = models.get(request.model or models.first), time.perf_counter()
+    for update in forming(pipe, request):
+        if isinstance(update, Drawing):
+            answer, key = finish(pipe, request, update, time.perf_counter() - start), kept.add(update)
+            yield answer | {"pictures": [picture | {"key": key} for picture in answer["pictures"]]}
+        else:
+            yield {"frame": update, "note": "Drawing …"}
+
+
+def draw_live(models: Models, request: Request) -> dict[str, Any]:
+    """A picture in a moment, with maps of all its steps together. Raises as `forming` does."""
+    pipe = models.get(request.model or models.first)
     start = time.perf_counter()
-    with trace(pipe) as attention:
-        generator = torch.Generator().manual_seed(number)
-        pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator)
-    message = f"Seed {number}, {steps} steps, guidance {guidance:g}: drawn in {time.perf_counter() - start:.1f} s."
-    if unknown := dict.fromkeys(unknown_words(prompt, pipe.tokenizer)):
-        message += " The model has never read: " + ", ".join(f'"{word}"' for word in unknown) + "."
-    return attention, message
+    (drawing,) = forming(pipe, request, keep="head")
+    assert isinstance(drawing, Drawing)
+    return finish(pipe, request, drawing, time.perf_counter() - start) | {"live": True}
 
 
-def answer(pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: float, guidance: float) -> dict[str, Any]:
-    """What the viewer shows of a newly drawn picture: `ui.viewer.payload` with a note. Raises as `generate` does."""
-    attention, message = generate(pipe, prompt, seed, int(steps), float(guidance))
-    return payload(attention) | {"note": message}
+def linked(query: dict[str, str], models: Models) -> Request:
+    """The request in a link, `Request.settings` as a browser writes them; what is missing or wrong is left out."""
+    kinds: dict[str, type] = {field: type(value) for field, value in asdict(Request("")).items()}
+    found: dict[str, Any] = {"prompt": EXAMPLES[0], "model": models.first}
+    for name, text in query.items():
+        try:
+            found |= {name: kinds[name](text)} if name in kinds else {}
+        except ValueError:
+            continue
+    return Request(**found)
 
 
 def new_seed() -> str:
@@ -51,19 +195,46 @@ def new_seed() -> str:
     return str(random.randrange(10**6))
 
 
-def generate_tab(page: gr.Blocks, pipe: TextToImagePipeline) -> None:
+def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown) -> None:
     """Lay the tab out where the caller is, and wire it; `page` is the whole page, which draws once when it opens."""
 
-    def draw(prompt: str, seed: str, steps: float, guidance: float) -> dict[str, Any]:
+    def show(*values: Any) -> Iterator[dict[str, Any]]:
         try:
-            return answer(pipe, prompt, seed, steps, guidance)
+            yield from draw(models, kept, _request(*values))
         except ValueError as error:
-            return {"error": str(error)}
+            yield {"error": str(error)}
 
-    def draw_for_client(prompt: str, seed: str = "0", steps: int = 20, guidance: float = 3.0) -> dict[str, Any]:
-        """Draw a prompt: the picture, its words, where each landed (see `ui.viewer.payload`) and a note."""
+    def typed(prompt: str, name: str, live: bool, seed: str) -> tuple[Any, Any]:
         try:
-            return answer(pipe, prompt, seed, steps, guidance)
+            line = read(prompt, models.get(name).tokenizer)
+            if not live or not prompt.strip() or line["error"]:
+                return line, gr.skip()
+            request = Request(prompt, seed, LIVE_STEPS, guidance=1.0, model=name)
+            return line, draw_live(models, request)
+        except ValueError as error:
+            return {"pieces": [], "error": str(error)}, gr.skip()
+
+    def draw_for_client(
+        prompt: str,
+        seed: str = "0",
+        steps: int = 20,
+        guidance: float = 3.0,
+        low: float = 0.0,
+        high: float = 1.0,
+        negative: str = "",
+        sampler: str = "Euler",
+        count: int = 1,
+        model: str = "",
+    ) -> dict[str, Any]:
+        """Draw a prompt: {"pictures": what `ui.viewer.payload` says of each, "note": a line}.
+
+        guidance steers at noise levels within (low, high] of [0, 1] away from `negative`; sampler is Euler, Heun,
+        DPM-Solver++ or UniPC; picture i of `count` has the seed + i; model is one of /models, by default the page's.
+        """
+        request = Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
+        try:
+            *_, answer = draw(models, kept, request)
+            return answer
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -71,30 +242,71 @@ def generate_tab(page: gr.Blocks, pipe: TextToImagePipeline) -> None:
         prompt = gr.Textbox(
             EXAMPLES[0], label="Prompt", show_label=False, container=False, max_lines=4, scale=4, min_width=240
         )
-        button = gr.Button("Generate", variant="primary", scale=1, min_width=120)
-        dice = gr.Button("New seed", scale=1, min_width=120)
+        button = gr.Button("Generate", variant="primary", scale=1, min_width=110)
+        stop = gr.Button("Stop", scale=1, min_width=80)
+        dice = gr.Button("New seed", scale=1, min_width=100)
+    words = reading()
     with gr.Row():
         with gr.Column(scale=2):
-            viewer = attention_viewer()
+            viewer = attention_viewer(kept.functions())
         with gr.Column(scale=1):
+            live = gr.Checkbox(label="Live: draw while I type")
             # Not a number field: a browser's numbers end at 2**53.
             seed = gr.Textbox("0", label="Seed")
-            steps = gr.Slider(1, 100, 20, step=1, precision=0, label="Steps")
+            steps = gr.Slider(1, MOST_STEPS, 20, step=1, precision=0, label="Steps")
             guidance = gr.Slider(0, 10, 3, step=0.1, label="Guidance")
             examples = gr.Examples(EXAMPLES, prompt)
+            with gr.Accordion("More", open=False):
+                negative = gr.Textbox(label="Away from", max_lines=2)
+                low = gr.Slider(0, 1, 0, step=0.05, label="Guide above noise")
+                high = gr.Slider(0, 1, 1, step=0.05, label="Guide up to noise")
+                sampler = gr.Dropdown(list(SAMPLERS), value="Euler", label="Sampler")
+                count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label="Pictures")
 
-    # The model has one scheduler, so one picture is drawn at a time, whoever asks. Progress is shown on the prompt: on
-    # the viewer it would fade the picture.
+    # One picture is drawn at a time, whoever asks: two would share the cores and both come later. Progress is shown on
+    # the prompt: on the viewer it would fade the picture.
+    asked = [prompt, seed, steps, guidance, low, high, negative, sampler, count, model]
     drawing: dict[str, Any] = {
-        "inputs": [prompt, seed, steps, guidance],
+        "inputs": asked,
         "outputs": viewer,
         "concurrency_id": "model",
         "show_progress": "minimal",
         "show_progress_on": prompt,
         "api_visibility": "private",
     }
-    page.load(draw, **drawing)
-    gr.on([button.click, prompt.submit, seed.submit], draw, **drawing)
-    dice.click(new_seed, outputs=seed, api_visibility="private").then(draw, **drawing)
-    examples.load_input_event.then(draw, **drawing)
+
+    def restore(request: gr.Request) -> list[Any]:
+        return _values(linked(dict(request.query_params), models))
+
+    def revisit(event: gr.EventData) -> list[Any]:
+        return _values(linked({name: str(value) for name, value in event._data.items()}, models))
+
+    events = [
+        page.load(restore, outputs=asked, api_visibility="private", queue=False).then(show, **drawing),
+        gr.on([button.click, prompt.submit, seed.submit], show, **drawing),
+        dice.click(new_seed, outputs=seed, api_visibility="private").then(show, **drawing),
+        examples.load_input_event.then(show, **drawing),
+    ]
+    stop.click(None, cancels=events, api_visibility="private")
+    viewer.select(revisit, outputs=asked, api_visibility="private", queue=False)
+    gr.on(
+        [prompt.input, live.change],
+        typed,
+        [prompt, model, live, seed],
+        [words, viewer],
+        trigger_mode="always_last",
+        show_progress="hidden",
+        concurrency_id="model",
+        api_visibility="private",
+    )
     gr.api(draw_for_client, api_name="generate", concurrency_id="model")
+    gr.api(models.names, api_name="models", api_description="The names of the models there are.")
+
+
+def _request(*values: Any) -> Request:
+    prompt, seed, steps, guidance, low, high, negative, sampler, count, model = values
+    return Request(prompt, seed, int(steps), guidance, low, high, negative, sampler, int(count), model)
+
+
+def _values(request: Request) -> list[Any]:
+    return [getattr(request, name) for name in asdict(request)]

@@ -5,7 +5,7 @@ a heat map has the picture's own height and width.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -210,13 +210,30 @@ class AttentionTrace:
         """
         if scale not in ("absolute", "peak"):
             raise ValueError(f"scale is 'absolute' or 'peak', not {scale!r}")
-        tokens = list(self._tokens(word, occurrence, image, branch))
-        heat = torch.zeros(self.size)
+        tokens = self._tokens(word, occurrence, image, branch)
+        heat = self.heatmaps(tokens, step=step, layer=layer, head=head, image=image, branch=branch, reduce=reduce)
+        total = heat.sum(dim=0).clamp(0, 1)
+        return total / total.max().clamp_min(1e-12) if scale == "peak" else total
+
+    def heatmaps(
+        self,
+        tokens: Sequence[int],
+        *,
+        step: int | None = None,
+        layer: str | None = None,
+        head: int | None = None,
+        image: int = 0,
+        branch: str = "prompt",
+        reduce: str = "mean",
+    ) -> Tensor:
+        """Where each of some tokens landed, (tokens, height, width) float32; arguments as for `heatmap`."""
+        heat = torch.zeros(len(tokens), *self.size)
         for name, its_head, weight in self._weighted(layer, head, reduce):
-            share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[tokens].sum(dim=0)  # (h, w)
-            heat += weight * F.interpolate(share[None, None], self.size, mode="bilinear")[0, 0]
-        heat = heat.clamp(0, 1)
-        return heat / heat.max().clamp_min(1e-12) if scale == "peak" else heat
+            share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[
+                list(tokens)
+            ]  # (tokens, h, w)
+            heat += weight * F.interpolate(share[None], self.size, mode="bilinear")[0]
+        return heat
 
     def words_at(self, region: Region, *, image: int = 0, **which: Any) -> list[tuple[Word, float]]:
         """Which words drew a region, most first: (word, share of the attention inside it).

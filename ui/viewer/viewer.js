@@ -1,234 +1,319 @@
-// The body of a function of (element, props, watch), which gr.HTML calls once, when the viewer is on the page.
+// What is shown and what a person does with it. Everything that was typed is written by textContent or as a property,
+// never as HTML.
 //
-// props.value is what Python's `payload` made, or nothing yet; props.colours is the colour map. Everything a person
-// typed is written by textContent or as a property, never as HTML.
+// props.value is what Python sends (`ui.viewer.payload` says what a picture holds), or nothing yet.
 
-const SCALE = 8; // canvas pixels per cell of the grid; the browser smooths the rest of the way
 const find = (name) => element.querySelector("." + name);
-const [frame, picture, heat, cellMark, scale, bar, peak, prompt, caption, note] =
-  ["frame", "picture", "heat", "cell", "scale", "bar", "peak", "prompt", "caption", "note"].map(find);
-const palette = shades(props.colours);
+const [frame, picture, heat, other, outline, cellMark, prompt, caption, note, bar, peak, scale, verdict] =
+  ["frame", "picture", "heat", "other", "outline", "cell", "prompt", "caption", "note", "bar", "peak", "scale",
+    "verdict"].map(find);
+const [controls, step, stepName, play, layer, head, reduce, scaling, drag, opacity, owning] =
+  ["controls", "step", "step-name", "play", "layer", "head", "reduce", "scaling", "drag", "opacity", "owning"].map(find);
+const [multiples, saving, past, history, compare, comparing, wipe] =
+  ["multiples", "saving", "past", "history", "compare", "comparing", "wipe"].map(find);
+const KEPT = 60; // pictures of this visit
 
-let data = null; // the payload with its maps decoded
-let chips = []; // one button per word
-let pinned = null; // the word that stays
-let pointed = null; // the word under the pointer or the keyboard's focus
-let painted = null; // the word whose map the canvas holds
+let data = null; // the picture's payload
+let views = new Map(); // name -> decoded view, or a promise of it
+let view = null; // the one that is shown
+let targets = []; // what can be pointed at: { text, tokens, chip, tile, special }, words first
+let words = []; // those of them that are words
+let pinned = []; // targets that stay, in the order they were pinned
+let pointed = null; // the one under the pointer or the keyboard's focus
 let cell = null; // the place in the picture pointed at: { row, column }
+let region = null; // a part of the picture that was marked: points [x, y] from 0 to 1
+let drawing = false; // a region is being marked
+let visited = []; // pictures of this visit, newest first
+let playing = null;
 
-// What the numbers say
+// Which maps
 
-function shades(colours) {
-  const anchors = colours.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-  const bytes = new Uint8ClampedArray(4 * 256);
-  for (let level = 0; level < 256; level++) {
-    const position = (level / 255) * (anchors.length - 1);
-    const i = Math.min(Math.floor(position), anchors.length - 2);
-    const channels = anchors[i].map((from, channel) => from + (position - i) * (anchors[i + 1][channel] - from));
-    bytes.set([...channels, 255], 4 * level);
-  }
-  return new Uint32Array(bytes.buffer); // a pixel in one number, in whatever order this machine keeps its bytes
+const frameShown = () => Number(step.value);
+const sharesOfTarget = (target, at = frameShown()) => sharesOf(view, at, target.tokens);
+
+function viewName() {
+  const calibrated = reduce.value === "calibrated" && !layer.value && !head.value;
+  return (calibrated ? "calibrated" : "mean") + "|" + layer.value + "|" + head.value;
 }
 
-function decode(payload) {
-  const [rows, columns] = payload.grid;
-  return { ...payload, rows, columns, maps: Uint8Array.from(atob(payload.maps), (c) => c.charCodeAt(0)) };
+// A view that is not here yet is asked for, and shown when it has come unless something else was chosen since.
+async function choose() {
+  const [name, at] = [viewName(), data];
+  reduce.disabled = !data.calibrated || Boolean(layer.value || head.value);
+  const known = views.get(name);
+  if (!known || known.then || (frameShown() && known.peaks.length === 1)) await fetchView(name);
+  const found = views.get(name);
+  if (at !== data || name !== viewName()) return;
+  if (!found || (frameShown() && found.peaks.length === 1)) return say("These maps are not kept any more: draw again.");
+  view = found;
+  render();
 }
 
-function level(word, row, column) {
-  return data.maps[(word * data.rows + row) * data.columns + column];
+async function fetchView(name) {
+  if (!server?.view || !data.key) return;
+  const [at, into] = [data, views];
+  const answer = await server.view({ key: at.key, image: at.image, name });
+  if (!answer.error) into.set(name, decodeView(answer));
 }
 
-function share(word, { row, column }) {
-  return (level(word, row, column) / 255) * data.peaks[word];
+// What playing needs is fetched while nobody waits for it.
+async function fetchSteps() {
+  const at = data;
+  if (!server?.frames || !at.key || at.frames || !at.steps) return;
+  const answer = await server.frames({ key: at.key, image: at.image });
+  if (answer.error) return;
+  at.frames = answer.frames;
+  views.set("mean||", decodeView(answer.view));
+  if (at === data && viewName() === "mean||") choose();
 }
 
-function percent(value) {
-  return (100 * value).toFixed(value < 0.0995 ? 1 : 0) + "\u202f%";
-}
-
-function whereStrongest(word) {
-  const size = data.rows * data.columns;
-  const at = data.maps.subarray(word * size, (word + 1) * size).indexOf(255);
-  const third = (i, of, names) => names[Math.min(2, Math.floor((3 * (i + 0.5)) / of))];
-  const vertical = third(Math.floor(at / data.columns), data.rows, ["top", "", "bottom"]);
-  const horizontal = third(at % data.columns, data.columns, ["left", "", "right"]);
-  return [vertical, horizontal].filter(Boolean).join(" ") || "middle";
+function topOf(target) {
+  // A single step is held against the word's peak over all of them, so that steps compare.
+  const peaks = (one) => {
+    const shown = frameShown() ? view.peaks.map((_, i) => i).slice(1) : [0];
+    return Math.max(...shown.map((i) => greatest(sharesOf(view, i, one.tokens))));
+  };
+  return scaling.value === "all" ? Math.max(...words.map(peaks), 1e-12) : peaks(target);
 }
 
 // Drawing
 
-function paint(word) {
-  heat.width = data.columns * SCALE;
-  heat.height = data.rows * SCALE;
-  const context = heat.getContext("2d");
-  const image = context.createImageData(heat.width, heat.height);
-  const pixels = new Uint32Array(image.data.buffer);
-  // Between the centres of cells, as torch's bilinear interpolation does.
-  const spread = (i, cells) => {
-    const position = Math.min(Math.max((i + 0.5) / SCALE - 0.5, 0), cells - 1);
-    const from = Math.floor(position);
-    return [from, Math.min(from + 1, cells - 1), position - from];
-  };
-  const across = Array.from({ length: heat.width }, (_, x) => spread(x, data.columns));
-  for (let y = 0, at = 0; y < heat.height; y++) {
-    const [top, bottom, down] = spread(y, data.rows);
-    for (const [left, right, along] of across) {
-      const upper = level(word, top, left) * (1 - along) + level(word, top, right) * along;
-      const lower = level(word, bottom, left) * (1 - along) + level(word, bottom, right) * along;
-      pixels[at++] = palette[Math.round(upper * (1 - down) + lower * down)];
-    }
-  }
-  context.putImageData(image, 0, 0);
-}
-
 function render() {
-  const word = pointed ?? pinned;
-  heat.hidden = word === null;
-  scale.style.visibility = word === null ? "hidden" : "visible";
-  if (word !== null && word !== painted) {
-    paint(word);
-    peak.textContent = percent(data.peaks[word]);
-    painted = word;
+  if (!data || !view) return;
+  const shown = pointed ? [pointed] : pinned;
+  const maps = shown.map((target) => sharesOfTarget(target));
+  const owns = owning.checked && !pointed;
+  heat.hidden = !shown.length && !owns;
+  scale.style.visibility = shown.length === 1 && !owns ? "visible" : "hidden";
+  heat.classList.toggle("cells", owns);
+  heat.style.opacity = opacity.value / 100;
+  if (owns) {
+    paintOwners(heat, view, ownersOf(view, frameShown(), words.map((w) => sharesOfTarget(w))), words.map((_, i) => hueOf(i)));
+  } else if (shown.length > 1) {
+    paintHues(heat, view, maps, shown.map(topOf), shown.map((_, i) => hueOf(i)));
+  } else if (shown.length) {
+    paintMap(heat, view, maps[0], topOf(shown[0]));
+    peak.textContent = percent(topOf(shown[0]));
   }
-  cellMark.hidden = cell === null;
-  if (cell) {
-    cellMark.style.left = (100 * cell.column) / data.columns + "%";
-    cellMark.style.top = (100 * cell.row) / data.rows + "%";
-    cellMark.style.width = 100 / data.columns + "%";
-    cellMark.style.height = 100 / data.rows + "%";
-  }
-  const shares = chips.map((_, i) => (cell ? share(i, cell) : 0));
-  const most = Math.max(...shares, 1e-9);
-  chips.forEach((chip, i) => {
-    chip.setAttribute("aria-pressed", String(i === pinned));
-    chip.classList.toggle("shown", i === word);
-    chip.style.setProperty("--light", shares[i] / most);
-    chip.lastChild.textContent = cell ? percent(shares[i]) : "";
+  const marked = shares();
+  const most = Math.max(...(marked ?? []), 1e-9);
+  targets.forEach((target, i) => {
+    const pin = pinned.indexOf(target);
+    const hue = owns ? words.indexOf(target) : pinned.length > 1 ? pin : -1;
+    target.chip.setAttribute("aria-pressed", String(pin >= 0));
+    target.chip.classList.toggle("shown", shown.includes(target));
+    target.chip.classList.toggle("hued", hue >= 0);
+    target.chip.style.setProperty("--hue", hue >= 0 ? hueOf(hue) : "transparent");
+    target.chip.style.setProperty("--light", marked ? marked[i] / most : 0);
+    target.chip.lastChild.textContent = marked ? percent(marked[i]) : "";
   });
-  caption.textContent = describe(word, shares);
+  cellMark.hidden = !cell;
+  if (cell) {
+    cellMark.style.left = (100 * cell.column) / view.columns + "%";
+    cellMark.style.top = (100 * cell.row) / view.rows + "%";
+    cellMark.style.width = 100 / view.columns + "%";
+    cellMark.style.height = 100 / view.rows + "%";
+  }
+  outline.firstElementChild.setAttribute("points", (region ?? []).map((point) => point.join(",")).join(" "));
+  stepName.textContent = frameShown() ? `${frameShown()} of ${data.steps}` : "all";
+  picture.src = (frameShown() && data.frames?.[frameShown() - 1]) || data.picture;
+  caption.textContent = describe(shown, marked);
+  paintMultiples();
 }
 
-function describe(word, shares) {
-  const name = (i) => chips[i].firstChild.textContent;
-  if (!data) return "";
-  if (cell) {
-    const order = shares.map((_, i) => i).sort((a, b) => shares[b] - shares[a]);
-    const best = order.slice(0, 3).map((i) => `${name(i)} ${percent(shares[i])}`);
-    const rest = 1 - shares.reduce((sum, value) => sum + value, 0);
-    return `Row ${cell.row + 1}, column ${cell.column + 1} of ${data.rows}×${data.columns}, share of the attention: ` +
-      `${[...best, `no word ${percent(Math.max(rest, 0))}`].join(", ")}.`;
+function paintMultiples() {
+  for (const target of words) {
+    paintMap(target.tile.firstChild, view, sharesOfTarget(target), topOf(target), Math.max(view.rows, view.columns));
+    target.tile.classList.toggle("shown", pinned.includes(target) || pointed === target);
+    target.tile.lastChild.textContent = `${target.text} ${percent(greatest(sharesOfTarget(target)))}`;
   }
-  if (word !== null) {
-    return `“${name(word)}” is strongest at the ${whereStrongest(word)}, with ${percent(data.peaks[word])} of the ` +
-      "attention. Colours run from none to this word’s own peak.";
+}
+
+// Each target's share of what is marked or pointed at, or null where nothing is.
+function shares() {
+  if (cell) return targets.map((target) => sharesOfTarget(target)[cell.row * view.columns + cell.column]);
+  if (!region || region.length < 3) return null;
+  const inside = coverage(view, region);
+  return targets.map((target) => meanInside(sharesOfTarget(target), inside));
+}
+
+function describe(shown, marked) {
+  if (marked) {
+    const order = words.map((_, i) => i).sort((a, b) => marked[b] - marked[a]);
+    const best = order.slice(0, 3).map((i) => `${words[i].text} ${percent(marked[i])}`);
+    const rest = 1 - words.reduce((sum, _, i) => sum + marked[i], 0);
+    const where = cell ? `Row ${cell.row + 1}, column ${cell.column + 1} of ${view.rows}×${view.columns}` : "The marked part";
+    return `${where}, share of the attention: ${[...best, `no word ${percent(Math.max(rest, 0))}`].join(", ")}.`;
   }
-  if (!chips.length) return "The prompt has no words to point at.";
-  return "Point at a word to see where it landed, or at the picture to see which words drew it.";
+  if (shown.length > 1 || (owning.checked && !pointed)) {
+    const named = owning.checked && !pointed ? words : shown;
+    return (owning.checked && !pointed ? "Each place in the hue of the word with most attention there: " : "Pinned: ") +
+      named.map((target) => target.text).join(", ") + ".";
+  }
+  if (shown.length) {
+    const map = sharesOfTarget(shown[0]);
+    const colours = scaling.value === "all" ? "the largest peak of all words" : "this word’s own peak";
+    return `“${shown[0].text}” is strongest at the ${whereStrongest(view, map)}, with ${percent(greatest(map))} of the ` +
+      `attention. Colours run from none to ${colours}.`;
+  }
+  if (!words.length) return "The prompt has no words to point at.";
+  return "Point at a word to see where it landed, or at the picture to see which words drew it; click or drag to keep.";
+}
+
+const say = (text) => ((note.textContent = text), note.classList.remove("error"));
+
+// What Python sends
+
+function receive(value) {
+  note.textContent = value?.error ?? value?.note ?? "";
+  note.classList.toggle("error", Boolean(value?.error));
+  if (value?.error) return; // the last picture stays
+  if (value?.frame) return preview(value.frame);
+  if (!value) return show(null);
+  if (!value.live) remember(value.pictures);
+  show(value.pictures[0]);
+}
+
+function preview(source) {
+  pause();
+  heat.hidden = cellMark.hidden = true;
+  picture.hidden = false;
+  picture.src = source;
 }
 
 function show(payload) {
-  note.textContent = payload?.error ?? payload?.note ?? "";
-  note.classList.toggle("error", Boolean(payload?.error));
-  if (payload?.error) return; // the last picture stays
+  pause();
   const before = data?.prompt;
-  data = payload ? decode(payload) : null;
-  pointed = painted = cell = null;
-  if (data?.prompt !== before) pinned = null; // the same prompt with another seed keeps its pin
+  const kept = payload?.prompt === before ? pinned.map((target) => targets.indexOf(target)) : [];
+  data = payload;
+  views = new Map(Object.entries(data?.views ?? {}).map(([name, one]) => [name, decodeView(one)]));
+  view = views.get("mean||") ?? null;
+  pointed = cell = region = null;
   picture.hidden = !data;
-  if (data) {
-    picture.src = data.picture;
-    picture.alt = "The picture drawn for: " + data.prompt;
-    frame.style.setProperty("--shape", data.columns / data.rows);
-  }
-  chips = [];
-  prompt.replaceChildren(...(data?.pieces ?? []).map(([text, word]) => (word < 0 ? gap(text) : chip(text, word))));
-  render();
+  multiples.hidden = controls.hidden = !data || data.live;
+  saving.hidden = !data?.key || !server?.save;
+  find("link").hidden = !data?.settings;
+  heat.hidden = cellMark.hidden = true;
+  if (!data) return;
+  picture.alt = "The picture drawn for: " + data.prompt;
+  frame.style.setProperty("--shape", view.columns / view.rows);
+  targets = [];
+  prompt.replaceChildren(...data.pieces.flatMap(([text, word]) => (word < 0 ? [gap(text)] : wordChips(text, word))));
+  words = targets.filter((target) => target.word);
+  targets = [...words, ...targets.filter((target) => !target.word)];
+  specialChips();
+  pinned = kept.map((i) => targets[i]).filter(Boolean);
+  multiples.replaceChildren(...words.map(tileOf));
+  setUpControls();
+  setUpVerdict();
+  choose();
+  fetchSteps();
+  for (const button of history.children) button.setAttribute("aria-current", String(button.payload === data));
 }
+
+function setUpControls() {
+  const fill = (select, all, entries) => {
+    const before = select.value;
+    select.replaceChildren(option("", all), ...entries.map(([value, text]) => option(value, text)));
+    select.value = entries.some(([value]) => value === before) ? before : "";
+  };
+  fill(layer, "all", Object.entries(data.layers).map(([name, [rows, columns]]) => [name, `${name} · ${rows}×${columns}`]));
+  fill(head, "all", Array.from({ length: data.heads }, (_, i) => [String(i), String(i + 1)]));
+  head.parentElement.hidden = data.heads < 2;
+  step.max = data.steps;
+  step.value = 0;
+  step.closest(".stepping").hidden = !data.steps;
+  reduce.parentElement.hidden = !data.calibrated;
+}
+
+function option(value, text) {
+  return Object.assign(document.createElement("option"), { value, textContent: text });
+}
+
+function setUpVerdict() {
+  verdict.hidden = !data.verdict;
+  verdict.replaceChildren(...(data.verdict ?? []).map(([text, right]) => {
+    const item = document.createElement("li");
+    item.className = right ? "right" : "wrong";
+    item.textContent = `${right ? "✓" : "✗"} ${text}`;
+    return item;
+  }));
+}
+
+// Words, their tokens, and what is no word
 
 function gap(text) {
-  const span = document.createElement("span");
-  span.className = "gap";
-  span.textContent = text;
-  return span;
+  return Object.assign(document.createElement("span"), { className: "gap", textContent: text });
 }
 
-function chip(text, word) {
+function wordChips(text, word) {
+  const tokens = data.words[word];
+  const made = [chip({ text, tokens, word: true })];
+  if (tokens.length < 2) return made;
+  const parts = document.createElement("span");
+  parts.hidden = true;
+  parts.append(...tokens.map((token) => chip({ text: data.tokens[token], tokens: [token], part: true })));
+  const opener = Object.assign(document.createElement("button"), { type: "button", className: "opener", textContent: "⋯" });
+  opener.setAttribute("aria-label", `Tokens of ${text}`);
+  opener.setAttribute("aria-expanded", "false");
+  opener.addEventListener("click", () => {
+    parts.hidden = !parts.hidden;
+    opener.setAttribute("aria-expanded", String(!parts.hidden));
+  });
+  return [...made, opener, parts];
+}
+
+function specialChips() {
+  const told = new Set(data.words.flat());
+  const rest = data.tokens.map((text, i) => ({ text, tokens: [i], special: true })).filter((t) => !told.has(t.tokens[0]));
+  const line = document.createElement("span");
+  line.className = "specials";
+  line.append(...rest.map(chip));
+  prompt.append(line);
+}
+
+function chip(target) {
   const button = document.createElement("button");
   button.type = "button";
-  button.className = "chip";
+  button.className = "chip" + (target.special ? " special" : target.part ? " part" : "");
   const [label, number] = [document.createElement("span"), document.createElement("span")];
-  label.textContent = text;
+  label.textContent = target.text;
   number.className = "share";
   button.append(label, number);
-  button.addEventListener("pointerenter", () => pointAtWord(word));
-  button.addEventListener("pointerleave", leaveWord);
+  button.addEventListener("pointerenter", () => pointAtTarget(target));
+  button.addEventListener("pointerleave", leaveTarget);
   // A tap focuses the chip too; only the keyboard's focus shows a map, or a second tap could not put it away.
-  button.addEventListener("focus", () => button.matches(":focus-visible") && pointAtWord(word));
-  button.addEventListener("blur", leaveWord);
-  button.addEventListener("click", () => pin(word));
-  chips[word] = button;
+  button.addEventListener("focus", () => button.matches(":focus-visible") && pointAtTarget(target));
+  button.addEventListener("blur", leaveTarget);
+  button.addEventListener("click", () => pin(target));
+  targets.push(Object.assign(target, { chip: button }));
   return button;
 }
 
-// Pointing at a word
+function tileOf(target) {
+  const tile = document.createElement("button");
+  tile.type = "button";
+  tile.className = "tile";
+  tile.append(document.createElement("canvas"), document.createElement("span"));
+  tile.addEventListener("click", () => pin(target));
+  tile.addEventListener("pointerenter", () => pointAtTarget(target));
+  tile.addEventListener("pointerleave", leaveTarget);
+  target.tile = tile;
+  return tile;
+}
 
-function pointAtWord(word) {
-  pointed = word;
-  cell = null;
+function pointAtTarget(target) {
+  [pointed, cell] = [target, null];
   render();
 }
 
-function leaveWord() {
+function leaveTarget() {
   pointed = null;
   render();
 }
 
-function pin(word) {
-  pinned = pinned === word ? null : word;
-  cell = null;
+function pin(target) {
+  pinned = pinned.includes(target) ? pinned.filter((one) => one !== target) : [...pinned, target];
+  cell = region = null;
   render();
 }
-
-// Pointing at the picture
-
-function pointAt(row, column) {
-  const within = (i, cells) => Math.min(Math.max(i, 0), cells - 1);
-  const next = { row: within(row, data.rows), column: within(column, data.columns) };
-  if (next.row === cell?.row && next.column === cell?.column) return;
-  cell = next;
-  render();
-}
-
-function pointWithPointer(event) {
-  if (!data) return;
-  const box = frame.getBoundingClientRect();
-  pointAt(
-    Math.floor(((event.clientY - box.top) / box.height) * data.rows),
-    Math.floor(((event.clientX - box.left) / box.width) * data.columns),
-  );
-}
-
-function pointWithKeys(event) {
-  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-  if (event.key === "Escape") leavePicture();
-  if (!step || !data) return;
-  event.preventDefault(); // the page would scroll
-  const from = cell ?? { row: Math.floor(data.rows / 2), column: Math.floor(data.columns / 2) };
-  pointAt(from.row + step[0], from.column + step[1]);
-}
-
-function leavePicture() {
-  cell = null;
-  render();
-}
-
-frame.addEventListener("pointermove", pointWithPointer);
-frame.addEventListener("pointerdown", pointWithPointer);
-frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leavePicture()); // a tap's answer stays
-frame.addEventListener("keydown", pointWithKeys);
-frame.addEventListener("blur", leavePicture);
-bar.style.background = `linear-gradient(to right, ${props.colours.join(", ")})`;
-
-watch("value", () => show(props.value)); // fires for what Python sends later on; the first value is here already
-show(props.value);

@@ -1,0 +1,68 @@
+"""Agreement of a model by sampler, number of steps and guidance, on the fixed test prompts.
+
+    python tests/benchmarks/samplers.py --model shapes --out samplers.json
+
+Passes are those through the UNet for each picture, a guided step being two: what a picture costs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipelines import TextToImagePipeline
+from pipelines.bench import machine
+from pipelines.evaluate import evaluate
+from pipelines.samplers import with_sampler
+
+ALWAYS, LATE, NEVER = (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (1.0, (0.0, 1.0))
+GUIDANCE = {"always": ALWAYS, "below noise 0.6": LATE, "never": NEVER}
+RUNS = [("Euler", steps, name) for steps in (20, 8, 4) for name in GUIDANCE]
+RUNS += [("Euler", steps, name) for steps in (6, 3, 2) for name in ("never", "below noise 0.6")]
+RUNS += [(sampler, steps, "never") for sampler in ("Heun", "DPM-Solver++", "UniPC") for steps in (2, 4, 8, 20)]
+
+
+def measure(pipe: TextToImagePipeline, sampler: str, steps: int, guidance: str, count: int) -> dict[str, Any]:
+    """All-correct of both splits and each tag of the seen one, and the passes a picture took."""
+    pipe = with_sampler(pipe, sampler)
+    scale, interval = GUIDANCE[guidance]
+    rows = 0
+
+    def counted(module: object, args: tuple[Tensor, ...], out: object) -> None:
+        nonlocal rows
+        rows += len(args[0])
+
+    handle = pipe.unet.register_forward_hook(counted)
+    report = evaluate(
+        lambda prompts, **settings: pipe(prompts, guidance_interval=interval, **settings),
+        count,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+    )
+    handle.remove()
+    pictures = report["seen"]["model"]["all_correct"]["n"] + report["held_out"]["model"]["all_correct"]["n"]
+    figures = {split: report[split]["model"] for split in ("seen", "held_out")}
+    return {"sampler": sampler, "steps": steps, "guidance": guidance, "passes": rows / pictures} | figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--prompts", type=int, default=50, help="of each kind and split")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    pipe = TextToImagePipeline.from_pretrained(arguments.model)
+    pipe.set_progress_bar_config(disable=True)
+    report: dict[str, Any] = {"machine": machine(), "model": arguments.model, "runs": []}
+    for run in RUNS:
+        found = measure(pipe, *run, arguments.prompts)
+        report["runs"].append(found)
+        shares = " / ".join(f"{100 * found[split]['all_correct']['share']:.1f}" for split in ("seen", "held_out"))
+        print(f"{run[0]:12} {run[1]:3} steps, guided {run[2]:16} {found['passes']:5.1f} passes  {shares}", flush=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What is drawn for a request, how it forms, and how a link says it again."""
+
+import base64
+import io
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import TextToImagePipeline
+from pipelines.samplers import SAMPLERS
+from pipelines.scenes import render, scene
+from ui import models as models_of_the_page
+from ui.generate_tab import Request, draw, draw_live, forming, linked, new_seed, verdict
+from ui.kept import Drawing, Kept
+from ui.models import Models
+from unet_xattn import AttentionTrace
+from unet_xattn.recording import Recording
+from unet_xattn.words import read_text
+
+PROMPT = "a red circle left of a blue square"
+
+
+@pytest.fixture(scope="module")
+def models(tiny_pipe: TextToImagePipeline) -> Models:
+    return Models(tiny_pipe)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "a" * 100_000}, "100,000 characters"),
+        ({"negative": "a" * 100_000}, "100,000 characters"),
+        ({"prompt": "circle " * 200}, "tokens"),
+        ({"seed": "-1"}, "seed"),
+        ({"seed": str(2**64)}, "seed"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 101}, "steps"),
+        ({"count": 0}, "pictures"),
+        ({"count": 9}, "pictures"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"low": 0.5, "high": 0.5}, "guidance_interval"),
+        ({"sampler": "ancestral"}, "sampler"),
+    ],
+)
+def test_bad_input_is_a_value_error_of_one_line(tiny_pipe: TextToImagePipeline, wrong: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as error:
+        list(forming(tiny_pipe, Request(**({"prompt": PROMPT, "steps": 2} | wrong))))
+    assert "\n" not in str(error.value)
+
+
+def test_a_picture_forms_and_ends_as_the_pipeline_draws_it(tiny_pipe: TextToImagePipeline) -> None:
+    *frames, drawing = forming(tiny_pipe, Request(PROMPT, "3", steps=4, count=2))
+    assert frames and all(isinstance(frame, str) for frame in frames)
+    assert isinstance(drawing, Drawing) and [len(steps) for steps in drawing.frames] == [4, 4]
+    assert drawing.attention.steps == [0, 1, 2, 3]
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    expected = tiny_pipe([PROMPT] * 2, num_inference_steps=4, generator=generators, output_type="np").images
+    assert drawing.attention.pictures.numpy() == pytest.approx(expected * 255, abs=1)
+    last = Image.open(io.BytesIO(base64.b64decode(drawing.frames[0][-1].partition(",")[2])))
+    apart = np.asarray(last.convert("RGB")).astype(int) - drawing.attention.pictures[0].numpy()
+    assert abs(apart).max() <= 1  # what the last step headed for is what it reached
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_and_seeds_name_pictures(tiny_pipe: TextToImagePipeline, sampler: str) -> None:
+    before = tiny_pipe.scheduler
+    pictures = [
+        list(forming(tiny_pipe, Request(PROMPT, seed, steps=3, sampler=sampler)))[-1].attention.pictures
+        for seed in ("1", "1", str(2**64 - 1))
+    ]
+    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+    assert tiny_pipe.scheduler is before
+
+
+def test_who_stops_listening_stops_the_drawing_within_a_step(tiny_pipe: TextToImagePipeline) -> None:
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        time.sleep(0.02)
+
+    handle = tiny_pipe.unet.register_forward_hook(count)
+    try:
+        updates = forming(tiny_pipe, Request(PROMPT, steps=100))
+        next(updates)
+        updates.close()
+        before, threads = passes, threading.active_count()
+        time.sleep(0.5)
+        assert passes <= before + 1 < 20
+        assert threading.active_count() < threads
+    finally:
+        handle.remove()
+
+
+def test_the_page_is_told_frames_and_then_pictures_with_their_settings(models: Models) -> None:
+    kept = Kept()
+    *frames, last = draw(models, kept, Request(PROMPT, "5", steps=3, count=2))
+    assert all(set(told) == {"frame", "note"} for told in frames)
+    assert [told["settings"]["seed"] for told in last["pictures"]] == ["5", "6"]
+    assert kept.get({"key": last["pictures"][1]["key"], "image": 1})[0].settings[1]["seed"] == "6"
+    (again,) = list(draw(models, kept, Request(**last["pictures"][1]["settings"])))[-1]["pictures"]
+    apart = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(told["picture"].partition(",")[2]))), int)
+        for told in (last["pictures"][1], again)
+    ]
+    assert abs(apart[0] - apart[1]).max() <= 1
+
+
+def test_words_the_model_never_read_are_named_once(models: Models) -> None:
+    note = list(draw(models, Kept(), Request("a red elephant and an elephant", steps=2)))[-1]["note"]
+    assert note.endswith('The model has never read: "elephant".')
+    assert "never" not in list(draw(models, Kept(), Request(PROMPT, steps=2)))[-1]["note"]
+
+
+def test_a_live_picture_is_the_same_picture_without_its_steps(models: Models) -> None:
+    request = Request(PROMPT, "5", steps=3, guidance=1.0)
+    live = draw_live(models, request)
+    full = list(draw(models, Kept(), request))[-1]
+    assert live["live"] and "key" not in live["pictures"][0]
+    assert live["pictures"][0]["steps"] == 0
+    assert live["pictures"][0]["picture"] == full["pictures"][0]["picture"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("kind", ["one", "count", "two", "relation", "three"])
+def test_the_verdict_is_the_judges_on_what_the_prompt_says(
+    tiny_pipe: TextToImagePipeline, kind: str, language: str
+) -> None:
+    right, other = scene(3, 0, kind, language=language), scene(3, 1, kind, language=language)
+    attention = AttentionTrace()
+    texts = [read_text(s.caption, tiny_pipe.tokenizer) for s in (right, other)]
+    attention.start(Recording({"prompt": texts}, (64, 64), {"mid": (4, 4)}, 2, 1))
+    attention.pictures = torch.from_numpy(np.stack([render(right)[0]] * 2))
+    said = verdict(attention, 0)
+    assert said and all(ok for _, ok in said)
+    assert not all(ok for _, ok in verdict(attention, 1) or [])
+
+
+def test_there_is_no_verdict_on_what_no_scene_shows(models: Models) -> None:
+    (told,) = list(draw(models, Kept(), Request("a dream of red", steps=1)))[-1]["pictures"]
+    assert told["verdict"] is None
+
+
+# Links
+
+
+def test_a_link_says_the_whole_request(models: Models) -> None:
+    request = Request("红色 & <b>", "7", 9, 2.5, 0.1, 0.6, "blue", "Heun", 1, models.first)
+    assert linked({name: str(value) for name, value in request.settings(0).items()}, models) == request
+
+
+def test_what_is_wrong_in_a_link_is_left_out(models: Models) -> None:
+    found = linked({"steps": "many", "guidance": "", "__class__": "x", "seed": "12"}, models)
+    assert (found.steps, found.guidance, found.seed, found.model) == (20, 3.0, "12", models.first)
+
+
+def test_a_new_seed_is_a_seed() -> None:
+    Request(PROMPT, new_seed()).check()
+
+
+# Models
+
+
+def test_models_are_the_first_the_bundled_and_the_runs(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_of_the_page, "RUNS", tmp_path / "runs")
+    models = Models(tiny_pipe)
+    assert models.names() == ["this pipeline", "shapes"]
+    tiny_pipe.save_pretrained(tmp_path / "runs" / "mine")
+    run = str(tmp_path / "runs" / "mine")
+    assert models.names() == ["this pipeline", "shapes", run]
+    first = models.get(run)
+    assert models.get(run) is first
+    assert models.get("this pipeline") is tiny_pipe
+    time.sleep(0.01)
+    tiny_pipe.save_pretrained(tmp_path / "runs" / "mine")
+    assert models.get(run) is not first
+    for name in (str(tmp_path), "../runs/mine", "someone/else"):
+        with pytest.raises(ValueError, match="there is no model"):
+            models.get(name)

@@ -1,0 +1,187 @@
+"""What the viewer is told, and where it asks for more."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import TextToImagePipeline, trace
+from ui import reading, viewer
+from ui.kept import Drawing, Kept
+from unet_xattn import AttentionTrace
+
+PROMPT = "a red circle left of a blue square"
+HOSTILE = ["<img src=x onerror=alert(1)>", "${alert(1)}", "{{7*7}}", "`; alert(1)"]
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_pipe: TextToImagePipeline) -> TextToImagePipeline:
+    """The tiny pipeline with a calibration that prefers one head of each layer."""
+    calibration = {layer: [0.3, 0.03] for layer in tiny_pipe.unet.attention_layers}
+    total = sum(map(sum, calibration.values()))
+    weights = {layer: [weight / total for weight in heads] for layer, heads in calibration.items()}
+    return TextToImagePipeline(**tiny_pipe.components, calibration=weights)
+
+
+def record(pipe: TextToImagePipeline, prompt: str | list[str], keep: str = "full", **settings: Any) -> AttentionTrace:
+    with trace(pipe, keep) as attention:
+        pipe(prompt, num_inference_steps=2, **settings)
+    return attention
+
+
+def shares(view: dict, frame: int = 0) -> np.ndarray:
+    """(tokens, rows, columns), as the browser reads them."""
+    peaks = np.array(view["peaks"])
+    levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(*peaks.shape, *view["grid"])
+    return levels[frame] / 255 * peaks[frame][:, None, None]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "A red circle, left of a blue square.", "...", "红色 🟥 circle", *HOSTILE])
+def test_pieces_are_the_prompt_and_its_words(pipe: TextToImagePipeline, prompt: str) -> None:
+    attention = record(pipe, prompt)
+    told = viewer.payload(attention)
+    assert "".join(text for text, _ in told["pieces"]) == prompt == told["prompt"]
+    assert [text for text, word in told["pieces"] if word >= 0] == [str(word) for word in attention.words]
+    assert told["words"] == [list(word.tokens) for word in attention.words]
+
+
+def test_a_word_is_the_sum_of_its_tokens(pipe: TextToImagePipeline) -> None:
+    attention = record(pipe, "a reddish circle")
+    told = viewer.payload(attention)
+    (word,) = (w for w in attention.words if len(w.tokens) > 1)
+    heat = attention.heatmap(word).numpy()
+    rows, columns = told["views"]["mean||"]["grid"]
+    cells = heat.reshape(rows, heat.shape[0] // rows, columns, -1).mean(axis=(1, 3))
+    assert shares(told["views"]["mean||"])[list(word.tokens)].sum(axis=0) == pytest.approx(cells, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [{}, {"height": 16, "width": 32}])
+@pytest.mark.parametrize("which", [{}, {"reduce": "calibrated"}, {"step": 1}, {"reduce": "calibrated", "step": 0}])
+def test_the_viewer_and_words_at_give_the_same_numbers(pipe: TextToImagePipeline, size: dict, which: dict) -> None:
+    attention = record(pipe, PROMPT, **size)
+    view = viewer.view(attention, 0, f"{which.get('reduce', 'mean')}||")
+    rows, columns = view["grid"]
+    height, width = attention.size
+    assert rows / columns == height / width
+    maps, cell = shares(view, 1 + which["step"] if "step" in which else 0), height // rows
+    for row, column in [(0, 0), (rows - 1, 1), (1, columns - 1)]:
+        box = (column * cell, row * cell, (column + 1) * cell, (row + 1) * cell)
+        expected = {word.start: share for word, share in attention.words_at(box, **which)}
+        for word in attention.words:
+            assert maps[list(word.tokens), row, column].sum() == pytest.approx(expected[word.start], abs=0.004)
+
+
+def test_a_layer_and_a_head_are_shown_on_their_own_grid(pipe: TextToImagePipeline) -> None:
+    attention = record(pipe, PROMPT)
+    for layer in attention.layers:
+        for head, name in ((None, f"mean|{layer}|"), (1, f"mean|{layer}|1")):
+            view = viewer.view(attention, 0, name)
+            assert view["grid"] == list(attention.recording.grids[layer])
+            for frame, step in enumerate([None, 0, 1]):
+                expected = attention.maps(layer, head=head, step=step).numpy()
+                assert shares(view, frame) == pytest.approx(expected, abs=1 / 255)
+
+
+def test_every_view_that_is_named_is_there_and_no_other(pipe: TextToImagePipeline) -> None:
+    attention = record(pipe, PROMPT)
+    names = viewer.view_names(attention)
+    assert len(set(names)) == (1 + len(attention.layers)) * 3 + 1
+    assert all(viewer.view(attention, 0, name)["maps"] for name in names)
+    for name in ("", "mean", "mean|nowhere|", "mean||7", "calibrated|mid|", "__class__"):
+        with pytest.raises(ValueError, match="there is no view"):
+            viewer.view(attention, 0, name)
+    assert viewer.view_names(record(pipe, PROMPT, keep="mean"))[0] == "mean||"
+
+
+def test_the_payload_speaks_of_the_image_asked_for(pipe: TextToImagePipeline) -> None:
+    with trace(pipe) as attention:
+        pictures = pipe([PROMPT, "a green star"], num_inference_steps=2).images
+    told = viewer.payload(attention, image=1)
+    assert told["prompt"] == "a green star"
+    assert "[padding]" not in told["tokens"] and len(told["tokens"]) < attention.recording.tokens
+    png = base64.b64decode(told["picture"].partition(",")[2])
+    assert (np.asarray(Image.open(io.BytesIO(png))) == np.asarray(pictures[1])).all()
+
+
+def test_the_payload_of_the_bundled_model_is_small_and_json() -> None:
+    pipe = TextToImagePipeline.from_pretrained("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    told = viewer.payload(
+        record(pipe, "a big red circle and a small blue square and a star on a black background " * 2)
+    )
+    assert len(json.dumps(told)) < 300_000
+    assert set(told["views"]) == {"mean||", "calibrated||"}
+
+
+@pytest.mark.parametrize("make", [viewer.attention_viewer, reading.reading])
+def test_templates_hold_nothing_that_gradio_would_run(make: Any) -> None:
+    component = make()
+    for template in (component.html_template, component.css_template):
+        assert not any(mark in template for mark in ("${", "{{", "`", "\\"))
+
+
+# What is kept to be asked for
+
+
+def drawing(pipe: TextToImagePipeline, prompt: str = PROMPT) -> Drawing:
+    return Drawing(record(pipe, prompt), [["data:image/webp;base64,AAAA"] * 2], [{"seed": "5"}])
+
+
+def test_finer_maps_and_files_come_to_who_has_the_key(pipe: TextToImagePipeline) -> None:
+    kept = Kept()
+    ask = {function.__name__: function for function in kept.functions()}
+    made = drawing(pipe)
+    asked = {"key": kept.add(made), "image": 0}
+    assert ask["view"](asked | {"name": "mean|mid|1"}) == viewer.view(made.attention, 0, "mean|mid|1")
+    assert ask["frames"](asked) == {"frames": made.frames[0], "view": viewer.view(made.attention, 0, "mean||")}
+    saved = ask["save"](asked | {"kind": "png"})
+    assert saved["name"] == "a-red-circle-left-of-a-blue-square-seed5.png"
+    assert base64.b64decode(saved["content"]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [None, [], "key", {}, {"key": "guess", "image": 0}, {"key": ["x"]}, {"image": 1}, {"image": "0"}, {"image": -1}],
+)
+def test_who_asks_for_nonsense_gets_a_line(pipe: TextToImagePipeline, asked: Any) -> None:
+    kept = Kept()
+    key = kept.add(drawing(pipe))
+    if isinstance(asked, dict) and "image" in asked and "key" not in asked:
+        asked = asked | {"key": key}
+    for function in kept.functions():
+        assert list(function(asked)) == ["error"]
+    for wrong in ({"name": 5}, {"kind": "exe"}):
+        assert "error" in kept.functions()[0 if "name" in wrong else 2]({"key": key, "image": 0} | wrong)
+
+
+def test_the_oldest_goes_where_there_is_no_room(pipe: TextToImagePipeline) -> None:
+    first = drawing(pipe)
+    kept = Kept(budget=int(2.5 * first.bytes))
+    keys = [kept.add(first), kept.add(drawing(pipe)), kept.add(drawing(pipe))]
+    assert len(set(keys)) == 3
+    for key, there in zip(keys, (False, True, True), strict=True):
+        if there:
+            kept.get({"key": key, "image": 0})
+        else:
+            with pytest.raises(ValueError, match="not kept any more"):
+                kept.get({"key": key, "image": 0})
+
+
+# What is being typed
+
+
+def test_words_never_read_stand_out_and_the_prompt_stays_whole(tiny_pipe: TextToImagePipeline) -> None:
+    said = reading.read("a red <b>zebra</b>, left of a blue square", tiny_pipe.tokenizer)
+    assert "".join(text for text, _ in said["pieces"]) == "a red <b>zebra</b>, left of a blue square"
+    assert [text for text, unknown in said["pieces"] if unknown] == ["b", "zebra", "b"]
+    assert reading.read(PROMPT, tiny_pipe.tokenizer) == {"pieces": [], "error": ""}
+
+
+@pytest.mark.parametrize("prompt", ["a " * 1500, "circle " * 200, "half \ud83d a smile"])
+def test_what_cannot_be_drawn_is_said_while_it_is_typed(tiny_pipe: TextToImagePipeline, prompt: str) -> None:
+    said = reading.read(prompt, tiny_pipe.tokenizer)
+    assert said["pieces"] == [] and 10 < len(said["error"]) < 120

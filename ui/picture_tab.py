@@ -1,0 +1,68 @@
+"""Bring a picture and say what it shows: where each word of the caption lies in it."""
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from pipelines import attribute
+from ui.checks import check_prompt
+from ui.kept import Drawing, Kept
+from ui.models import Models
+from ui.viewer import attention_viewer, payload
+
+MOST_PIXELS = 40_000_000
+"""Of a picture that is brought: a large camera's. A bomb of a small file unpacks to more."""
+
+
+def look(models: Models, kept: Kept, picture: Image.Image | None, caption: str, name: str) -> dict[str, Any]:
+    """What the viewer is sent of a caption's words in a picture (`pipelines.attribute`).
+
+    Raises:
+        ValueError: no picture, too large a one, or a caption that cannot be read.
+    """
+    if picture is None:
+        raise ValueError("there is no picture: drop one into the frame")
+    if picture.width * picture.height > MOST_PIXELS:
+        raise ValueError(f"the picture has {picture.width}×{picture.height} pixels: 40 million are the limit")
+    check_prompt(caption)
+    attention = attribute(models.get(name or models.first), picture, caption, keep="full")
+    key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
+    note = "Read at three noise levels, which the steps stand for."
+    return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
+
+
+def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
+    """Lay the tab out where the caller is, and wire it."""
+
+    def show(picture: Image.Image | None, caption: str, name: str) -> dict[str, Any]:
+        try:
+            return look(models, kept, picture, caption, name)
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def look_for_client(picture: Image.Image | None, caption: str, name: str = "") -> dict[str, Any]:
+        """Where the words of a caption lie in a picture: as /generate answers, without settings."""
+        try:
+            return look(models, kept, picture, caption, name)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    with gr.Row():
+        with gr.Column(scale=1):
+            picture = gr.Image(type="pil", label="Picture", sources=["upload", "clipboard"], image_mode="RGB")
+            caption = gr.Textbox(label="Caption: what it shows", max_lines=4)
+            button = gr.Button("Where is each word?", variant="primary")
+        with gr.Column(scale=2):
+            viewer = attention_viewer(kept.functions())
+    answer = gr.JSON(visible=False)
+    reading: dict[str, Any] = {"inputs": [picture, caption, model], "concurrency_id": "model"}
+    gr.on(
+        [button.click, caption.submit],
+        show,
+        outputs=viewer,
+        show_progress_on=caption,
+        api_visibility="private",
+        **reading,
+    )
+    gr.Button(visible=False).click(look_for_client, outputs=answer, api_name="attribute", **reading)

@@ -1,0 +1,82 @@
+// Maps as pixels.
+
+const HUES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#8c564b", "#7f7f7f"];
+const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+const hueOf = (i) => HUES[i % HUES.length];
+const palette = shades(props.colours);
+
+function shades(colours) {
+  const anchors = colours.map(rgb);
+  const bytes = new Uint8ClampedArray(4 * 256);
+  for (let level = 0; level < 256; level++) {
+    const position = (level / 255) * (anchors.length - 1);
+    const i = Math.min(Math.floor(position), anchors.length - 2);
+    const channels = anchors[i].map((from, channel) => from + (position - i) * (anchors[i + 1][channel] - from));
+    bytes.set([...channels, 255], 4 * level);
+  }
+  return new Uint32Array(bytes.buffer); // a pixel in one number, in whatever order this machine keeps its bytes
+}
+
+// Between the centres of cells, as torch's bilinear interpolation does.
+function spread(length, cells) {
+  return Array.from({ length }, (_, i) => {
+    const position = Math.min(Math.max(((i + 0.5) * cells) / length - 0.5, 0), cells - 1);
+    const from = Math.floor(position);
+    return [from, Math.min(from + 1, cells - 1), position - from];
+  });
+}
+
+// Calls set(pixel, interpolated values) for every pixel of a canvas as fine as `side` along its longer edge.
+function interpolate(canvas, view, maps, side, set) {
+  const scale = side / Math.max(view.rows, view.columns);
+  canvas.width = Math.round(view.columns * scale);
+  canvas.height = Math.round(view.rows * scale);
+  const [down, across] = [spread(canvas.height, view.rows), spread(canvas.width, view.columns)];
+  const values = new Float32Array(maps.length);
+  let pixel = 0;
+  for (const [top, bottom, y] of down) {
+    for (const [left, right, x] of across) {
+      const [a, b] = [top * view.columns, bottom * view.columns];
+      for (let m = 0; m < maps.length; m++) {
+        const map = maps[m];
+        const upper = map[a + left] * (1 - x) + map[a + right] * x;
+        values[m] = upper * (1 - y) + (map[b + left] * (1 - x) + map[b + right] * x) * y;
+      }
+      set(pixel++, values);
+    }
+  }
+}
+
+function put(canvas, fill) {
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  fill(image.data);
+  context.putImageData(image, 0, 0);
+}
+
+// One map in the colours of the scale, from nothing to `top`.
+function paintMap(canvas, view, map, top, side = 128) {
+  const levels = [];
+  interpolate(canvas, view, [map], side, (pixel, [value]) => (levels[pixel] = Math.round((255 * value) / top)));
+  put(canvas, (bytes) => new Uint32Array(bytes.buffer).set(levels.map((level) => palette[Math.min(level, 255)])));
+}
+
+// Several maps, each in a hue of its own, denser where there is more of it.
+function paintHues(canvas, view, maps, tops, hues, side = 128) {
+  const colours = hues.map(rgb);
+  const pixels = [];
+  interpolate(canvas, view, maps, side, (_, values) => {
+    const parts = Array.from(values, (value, m) => Math.min(value / tops[m], 1));
+    const total = Math.max(parts.reduce((sum, part) => sum + part, 0), 1e-6);
+    const channel = (c) => parts.reduce((sum, part, m) => sum + (part / total) * colours[m][c], 0);
+    pixels.push(channel(0), channel(1), channel(2), 255 * Math.max(...parts));
+  });
+  put(canvas, (bytes) => bytes.set(pixels));
+}
+
+// Who owns what: each cell in its owner's hue, and none where no word does.
+function paintOwners(canvas, view, owners, hues) {
+  canvas.width = view.columns;
+  canvas.height = view.rows;
+  put(canvas, (bytes) => owners.forEach((m, i) => m >= 0 && bytes.set([...rgb(hues[m]), 255], 4 * i)));
+}
