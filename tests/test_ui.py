@@ -3,15 +3,17 @@
 import base64
 import copy
 import io
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client.exceptions import AppError, AuthenticationError
 from PIL import Image
 
 from pipelines import TextToImagePipeline
@@ -128,3 +130,32 @@ def test_a_port_that_cannot_be_had_is_said_before_anything_is_loaded() -> None:
             launch("no such model", port=port)
     with pytest.raises(ValueError, match="port is a number from 1 to 65535"):
         launch("no such model", port=0)
+
+
+@pytest.mark.parametrize("auth", ["", "ada", "ada:", ":enigma"])
+def test_half_a_login_is_refused_before_anything_is_served(auth: str) -> None:
+    with pytest.raises(ValueError, match=r"^--auth is user:password"):
+        launch("no such model", port=free_port(), auth=auth)
+
+
+def test_a_page_with_a_login_lets_nobody_else_in(pipe: TextToImagePipeline) -> None:
+    page = launch(pipe, port=free_port(), auth="ada:enigma", block=False)
+    try:
+        with pytest.raises((AuthenticationError, ValueError)):
+            Client(page.local_url, verbose=False)
+        client = Client(page.local_url, verbose=False, auth=("ada", "enigma"))
+        assert client.predict(api_name="/models")
+        client.close()
+    finally:
+        page.close()
+
+
+def test_language_models_are_offered_the_api(pipe: TextToImagePipeline) -> None:
+    page = launch(pipe, port=free_port(), mcp=True, block=False)
+    try:
+        with urlopen(f"{page.local_url}gradio_api/mcp/schema") as answer:
+            tools = {tool["name"]: tool for tool in json.load(answer)}
+        assert {"generate", "attribute", "list_models"} <= set(tools)
+        assert all(tool["description"] for tool in tools.values())
+    finally:
+        page.close()

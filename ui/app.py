@@ -2,6 +2,7 @@
 
 import socket
 import time
+from importlib.util import find_spec
 
 import gradio as gr
 
@@ -37,9 +38,18 @@ CSS = """
 """
 
 
+MOST_BYTES = 50 * 2**20
+"""Of a file that is brought: a large camera's picture, or a folder of small ones."""
+
+
 def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
     """The page of a model: a bundled name, a folder, a hub id or a pipeline. It uses a GPU where there is one."""
     models, kept = Models(model), Kept()
+
+    def list_models() -> list[str]:
+        """The names of the models there are; the first is the one the page opened with."""
+        return models.names()
+
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_classes="head"):
             gr.Markdown("# Which word drew what")
@@ -50,6 +60,7 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
             generate_tab(page, models, kept, model_name)
         with gr.Tab("Your picture"):
             picture_tab(models, kept, model_name)
+        gr.api(list_models, api_name="models")
     return page.queue(max_size=32)
 
 
@@ -57,25 +68,43 @@ def launch(
     model: str | TextToImagePipeline = "shapes",
     host: str = "127.0.0.1",
     port: int = 7860,
+    auth: str | None = None,
+    share: bool = False,
+    open_browser: bool = False,
+    mcp: bool = False,
     started: float | None = None,
     block: bool = True,
 ) -> gr.Blocks:
     """Open the page and serve it until interrupted.
 
     Args:
+        auth: "user:password" that is asked for; by default nobody is asked.
+        share: let gradio open a public address that leads here.
+        open_browser: open it in this machine's browser.
+        mcp: offer the API to language models too (Model Context Protocol), below /gradio_api/mcp.
         started: when the command began (seconds since the epoch), to say how long a person waited for the page.
         block: wait here; otherwise return while the page is served (close it with `page.close()`).
 
     Raises:
-        ValueError: the port cannot be had, or there is no such model; before anything is loaded or served.
+        ValueError: the port cannot be had, there is no such model, or an option makes no sense; before anything is
+            loaded or served.
     """
     started = time.time() if started is None else started
     _check_port(host, port)
+    user, colon, password = (auth or "").partition(":")
+    if auth is not None and not (user and colon and password):
+        raise ValueError("--auth is user:password, for example --auth ada:enigma")
+    if mcp and find_spec("mcp") is None:
+        raise ValueError("--mcp needs one more package: pip install 'unet-xattn[mcp]'")
     page = build(model)
     page.launch(
         server_name=host,
         server_port=port,
-        share=False,
+        auth=(user, password) if auth else None,
+        share=share,
+        inbrowser=open_browser,
+        mcp_server=mcp,
+        max_file_size=MOST_BYTES,
         quiet=True,
         prevent_thread_lock=True,
         run_history=False,
@@ -83,6 +112,8 @@ def launch(
         theme=THEME,
         css=CSS,
     )
+    if share:
+        print(f"Everybody who knows it can use {page.share_url}.", flush=True)
     print(f"The page is at {page.local_url} after {time.time() - started:.1f} s. Stop it with Ctrl+C.", flush=True)
     if block:
         page.block_thread()

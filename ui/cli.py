@@ -132,9 +132,13 @@ def ui(
     model: Model = "shapes",
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+    auth: Annotated[str | None, typer.Option(help="Ask for this user:password.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Have gradio open a public address that leads here.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Offer the API to language models too, by MCP.")] = False,
 ) -> None:
     """Open the page."""
-    launch(model, host=host, port=port, started=psutil.Process().create_time())
+    launch(model, host, port, auth, share, open_browser, mcp, started=psutil.Process().create_time())
 
 
 @app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")

@@ -214,7 +214,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         except ValueError as error:
             return {"pieces": [], "error": str(error)}, gr.skip()
 
-    def draw_for_client(
+    def generate(
         prompt: str,
         seed: str = "0",
         steps: int = 20,
@@ -299,8 +299,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         concurrency_id="model",
         api_visibility="private",
     )
-    gr.api(draw_for_client, api_name="generate", concurrency_id="model")
-    gr.api(models.names, api_name="models", api_description="The names of the models there are.")
+    gr.api(generate, api_name="generate", concurrency_id="model")
 
 
 def _request(*values: Any) -> Request:

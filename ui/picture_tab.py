@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from pipelines import attribute
+from pipelines import attribute as attribute_words
 from ui.checks import check_prompt
 from ui.kept import Drawing, Kept
 from ui.models import Models
@@ -26,7 +26,7 @@ def look(models: Models, kept: Kept, picture: Image.Image | None, caption: str, 
     if picture.width * picture.height > MOST_PIXELS:
         raise ValueError(f"the picture has {picture.width}×{picture.height} pixels: 40 million are the limit")
     check_prompt(caption)
-    attention = attribute(models.get(name or models.first), picture, caption, keep="full")
+    attention = attribute_words(models.get(name or models.first), picture, caption, keep="full")
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
     note = "Read at three noise levels, which the steps stand for."
     return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
@@ -41,7 +41,7 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
         except ValueError as error:
             return {"error": str(error)}
 
-    def look_for_client(picture: Image.Image | None, caption: str, name: str = "") -> dict[str, Any]:
+    def attribute(picture: Image.Image | None, caption: str, name: str = "") -> dict[str, Any]:
         """Where the words of a caption lie in a picture: as /generate answers, without settings."""
         try:
             return look(models, kept, picture, caption, name)
@@ -65,4 +65,4 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
         api_visibility="private",
         **reading,
     )
-    gr.Button(visible=False).click(look_for_client, outputs=answer, api_name="attribute", **reading)
+    gr.Button(visible=False).click(attribute, outputs=answer, api_name="attribute", **reading)
