@@ -121,8 +121,11 @@ class TranslationPipeline(DiffusionPipeline):
         ids, mask, memory = self._remember([text])
         if not translation.strip():
             raise ValueError("there is no translation to read: give a text")
-        given, _ = read_prompts(self.tokenizer, [translation])
-        return self._read_back(ids[0], mask[0], memory[0], given[0, 1:].tolist())  # all but its start
+        given = self.tokenizer(translation, verbose=False)["input_ids"]
+        if len(given) > self.tokenizer.model_max_length:
+            limit = self.tokenizer.model_max_length
+            raise ValueError(f"the translation has {len(given)} tokens, this model reads {limit}: shorten it")
+        return self._read_back(ids[0], mask[0], memory[0], given[1:])  # all but its start
 
     def _remember(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids (B, S), which of them are real (B, S), and their memory (B, S, D)."""

@@ -31,6 +31,7 @@ THEME = gr.themes.Base(
 )
 CSS = """
 .dark { --color-accent: var(--primary-300); }
+.gradio-container { overflow: clip !important; }
 .html-container:has(.attention-viewer, .alignment) { padding: 0; }
 """
 

@@ -23,31 +23,31 @@ MAX_BEAMS = 8
 """Sentences followed at a time. More find nothing better, and each costs the server as much as the first."""
 
 
-def translate(pipe: TranslationPipeline, text: str, reference: str = "", beams: int = 1) -> Iterator[dict[str, Any]]:
-    """Translate a text: what the alignment shows, again after every token while one beam writes; the last is whole.
+def translate(pipe: TranslationPipeline, text: str, reference: str = "", beams: float = 1) -> Iterator[dict[str, Any]]:
+    """Translate a text: what the alignment shows, and the "text"; one beam gives them out after every token it writes.
 
     Args:
-        reference: another translation of it, to be read beside; none where it is blank.
+        reference: another translation of it, to be read beside it; none where it is blank.
 
     Raises:
-        ValueError: something typed is out of its range, when the first is asked for; the message is one line.
+        ValueError: something typed is out of its range; the message says what, in one line.
     """
-    if not 1 <= beams <= MAX_BEAMS:
-        raise ValueError(f"beams are a whole number from 1 to {MAX_BEAMS}, not {beams}")
+    if beams not in range(1, MAX_BEAMS + 1):
+        raise ValueError(f"beams are a whole number from 1 to {MAX_BEAMS}, not {beams!r}")
     check_prompt(text)
     read = _read(pipe, text, reference)
-    special = set(pipe.tokenizer.all_special_tokens)
+    special = {*pipe.tokenizer.all_special_tokens, "▁"}  # a word's beginning that is no part of the word
     note = _note(pipe, text)
-    for translation in pipe.stream(text) if beams == 1 else pipe(text, beams=beams):
+    for translation in pipe.stream(text) if beams == 1 else pipe(text, beams=int(beams)):
         yield payload(translation, read, special) | {"text": translation.text, "note": note}
 
 
 def _read(pipe: TranslationPipeline, text: str, reference: str) -> Translation | None:
     try:
         check_prompt(reference)
-        return pipe.read(text, reference) if reference.strip() else None
     except ValueError as error:
-        raise ValueError(f"{error} (your translation)") from None
+        raise ValueError(f"your translation: {error}") from None
+    return pipe.read(text, reference) if reference.strip() else None
 
 
 def _note(pipe: TranslationPipeline, text: str) -> str:
@@ -72,14 +72,17 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         the box with the translation, and the button that asks for a picture of it, which the caller wires.
     """
 
-    def write(name: str, text: str, reference: str, beams: float) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def answers(name: str, text: str, reference: str, beams: float) -> Iterator[dict[str, Any]]:
         try:
-            for shown in translate(translator(models, name), text, reference, int(beams)):
-                yield shown["text"], shown
+            yield from translate(translator(models, name), text, reference, beams)
         except ValueError as error:
-            yield gr.skip(), {"error": str(error)}
+            yield {"error": str(error)}
 
-    def translate_for_client(text: str, reference: str = "", beams: int = 1, model: str = models.first) -> dict:
+    def write(name: str, text: str, reference: str, beams: float) -> Iterator[tuple[Any, dict[str, Any]]]:
+        for shown in answers(name, text, reference, beams):
+            yield shown.get("text", gr.skip()), shown
+
+    def translate_for_client(text: str, reference: str = "", beams: int = 1, model: str = models.first) -> Any:
         """Translate a text: the translation, and what was read for every token of it (see `ui.alignment.payload`).
 
         A reference is another translation, read beside it: how likely each of its tokens is to the model, and where the
@@ -91,7 +94,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
             raise gr.Error(str(error), print_exception=False) from None
         return whole
 
-    *_, (written, shown) = write(models.first, EXAMPLES[0], "", 1)  # there at once when the tab is opened
+    *_, first = answers(models.first, EXAMPLES[0], "", 1)  # there at once when the tab is opened
     with gr.Row(equal_height=True):
         text = gr.Textbox(
             EXAMPLES[0], label="Text", show_label=False, container=False, max_lines=4, scale=4, min_width=240
@@ -99,7 +102,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         button = gr.Button("Translate", variant="primary", scale=1, min_width=120)
     with gr.Row(equal_height=True):
         translation = gr.Textbox(
-            written if isinstance(written, str) else "",
+            first.get("text", ""),
             label="Translation",
             show_label=False,
             container=False,
@@ -112,7 +115,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         use = gr.Button("Use as prompt", scale=1, min_width=120)
     with gr.Row():
         with gr.Column(scale=3):
-            view = alignment(shown)
+            view = alignment(first)
         with gr.Column(scale=1):
             reference = gr.Textbox(label="Your translation, to be read beside it", max_lines=4)
             beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label="Beams")

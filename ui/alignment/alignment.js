@@ -96,7 +96,7 @@ function fill(panel, place, reading) {
   panel.weights = decode(reading);
   panel.box.style.setProperty("--rows", panel.rows);
   panel.box.style.setProperty("--columns", panel.columns);
-  panel.average.textContent = `${percent(typical(reading.probabilities))} per token`;
+  panel.average.textContent = `on average ${percent(typical(reading.probabilities))} per token`;
   panel.columnNames.replaceChildren(...data.source.map((token, column) => name(token, { column })));
   panel.rowNames.replaceChildren(...reading.tokens.map((token, row) => {
     const made = name(token, { panel: place, row });
@@ -104,7 +104,7 @@ function fill(panel, place, reading) {
     return made;
   }));
   panel.rather.replaceChildren(...reading.likeliest.map(([text, probability], row) =>
-    span("instead", surprising(panel, row) ? `rather “${text}” ${percent(probability)}` : "")));
+    span("instead", surprising(panel, row) ? `rather ${text} ${percent(probability)}` : "")));
   const line = reading.tokens.map((token, row) => [{ panel: place, row }, chip(token, { panel: place, row })]);
   line.forEach(([, button], row) => button.classList.toggle("surprising", surprising(panel, row)));
   panel.line.replaceChildren(...line.map(([, button]) => button));
