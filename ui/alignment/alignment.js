@@ -83,9 +83,9 @@ function panel(name, place) {
     [".mean", ".target", ".columns", ".rows", ".field", "canvas", ".mark", ".rather"].map((part) => find(part, box));
   field.addEventListener("pointermove", (event) => pointWithPointer(place, event));
   field.addEventListener("pointerdown", (event) => pointWithPointer(place, event));
-  field.addEventListener("pointerleave", (event) => event.pointerType === "touch" || point(null)); // a tap's answer stays
+  field.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leaveField(place)); // a tap's stays
   field.addEventListener("keydown", (event) => pointWithKeys(place, event));
-  field.addEventListener("blur", () => point(null));
+  field.addEventListener("blur", () => leaveField(place));
   return { box, average, line, columnNames, rowNames, field, canvas, mark, rather, reading: null };
 }
 
@@ -122,7 +122,7 @@ function name([text, special], place) {
   const made = span(special ? "name special" : "name", "");
   made.append(span("text", text));
   made.addEventListener("pointerenter", () => point(place));
-  made.addEventListener("pointerleave", () => point(null));
+  made.addEventListener("pointerleave", () => leave(place));
   made.addEventListener("click", () => pin(place));
   return made;
 }
@@ -133,10 +133,10 @@ function chip([text, special], place) {
   button.className = special ? "chip special" : "chip";
   button.append(span("text", text), span("share", ""));
   button.addEventListener("pointerenter", () => point(place));
-  button.addEventListener("pointerleave", () => point(null));
+  button.addEventListener("pointerleave", () => leave(place));
   // A tap focuses the chip too; only the keyboard's focus lights others, or a second tap could not put them out.
   button.addEventListener("focus", () => button.matches(":focus-visible") && point(place));
-  button.addEventListener("blur", () => point(null));
+  button.addEventListener("blur", () => leave(place));
   button.addEventListener("click", () => pin(place));
   return button;
 }
@@ -235,6 +235,16 @@ function point(at) {
   if (same(at, pointed) || at === pointed) return;
   pointed = at;
   render();
+}
+
+// What is left may not be what is pointed at any more: a tap elsewhere takes the focus from a chip after it has pointed.
+
+function leave(place) {
+  if (same(pointed, place)) point(null);
+}
+
+function leaveField(place) {
+  if (pointed?.panel === place && pointed.column !== undefined) point(null);
 }
 
 function pin(at) {
