@@ -140,6 +140,7 @@ def test_pointing_at_a_cell_lights_its_two_tokens_with_its_number(open_tab: Open
     assert shares(page, WRITTEN) == [share]
     said = f"For “{tokens(page, WRITTEN)[3]}” the model reads “{tokens(page, SOURCE)[2]}” with {share:g}"
     assert said in caption(page).replace("\u202f", " ")
+    assert page.locator(".alignment .written .field").bounding_box() == box  # nothing moves under the pointer
 
 
 def test_a_layer_and_a_head_can_be_looked_at_alone(open_tab: Open, requests: list[str]) -> None:
