@@ -82,6 +82,9 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         for shown in answers(name, text, reference, beams):
             yield shown.get("text", gr.skip()), shown
 
+    def blank() -> str:
+        return ""
+
     def translate_for_client(text: str, reference: str = "", beams: int = 1, model: str = models.first) -> Any:
         """Translate a text: the translation, and what was read for every token of it (see `ui.alignment.payload`).
 
@@ -133,6 +136,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         "api_visibility": "private",
     }
     gr.on([button.click, text.submit, reference.submit, beams.change, model.change], write, **writing)
-    examples.load_input_event.then(write, **writing)
+    # What was typed as a translation of another text is none of an example's.
+    examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
     gr.api(translate_for_client, api_name="translate", concurrency_id="model")
     return translation, use

@@ -245,10 +245,14 @@ def test_a_model_without_a_decoder_says_so(
     assert not page.get_by_role("combobox", name="Layer").is_visible()
 
 
-def test_an_example_translates_itself(open_tab: Open) -> None:
+def test_an_example_translates_itself_without_the_reference_of_another_text(open_tab: Open) -> None:
     page = open_tab()
+    translate(page, TEXT, REFERENCE)
+    finished(page, TEXT)
     page.get_by_role("tabpanel").get_by_text(EXAMPLES[1]).click()
     page.wait_for_function("document.querySelector('.alignment .source').textContent.includes('三')")
+    assert page.get_by_role("textbox", name="Your translation").input_value() == ""
+    assert not page.locator(".reading.reference").is_visible()
 
 
 def test_a_phone_shows_it_all_and_answers_to_taps(open_tab: Open) -> None:
