@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.captions import is_chinese
-from pipelines.text_to_text import Translation
+from pipelines.text_to_text import Translation, readable
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
@@ -171,10 +171,7 @@ def alignment_sheet(translation: Translation, cell: int = 26) -> Image.Image:
     """
     weights = translation.attention.mean(dim=(0, 1)).numpy()  # (T, S)
     font = label_font([*translation.tokens, *translation.source_tokens], 16)
-    labels = [
-        [token.replace("▁", " ").strip() or "▁" for token in tokens]
-        for tokens in (translation.tokens, translation.source_tokens)
-    ]
+    labels = [[readable(token) for token in tokens] for tokens in (translation.tokens, translation.source_tokens)]
     left = 12 + max(round(font.getlength(text)) for text in labels[0])
     top = 12 + max(round(font.getlength(text)) for text in labels[1])
     rows, columns = weights.shape

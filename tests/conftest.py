@@ -75,6 +75,17 @@ def tiny_pipe(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., Cross
     return pipe
 
 
+@pytest.fixture(scope="session")
+def tiny_bilingual_pipe(tiny_pipe: TextToImagePipeline) -> TextToImagePipeline:
+    """The same with a text decoder, untrained as well. Shared: do not change it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        text_encoder = _awake(
+            Transformer(len(tiny_pipe.tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=2)
+        )
+    return TextToImagePipeline(tiny_pipe.tokenizer, text_encoder, tiny_pipe.unet, tiny_pipe.scheduler)
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A function of (name, captions, rows) -> a folder with a little picture for each caption and their metadata."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unet_xattn import Transformer
-from unet_xattn.decoding import allowed, beam_search, greedy, sample
+from unet_xattn.decoding import allowed, beam_search, greedy, greedy_steps, sample
 
 START, END, VOCABULARY = 1, 2, 12
 SOURCE = torch.tensor([[1, 5, 6, 7, 2], [1, 8, 2, 0, 0], [1, 9, 9, 4, 2]])
@@ -87,6 +87,12 @@ def test_the_cache_changes_no_token(learnt: Transformer) -> None:
     for transformer in (learnt, model()):
         args = read(transformer)
         assert greedy(transformer, *args, use_cache=False) == greedy(transformer, *args)
+
+
+def test_the_steps_of_greedy_are_what_it_writes_and_then_the_end(learnt: Transformer) -> None:
+    steps = torch.stack(list(greedy_steps(learnt, *read(learnt))), dim=1)
+    assert steps.tolist() == [[7, 6, 5, END], [8, END, END, END], [4, 9, 9, END]]
+    assert list(greedy_steps(learnt, *read(learnt), max_tokens=0)) == []
 
 
 @pytest.mark.parametrize("writes", [greedy, beam_search], ids=lambda f: f.__name__)

@@ -36,6 +36,7 @@ def test_sheet_has_a_tile_for_the_picture_and_each_word(tiny_pipe) -> None:
 def test_the_alignment_has_a_row_for_each_token_written_and_a_column_for_each_read() -> None:
     attention = torch.zeros(2, 4, 3, 5)  # layers, heads, written, read
     attention[..., [0, 1, 2], [4, 0, 2]] = 1
-    sheet = np.asarray(alignment_sheet(Translation("b", list("abc"), list("vwxyz"), attention), cell=20)).astype(int)
+    translation = Translation("b", list("vwxyz"), list("abc"), attention, torch.ones(3), list("abc"), torch.ones(3))
+    sheet = np.asarray(alignment_sheet(translation, cell=20)).astype(int)
     bright = sheet[-8 - 60 : -8, -8 - 100 : -8].sum(axis=-1)[10::20, 10::20] > 600
     assert np.argwhere(bright).tolist() == [[0, 4], [1, 0], [2, 2]]

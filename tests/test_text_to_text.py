@@ -44,6 +44,42 @@ def test_a_text_is_translated_alone_as_in_a_batch(pipe: TranslationPipeline) -> 
         torch.testing.assert_close(alone.attention, expected.attention, rtol=1e-4, atol=1e-5)
 
 
+def test_a_translation_says_how_likely_each_token_was(pipe: TranslationPipeline) -> None:
+    source = torch.tensor([pipe.tokenizer(TEXTS[0])["input_ids"]])
+    given = torch.tensor([pipe.tokenizer(TEXTS[1])["input_ids"]])  # [START] ... [END]
+    chances = pipe.text_encoder(source, given[:, :-1])[0].softmax(dim=-1).detach()  # (T, V)
+    read = pipe.read(TEXTS[0], TEXTS[1])
+    assert read.text == TEXTS[1]
+    assert read.tokens == pipe.tokenizer.convert_ids_to_tokens(given[0, 1:].tolist())
+    expected = chances.gather(1, given[0, 1:, None]).squeeze(1)
+    torch.testing.assert_close(read.probabilities, expected)
+    torch.testing.assert_close(read.likeliest_probabilities, chances.amax(dim=-1))
+    assert read.likeliest == pipe.tokenizer.convert_ids_to_tokens(chances.argmax(dim=-1).tolist())
+    torch.testing.assert_close(read.attention.sum(-1), torch.ones(2, 2, len(expected)))
+
+
+def test_reading_what_it_wrote_gives_the_same_translation() -> None:
+    """Of captions as the bundled model writes them: an untrained one writes tokens that no text is read as."""
+    pipe = TranslationPipeline.from_pretrained("shapes")
+    for text in TEXTS:
+        (written,) = pipe(text, beams=1)
+        read = pipe.read(text, written.text)
+        assert read.tokens == written.tokens == read.likeliest
+        torch.testing.assert_close(read.attention, written.attention)
+        torch.testing.assert_close(read.probabilities, written.likeliest_probabilities)
+
+
+def test_a_stream_grows_by_a_token_into_the_greedy_translation(pipe: TranslationPipeline) -> None:
+    *growing, whole = pipe.stream(TEXTS[0], max_tokens=6)
+    (expected,) = pipe(TEXTS[0], beams=1, max_tokens=6)
+    assert whole.text == expected.text and whole.tokens == expected.tokens
+    torch.testing.assert_close(whole.attention, expected.attention)
+    for count, part in enumerate(growing, 1):
+        assert part.tokens == part.likeliest == whole.tokens[:count]
+        torch.testing.assert_close(part.attention, whole.attention[:, :, :count])
+        torch.testing.assert_close(part.probabilities, whole.probabilities[:count])
+
+
 def test_the_text_side_of_a_text_to_image_model_translates(
     pipe: TranslationPipeline, tiny_pipe: TextToImagePipeline, tmp_path: Path
 ) -> None:
@@ -79,6 +115,10 @@ def test_nothing_to_translate_is_said(pipe: TranslationPipeline, text: str | lis
 def test_a_text_longer_than_the_model_reads_is_refused(pipe: TranslationPipeline) -> None:
     with pytest.raises(ValueError, match="tokens, this model reads 64"):
         pipe("red " * 100)
+    with pytest.raises(ValueError, match="the translation has 102 tokens, this model reads 64"):
+        pipe.read("red", "red " * 100)
+    with pytest.raises(ValueError, match="no translation to read"):
+        pipe.read("red", " ")
 
 
 def test_captions_are_learnt_to_be_said_in_the_other_language(tokenizer: PreTrainedTokenizerFast) -> None:

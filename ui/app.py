@@ -11,6 +11,7 @@ from ui.generate_tab import generate_tab
 from ui.kept import Kept
 from ui.models import Models
 from ui.picture_tab import picture_tab
+from ui.translate_tab import translate_tab
 
 # Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
 # The shades are those that keep text at a contrast of 4.5 in light and dark (WCAG AA), which the defaults do not.
@@ -33,8 +34,9 @@ THEME = gr.themes.Base(
 )
 CSS = """
 .dark { --color-accent: var(--primary-300); }
-.html-container:has(.attention-viewer) { padding: 0; }
 .head > :first-child { min-width: 16rem; }
+.gradio-container { overflow: clip !important; }
+.html-container:has(.attention-viewer, .alignment) { padding: 0; }
 """
 
 
@@ -50,16 +52,24 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
         """The names of the models there are; the first is the one the page opened with."""
         return models.names()
 
+    def to_prompt(text: str) -> tuple[str, gr.Tabs]:
+        return text, gr.Tabs(selected="generate")
+
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_classes="head"):
             gr.Markdown("# Which word drew what")
             model_name = gr.Dropdown(
                 models.names(), value=models.first, label="Model", allow_custom_value=True, scale=0, min_width=220
             )
-        with gr.Tab("Generate"):
-            generate_tab(page, models, kept, model_name)
-        with gr.Tab("Your picture"):
-            picture_tab(models, kept, model_name)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Generate", id="generate"):
+                prompt, draw_after = generate_tab(page, models, kept, model_name)
+            with gr.Tab("Your picture"):
+                picture_tab(models, kept, model_name)
+            with gr.Tab("Translate"):
+                translation, use_as_prompt = translate_tab(models, model_name)
+        used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
+        draw_after(used)
         gr.api(list_models, api_name="models")
     return page.queue(max_size=32)
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 import torch
 from diffusers import DiffusionPipeline
+from gradio.events import Dependency
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
@@ -195,8 +196,14 @@ def new_seed() -> str:
     return str(random.randrange(10**6))
 
 
-def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown) -> None:
-    """Lay the tab out where the caller is, and wire it; `page` is the whole page, which draws once when it opens."""
+def generate_tab(
+    page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
+) -> tuple[gr.Textbox, Callable[[Dependency], Dependency]]:
+    """Lay the tab out where the caller is, and wire it; `page` is the whole page, which draws once when it opens.
+
+    Returns:
+        the box with the prompt, and what has it drawn after an event that put something there.
+    """
 
     def show(*values: Any) -> Iterator[dict[str, Any]]:
         try:
@@ -300,6 +307,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         api_visibility="private",
     )
     gr.api(generate, api_name="generate", concurrency_id="model")
+    return prompt, lambda event: event.then(show, **drawing)
 
 
 def _request(*values: Any) -> Request:

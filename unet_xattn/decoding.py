@@ -1,12 +1,12 @@
 """Writing a sentence from memory, one token at a time: greedy, sampled or by beam search.
 
 Each function takes a batch of memories, (B, S, M) with the mask of their real tokens (B, S), and returns for each the
-token ids that were written, without `start` and without `end`.
+token ids that were written, without `start` and without `end`; `greedy_steps` gives them out as it goes.
 
 Shapes: B batch, K beams, S source tokens, T tokens written so far, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,7 +24,19 @@ def greedy(
     use_cache: bool = True,
 ) -> list[list[int]]:
     """The likeliest token each time. Without the cache every step computes all tokens again: the same, but slower."""
-    return _write(model, memory, memory_mask, start, end, max_tokens, lambda logits: logits.argmax(dim=-1), use_cache)
+    steps = _steps(model, memory, memory_mask, start, end, max_tokens, _likeliest, use_cache)
+    return _collect(steps, len(memory), end)
+
+
+def greedy_steps(
+    model: Transformer, memory: Tensor, memory_mask: Tensor | None, start: int, end: int, max_tokens: int = 64
+) -> Iterator[Tensor]:
+    """What `greedy` writes, as it is written: the token ids of each step, (B,), `end` where a sentence is over."""
+    return _steps(model, memory, memory_mask, start, end, max_tokens, _likeliest)
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
 
 
 def sample(
@@ -58,7 +70,7 @@ def sample(
         probabilities = allowed(logits / temperature, top_k, top_p).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
-    return _write(model, memory, memory_mask, start, end, max_tokens, draw)
+    return _collect(_steps(model, memory, memory_mask, start, end, max_tokens, draw), len(memory), end)
 
 
 def allowed(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
@@ -73,7 +85,7 @@ def allowed(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
 
 
 @torch.no_grad()
-def _write(
+def _steps(
     model: Transformer,
     memory: Tensor,
     memory_mask: Tensor | None,
@@ -82,18 +94,18 @@ def _write(
     max_tokens: int,
     choose: Callable[[Tensor], Tensor],
     use_cache: bool = True,
-) -> list[list[int]]:
+) -> Iterator[Tensor]:
     ids = torch.full((len(memory), 1), start, device=memory.device)  # (B, T)
     finished = torch.zeros(len(memory), dtype=torch.bool, device=memory.device)  # (B,)
     cache = DecoderCache(len(model.decoder)) if use_cache else None
     for _ in range(max_tokens):
         logits = model.decode(ids[:, -1:] if use_cache else ids, memory, memory_mask, cache=cache)[:, -1]  # (B, V)
         token = choose(logits.float()).masked_fill(finished, end)
+        yield token
         ids = torch.cat([ids, token[:, None]], dim=1)
         finished |= token == end
         if finished.all():
             break
-    return [_until(row, end) for row in ids[:, 1:].tolist()]
 
 
 @torch.no_grad()
@@ -143,6 +155,11 @@ def beam_search(
         if finished.all():
             break
     return [_until(row, end) for row in ids[::beams, 1:].tolist()]  # topk puts the best first
+
+
+def _collect(steps: Iterator[Tensor], batch: int, end: int) -> list[list[int]]:
+    written = [token.tolist() for token in steps]  # step by step, (B,) each
+    return [_until([token[row] for token in written], end) for row in range(batch)]
 
 
 def _until(ids: list[int], end: int) -> list[int]:
