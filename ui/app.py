@@ -7,6 +7,7 @@ import gradio as gr
 
 from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
+from ui.inspect_tab import inspect_tab
 from ui.models import Models
 
 # Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
@@ -30,7 +31,7 @@ THEME = gr.themes.Base(
 )
 CSS = """
 .dark { --color-accent: var(--primary-300); }
-.html-container:has(.attention-viewer) { padding: 0; }
+.html-container:has(.attention-viewer, .query-diagram) { padding: 0; }
 """
 
 
@@ -41,6 +42,8 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
         gr.Markdown("# Which word drew what")
         with gr.Tab("Generate"):
             generate_tab(page, models.get(models.first))
+        with gr.Tab("Inspect"):
+            inspect_tab(models, gr.State(models.first))
     return page.queue(max_size=32)
 
 
