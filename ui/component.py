@@ -7,12 +7,14 @@ import gradio as gr
 
 
 def sources(package: str) -> tuple[str, str, str]:
-    """Template, style and script of a component, from the files in its package that bear its name."""
-    name = package.rpartition(".")[2]
-    template, style, script = (
-        files(package).joinpath(f"{name}.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
-    )
-    return template, style, script
+    """Template and style of a component, from the files in its package that bear its name, and its script.
+
+    A long script may lie in several files, which are read in the order of their names as one.
+    """
+    name, folder = package.rpartition(".")[2], files(package)
+    template, style = (folder.joinpath(f"{name}.{kind}").read_text("utf-8") for kind in ("html", "css"))
+    scripts = sorted((file for file in folder.iterdir() if file.name.endswith(".js")), key=lambda file: file.name)
+    return template, style, "\n".join(file.read_text("utf-8") for file in scripts)
 
 
 def component(package: str, value: Any = None, **options: Any) -> gr.HTML:

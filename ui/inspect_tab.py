@@ -167,10 +167,11 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
             [("the picture", "picture"), ("the translation", "translation")],
             value="picture",
             label="Who reads the memory",
+            min_width=310,
         )
-        layer = gr.Dropdown(layers(first, "picture"), value=first_layer(first, "picture"), label="Layer")
-        step = gr.Slider(1, STEPS, STEPS // 2, step=1, precision=0, label="Step")
-        seed = gr.Textbox("0", label="Seed", max_lines=1)
+        layer = gr.Dropdown(layers(first, "picture"), value=first_layer(first, "picture"), label="Layer", min_width=240)
+        step = gr.Slider(1, STEPS, STEPS // 2, step=1, precision=0, label="Step", min_width=160)
+        seed = gr.Textbox("0", label="Seed", max_lines=1, min_width=120)
     diagram = query_diagram()
     last = gr.State(None, time_to_live=3600)
 
@@ -184,7 +185,8 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         "trigger_mode": "always_last",
         "api_visibility": "private",
     }
-    gr.on([diagram.opened, button.click, prompt.submit, seed.submit, step.change, layer.input], **looking)
+    diagram.opened(**looking)  # an event of its own script, which `gr.on` does not take
+    gr.on([button.click, prompt.submit, seed.submit, step.change, layer.input], **looking)
     gr.on(
         [reader.change, model.change],
         change_reader,

@@ -9,11 +9,16 @@ import io
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from pipelines.follow import Drawing, PictureReading, Reading, TextReading
+from pipelines.overlay import colour_map
 from ui.component import component
+
+COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 64))]
+"""The colour map of every heat map we draw, evenly spaced, from nothing to most."""
 
 
 def query_diagram(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
@@ -22,7 +27,7 @@ def query_diagram(value: dict[str, Any] | None = None, **options: Any) -> gr.HTM
     Its value is a payload, or {"error": a line that says why there is no new one}, and the last one stays. It triggers
     `opened` when it comes onto the page with nothing to show.
     """
-    return component(__name__, value, **options)
+    return component(__name__, value, colours=COLOURS, **options)
 
 
 def picture_payload(drawing: Drawing, reading: PictureReading) -> dict[str, Any]:

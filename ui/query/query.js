@@ -1,8 +1,9 @@
-// The body of a function of (element, props, watch, trigger), which gr.HTML calls once, when the diagram is on the page.
+// With arithmetic.js the body of a function of (element, props, watch, trigger), which gr.HTML calls once, when the
+// diagram is on the page.
 //
 // props.value is what Python's `picture_payload` or `text_payload` made, or nothing yet. It holds what the layer's
 // projections gave; products, softmax and output are computed here. Everything a person typed is written by
-// textContent, never as HTML.
+// textContent, never as HTML. props.colours is the colour map of heat maps.
 
 const PLUS = [217, 98, 15]; // orange and blue: told apart by every kind of colour blindness, and by up and down
 const MINUS = [59, 125, 216];
@@ -26,48 +27,14 @@ let component = null; // the component of q and k, or of v and out, pointed at: 
 let hidden = new Set(); // tokens that somebody has hidden from the softmax, to see what a mask does
 let found = null; // every number of the query that is followed
 
-// The arithmetic of attention
+// What is chosen
 
-function decode(payload) {
-  const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-  const [H, N, T, E, M] = payload.shape;
-  const numbers = Object.fromEntries(["q", "k", "v", "memory"].map((name) => [name, floats(payload[name])]));
-  const [rows, columns] = payload.grid ?? [1, N];
-  return { ...payload, ...numbers, H, N, T, E, M, rows, columns };
+function ownVector(name, row) {
+  return vector(data, name, head, row);
 }
 
-function dot(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-function softmax(scores) {
-  const most = Math.max(...scores); // e^x overflows; only differences matter
-  const powers = scores.map((score) => Math.exp(score - most));
-  const sum = powers.reduce((a, b) => a + b, 0);
-  return powers.map((power) => power / sum);
-}
-
-function vector(name, row) {
-  const count = name === "q" ? data.N : data.T;
-  const from = (head * count + row) * data.E;
-  return data[name].subarray(from, from + data.E);
-}
-
-function readable(t) {
-  return data.mask[t] && !hidden.has(t);
-}
-
-function follow(position) {
-  const all = Array.from({ length: data.T }, (_, t) => t);
-  const q = vector("q", position);
-  const products = all.map((t) => dot(q, vector("k", t)));
-  const scaled = products.map((product) => product / Math.sqrt(data.E));
-  const weights = softmax(scaled.map((score, t) => (readable(t) ? score : -Infinity)));
-  const out = new Float32Array(data.E);
-  for (const t of all) vector("v", t).forEach((value, e) => (out[e] += weights[t] * value));
-  return { q, products, scaled, weights, out };
+function quoted(t) {
+  return `“${spelled(data.tokens[t])}”`;
 }
 
 function position() {
@@ -85,32 +52,6 @@ function column() {
 
 function strongest() {
   return found.weights.indexOf(Math.max(...found.weights));
-}
-
-// How it is said
-
-function signed(value, digits = 2) {
-  return value.toFixed(digits).replace("-", "−").replace(/^−(0\.0+)$/, "$1");
-}
-
-function percent(value) {
-  return (100 * value).toFixed(value < 0.0995 ? 1 : 0) + "\u202f%";
-}
-
-function large(value) {
-  return value >= 1e5 || value < 1e-3 ? value.toExponential(2).replace("e+", "·10^").replace("e-", "·10^−") : value.toPrecision(3);
-}
-
-function spelled(text) {
-  return text.replaceAll("▁", " ").trim() || "␣";
-}
-
-function quoted(t) {
-  return `“${spelled(data.tokens[t])}”`;
-}
-
-function named(letter, e) {
-  return letter + String(e + 1).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
 }
 
 // Drawing
@@ -132,41 +73,40 @@ function paint(holder, numbers, most) {
   });
 }
 
-function largest(numbers) {
-  return numbers.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
-}
-
 function paintHead() {
   const part = (name, count) => data[name].subarray(head * count * data.E, (head + 1) * count * data.E);
   data.most = { q: largest(part("q", data.N)), k: largest(part("k", data.T)), v: largest(part("v", data.T)) };
   rows.forEach((row, t) => {
-    paint(row.k, vector("k", t), data.most.k);
-    paint(row.v, vector("v", t), data.most.v);
+    paint(row.k, ownVector("k", t), data.most.k);
+    paint(row.v, ownVector("v", t), data.most.v);
   });
   const { q, k, v } = data.most;
   find("legend").textContent =
     "Bars up and orange are positive, down and blue negative; each kind is drawn against its own largest value in " +
     `this head: q ${signed(q)}, k ${signed(k)}, v and out ${signed(v)}. The paler a v, the less of it is read. ` +
-    `This is head ${head + 1} of ${data.H}; their outs, side by side, times W_o plus b_o are what the layer adds to x.`;
+    `The outs of all ${data.H} heads, side by side, ·Wₒ + bₒ, are what this layer adds to what it was given.`;
 }
 
 function paintWarmth(t) {
   warmth.hidden = t === null || Boolean(data.written);
   if (warmth.hidden) return;
-  const shares = Array.from({ length: data.N }, (_, n) => follow(n).weights[t]);
+  const key = [t, head, ...hidden].join();
+  if (data.warm === key) return; // the canvas holds it already
+  data.warm = key;
+  const shares = Array.from({ length: data.N }, (_, n) => follow(data, head, n, hidden).weights[t]);
   const most = largest(shares);
   warmth.width = data.columns;
   warmth.height = data.rows;
   const context = warmth.getContext("2d");
   shares.forEach((share, n) => {
-    context.fillStyle = `rgb(${PLUS.map((c) => Math.round((c * share) / most))})`;
+    context.fillStyle = props.colours[Math.round((share / most) * (props.colours.length - 1))];
     context.fillRect(n % data.columns, Math.floor(n / data.columns), 1, 1);
   });
   data.peak = most;
 }
 
 function render() {
-  found = follow(position());
+  found = follow(data, head, position(), hidden);
   paint(askStrip, found.q, data.most.q);
   paint(outStrip, found.out, data.most.v);
   const shown = pointed ?? pinned;
@@ -176,14 +116,13 @@ function render() {
     row.line.classList.toggle("lit", t === shown);
     row.button.setAttribute("aria-pressed", String(t === pinned));
     row.product.textContent = signed(found.products[t]);
-    row.scaled.textContent = readable(t) ? signed(found.scaled[t]) : "−∞";
+    row.scaled.textContent = found.readable[t] ? signed(found.scaled[t]) : "−∞";
     row.weight.textContent = percent(found.weights[t]);
     row.bar.style.setProperty("--part", found.weights[t]);
     row.v.style.setProperty("--part", found.weights[t] / most);
-    row.k.setAttribute("aria-label", `k of ${spelled(data.tokens[t])}`);
     const { of, at } = component ?? {};
-    row.keyTerm.textContent = of === "q" ? `${named("q", at)}${named("k", at)} ${signed(found.q[at] * vector("k", t)[at])}` : "";
-    row.valueTerm.textContent = of === "v" ? `·${named("v", at)} ${signed(found.weights[t] * vector("v", t)[at])}` : "";
+    row.keyTerm.textContent = of === "q" ? `${numbered("q", at)}${numbered("k", at)} ${signed(found.q[at] * ownVector("k", t)[at])}` : "";
+    row.valueTerm.textContent = of === "v" ? `·${numbered("v", at)} ${signed(found.weights[t] * ownVector("v", t)[at])}` : "";
   });
   mark();
   renderAsker(shown);
@@ -227,8 +166,8 @@ function renderAsker(shown) {
 }
 
 function renderWorked(t) {
-  const k = vector("k", t);
-  const powers = found.scaled.map((score, i) => (readable(i) ? Math.exp(score) : 0));
+  const k = ownVector("k", t);
+  const powers = found.scaled.map((score, i) => (found.readable[i] ? Math.exp(score) : 0));
   const total = powers.reduce((a, b) => a + b, 0);
   const at = component?.of === "q" ? component.at : -1;
   find("worked-token").textContent = `${quoted(t)} in numbers`;
@@ -238,21 +177,21 @@ function renderWorked(t) {
   hide.onclick = () => mask(t);
   terms.replaceChildren(
     word("q·k ="),
-    ...Array.from(k, (value, e) => word((e ? "+ " : "") + signed(found.q[e] * value), e === at ? "at" : "")),
+    ...Array.from(k, (value, e) => word(summand(found.q[e] * value, e), e === at ? "at" : "")),
     word(`= ${signed(found.products[t])}`),
   );
-  find("worked-softmax").textContent = readable(t)
+  find("worked-softmax").textContent = found.readable[t]
     ? `${signed(found.products[t])} ÷ √${data.E} = ${signed(found.scaled[t])};  ` +
-      `e^${signed(found.scaled[t])} ÷ the sum over all ${data.T} tokens = ${large(powers[t])} ÷ ${large(total)} = ${percent(found.weights[t])}`
+      `e^${signed(found.scaled[t])} ÷ the sum over all ${data.T} tokens = ${scientific(powers[t])} ÷ ${scientific(total)} = ${percent(found.weights[t])}`
     : `It is masked: −∞ stands in place of ${signed(found.scaled[t])}, and e^−∞ = 0.`;
   find("worked-out").textContent = component?.of === "v" ? workedOut(t, component.at) : `${percent(found.weights[t])} of its v goes into out.`;
 }
 
 function workedOut(t, e) {
-  const value = vector("v", t)[e];
+  const value = ownVector("v", t)[e];
   const part = found.weights[t] * value;
-  return `${found.weights[t].toFixed(3)} · ${named("v", e)} = ${found.weights[t].toFixed(3)} · ${signed(value, 3)} = ` +
-    `${signed(part, 3)}, its part of ${named("out", e)} = ${signed(found.out[e], 3)}.`;
+  return `${found.weights[t].toFixed(3)} · ${numbered("v", e)} = ${found.weights[t].toFixed(3)} · ${signed(value, 3)} = ` +
+    `${signed(part, 3)}, its part of ${numbered("out", e)} = ${signed(found.out[e], 3)}.`;
 }
 
 function word(text, name = "") {
@@ -271,12 +210,12 @@ function show(payload) {
   const before = data;
   data = decode(payload);
   pointed = component = null;
+  head = before ? Math.min(head, data.H - 1) : (data.head ?? 0);
   if (before?.text !== data.text) {
     pinned = null;
-    token = 0;
     hidden = new Set();
   }
-  head = before ? Math.min(head, data.H - 1) : (data.head ?? 0);
+  if (before?.text !== data.text || Boolean(before.written) !== Boolean(data.written)) begin();
   token = Math.min(token, data.N - 1);
   board.hidden = false;
   showAsker();
@@ -287,23 +226,31 @@ function show(payload) {
   render();
 }
 
+function begin() {
+  const n = mostContested(data, head);
+  if (data.written) token = n;
+  else place = middle(Math.floor(n / data.columns), n % data.columns);
+}
+
 function memoryOf(t) {
   return data.memory.subarray(t * data.M, (t + 1) * data.M);
 }
 
 function showAsker() {
   const isText = Boolean(data.written);
-  shot.hidden = find("glimpse").hidden = isText;
+  shot.hidden = find("noisy").hidden = isText;
   written.hidden = !isText;
   if (isText) {
     written.replaceChildren(...data.written.map((text, n) => choice(spelled(text), () => (token = n))));
+    find("glimpse-text").textContent = "x is what the decoder has made of the tokens before it.";
   } else {
     drawing.src = data.picture;
     drawing.alt = "The picture drawn for: " + data.text;
     find("noisy").src = data.seen;
     shot.style.setProperty("--shape", data.columns / data.rows);
     find("glimpse-text").textContent =
-      `What the UNet saw at step ${data.step} of ${data.steps}, noise level ${data.noise.toFixed(2)}. x is what it has made of it here.`;
+      `What the UNet saw at step ${data.step} of ${data.steps}, at noise level ${data.noise.toFixed(2)}. ` +
+      "x is what it has made of it at the place that asks.";
   }
   const choices = Array.from({ length: data.H }, (_, i) => choice(String(i + 1), () => chooseHead(i)));
   choices.forEach((button, i) => button.setAttribute("aria-label", `Head ${i + 1}`));
@@ -311,8 +258,11 @@ function showAsker() {
 }
 
 function showShapes() {
-  const { T, E, M } = data;
-  const shapes = { q: `1×${E}`, memory: `${T}×${M}`, k: `${T}×${E}`, v: `${T}×${E}`, out: `1×${E}` };
+  const { H, T, E, M } = data;
+  const projected = `${T}×${M} · ${M}×${E} → ${T}×${E}`;
+  const shapes = {
+    q: `1×${H * E} · ${H * E}×${E} → 1×${E}`, memory: `${T}×${M}`, k: projected, v: projected, out: `1×${E}`,
+  };
   for (const [name, text] of Object.entries(shapes)) find(name + "-shape").textContent = text;
   find("root").textContent = E;
 }
@@ -344,8 +294,8 @@ function tokenRow(text, t) {
   const [keyTerm, valueTerm] = [word("", "term"), word("", "term")];
   const bar = word("", "bar");
   cell("product", product, keyTerm);
-  cell("scaled", scaled, word("", "term"));
-  cell("weight", weight, bar, valueTerm);
+  cell("scaled", scaled);
+  cell("weight", bar, weight, valueTerm);
   const v = strip(cell("values"), "v", t);
   v.classList.add("read");
   line.addEventListener("pointerenter", () => pointAtToken(t));
@@ -414,9 +364,13 @@ function mask(t) {
   render();
 }
 
+function middle(r, c) {
+  const share = (i, cells) => (Math.min(Math.max(i, 0), cells - 1) + 0.5) / cells;
+  return { across: share(c, data.columns), down: share(r, data.rows) };
+}
+
 function choosePlace(r, c) {
-  const middle = (i, cells) => (Math.min(Math.max(i, 0), cells - 1) + 0.5) / cells;
-  place = { across: middle(c, data.columns), down: middle(r, data.rows) };
+  place = middle(r, c);
   render();
 }
 
