@@ -183,8 +183,9 @@ def test_a_client_hears_in_a_line_what_is_wrong(client: Client) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_generate_is_all_the_api_there_is(client: Client) -> None:
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/generate"]
+def test_what_the_tabs_offer_to_clients_is_all_the_api_there_is(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoints) == ["/generate", "/follow", "/follow_translation"]
 
 
 def test_a_port_that_cannot_be_had_is_said_before_anything_is_loaded() -> None:

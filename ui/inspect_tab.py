@@ -175,7 +175,8 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
     diagram = query_diagram()
     last = gr.State(None, time_to_live=3600)
 
-    # Nothing fades while it is on its way: the last answer stays until the next is there.
+    # Nothing fades while it is on its way: the last answer stays until the next is there. A new picture takes longer
+    # than a step or a layer of the last one, so that is shown, on the prompt.
     looking: dict[str, Any] = {
         "fn": answer,
         "inputs": [model, reader, prompt, seed, step, layer, last],
@@ -185,8 +186,10 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         "trigger_mode": "always_last",
         "api_visibility": "private",
     }
-    diagram.opened(**looking)  # an event of its own script, which `gr.on` does not take
-    gr.on([button.click, prompt.submit, seed.submit, step.change, layer.input], **looking)
+    drawing = looking | {"show_progress": "minimal", "show_progress_on": prompt}
+    diagram.opened(**drawing)  # an event of its own script, which `gr.on` does not take
+    gr.on([button.click, prompt.submit, seed.submit], **drawing)
+    gr.on([step.change, layer.input], **looking)
     gr.on(
         [reader.change, model.change],
         change_reader,

@@ -44,7 +44,8 @@ function follow(data, head, position, hidden) {
 // and the last are the start and the end, no words.
 function mostContested(data, head) {
   const second = (weights) => [...weights].sort((a, b) => b - a)[1] ?? 0;
-  const shares = Array.from({ length: data.N }, (_, n) => second(follow(data, head, n, new Set()).weights.slice(1, -1)));
+  const words = (n) => follow(data, head, n, new Set()).weights.slice(1, -1);
+  const shares = Array.from({ length: data.N }, (_, n) => second(words(n)));
   return shares.indexOf(Math.max(...shares));
 }
 
@@ -69,7 +70,8 @@ function percent(value) {
 function scientific(value) {
   if (value >= 0.001 && value < 1e5) return value < 100 ? value.toPrecision(3) : value.toFixed(0);
   const [digits, power] = value.toExponential(2).split("e");
-  return `${digits}·10${power.replace("+", "").replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])}`;
+  const raised = power.replace("+", "").replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]);
+  return `${digits}·10${raised}`;
 }
 
 function numbered(letter, e) {

@@ -25,6 +25,7 @@ let pinned = null; // the token of the memory that stays
 let pointed = null; // the token of the memory under the pointer or the keyboard's focus
 let component = null; // the component of q and k, or of v and out, pointed at: { of: "q" or "v", at }
 let hidden = new Set(); // tokens that somebody has hidden from the softmax, to see what a mask does
+let error = null; // why there is nothing new, in a line
 let found = null; // every number of the query that is followed
 
 // What is chosen
@@ -48,10 +49,6 @@ function row() {
 
 function column() {
   return Math.min(Math.floor(place.across * data.columns), data.columns - 1);
-}
-
-function strongest() {
-  return found.weights.indexOf(Math.max(...found.weights));
 }
 
 // Drawing
@@ -88,7 +85,7 @@ function paintHead() {
 }
 
 function paintWarmth(t) {
-  warmth.hidden = t === null || Boolean(data.written);
+  warmth.hidden = t === null || Boolean(data.written) || !found.readable[t];
   if (warmth.hidden) return;
   const key = [t, head, ...hidden].join();
   if (data.warm === key) return; // the canvas holds it already
@@ -121,12 +118,16 @@ function render() {
     row.bar.style.setProperty("--part", found.weights[t]);
     row.v.style.setProperty("--part", found.weights[t] / most);
     const { of, at } = component ?? {};
-    row.keyTerm.textContent = of === "q" ? `${numbered("q", at)}${numbered("k", at)} ${signed(found.q[at] * ownVector("k", t)[at])}` : "";
-    row.valueTerm.textContent = of === "v" ? `·${numbered("v", at)} ${signed(found.weights[t] * ownVector("v", t)[at])}` : "";
+    const factors = numbered("q", at) + numbered("k", at);
+    row.keyTerm.textContent = of === "q" ? `${factors} ${signed(found.q[at] * ownVector("k", t)[at])}` : "";
+    const part = of === "v" && signed(found.weights[t] * ownVector("v", t)[at]);
+    row.valueTerm.textContent = part ? `·${numbered("v", at)} ${part}` : "";
   });
+  const masked = [...hidden].map(quoted).join(", ");
+  message.textContent = error ?? (masked && `What if: ${masked} masked here, which the model did not do.`);
   mark();
   renderAsker(shown);
-  renderWorked(shown ?? strongest());
+  renderWorked(shown ?? found.weights.indexOf(most));
 }
 
 function mark() {
@@ -159,7 +160,7 @@ function renderAsker(shown) {
   [...heads.querySelectorAll("button")].forEach((button, i) => button.setAttribute("aria-pressed", String(i === head)));
   [...written.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === token)));
   const asks = data.written
-    ? `Where to look when ${token + 1 < data.N ? `“${spelled(data.written[token])}”` : "the end"} is written: token ${token + 1} of ${data.N}.`
+    ? `Where to look when “${spelled(data.written[token])}” is written: token ${token + 1} of ${data.N}.`
     : `Row ${r + 1}, column ${c + 1} of ${data.rows}×${data.columns} asks.`;
   const lights = warmth.hidden ? "" : ` Bright: where this head reads ${quoted(shown)}, up to ${percent(data.peak)}.`;
   find("where").textContent = asks + lights;
@@ -167,6 +168,7 @@ function renderAsker(shown) {
 
 function renderWorked(t) {
   const k = ownVector("k", t);
+  const [product, scaled, share] = [signed(found.products[t]), signed(found.scaled[t]), percent(found.weights[t])];
   const powers = found.scaled.map((score, i) => (found.readable[i] ? Math.exp(score) : 0));
   const total = powers.reduce((a, b) => a + b, 0);
   const at = component?.of === "q" ? component.at : -1;
@@ -175,38 +177,30 @@ function renderWorked(t) {
   hide.setAttribute("aria-pressed", String(hidden.has(t)));
   hide.disabled = !data.mask[t] || (!hidden.has(t) && powers.filter(Boolean).length === 1);
   hide.onclick = () => mask(t);
-  terms.replaceChildren(
-    word("q·k ="),
-    ...Array.from(k, (value, e) => word(summand(found.q[e] * value, e), e === at ? "at" : "")),
-    word(`= ${signed(found.products[t])}`),
-  );
+  const addends = Array.from(k, (value, e) => word(summand(found.q[e] * value, e), e === at ? "at" : ""));
+  terms.replaceChildren(word("q·k ="), ...addends, word(`= ${product}`));
   find("worked-softmax").textContent = found.readable[t]
-    ? `${signed(found.products[t])} ÷ √${data.E} = ${signed(found.scaled[t])};  ` +
-      `e^${signed(found.scaled[t])} ÷ the sum over all ${data.T} tokens = ${scientific(powers[t])} ÷ ${scientific(total)} = ${percent(found.weights[t])}`
-    : `It is masked: −∞ stands in place of ${signed(found.scaled[t])}, and e^−∞ = 0.`;
-  find("worked-out").textContent = component?.of === "v" ? workedOut(t, component.at) : `${percent(found.weights[t])} of its v goes into out.`;
+    ? `${product} ÷ √${data.E} = ${scaled}; e^${scaled} ÷ the sum over all ${data.T} tokens = ` +
+      `${scientific(powers[t])} ÷ ${scientific(total)} = ${share}`
+    : `It is masked: −∞ stands in place of ${scaled}, and e^−∞ = 0.`;
+  find("worked-out").textContent =
+    component?.of === "v" ? workedOut(t, component.at) : `${share} of its v goes into out.`;
 }
 
 function workedOut(t, e) {
-  const value = ownVector("v", t)[e];
-  const part = found.weights[t] * value;
-  return `${found.weights[t].toFixed(3)} · ${numbered("v", e)} = ${found.weights[t].toFixed(3)} · ${signed(value, 3)} = ` +
-    `${signed(part, 3)}, its part of ${numbered("out", e)} = ${signed(found.out[e], 3)}.`;
-}
-
-function word(text, name = "") {
-  const span = document.createElement("span");
-  span.textContent = text;
-  span.className = name;
-  return span;
+  const [weight, value] = [found.weights[t].toFixed(3), ownVector("v", t)[e]];
+  const part = signed(found.weights[t] * value, 3);
+  return `${weight} · ${numbered("v", e)} = ${weight} · ${signed(value, 3)} = ${part}, its part of ` +
+    `${numbered("out", e)} = ${signed(found.out[e], 3)}.`;
 }
 
 // The parts of a payload
 
 function show(payload) {
-  message.textContent = payload?.error ?? "";
-  message.classList.toggle("error", Boolean(payload?.error));
-  if (!payload || payload.error) return; // the last one stays
+  error = payload?.error ?? null;
+  message.classList.toggle("error", Boolean(error));
+  message.textContent = error ?? "One moment …";
+  if (!payload || error) return; // the last one stays
   const before = data;
   data = decode(payload);
   pointed = component = null;
