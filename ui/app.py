@@ -43,7 +43,7 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
         with gr.Tab("Generate"):
             generate_tab(page, models.get(models.first))
         with gr.Tab("Inspect"):
-            inspect_tab(models, gr.State(models.first))
+            inspect_tab(models, gr.Textbox(models.first, visible=False))
     return page.queue(max_size=32)
 
 

@@ -1,5 +1,6 @@
 """Follow one query: choose who asks, and see every number between its q and its answer."""
 
+from functools import lru_cache
 from typing import Any
 
 import gradio as gr
@@ -17,6 +18,9 @@ READERS = ("picture", "translation")
 STEPS = 20
 MAX_STEPS = 100
 """For clients: what the UNet saw at each step is kept until the query is answered."""
+
+KEPT = 4
+"""Pictures of which what the UNet saw is kept."""
 
 
 def draw(pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: int = STEPS, guidance: float = 3.0) -> Drawing:
@@ -93,20 +97,18 @@ def numbers(query: Query, **about: Any) -> dict[str, Any]:
 def inspect_tab(models: Models, model: gr.components.Component) -> None:
     """Lay the tab out where the caller is, and wire it; `model` holds the name of the model that is looked into."""
 
-    def answer(
-        name: str, reader: str, prompt: str, seed: str, step: float, layer: str, last: tuple[Any, Drawing] | None
-    ) -> tuple[dict[str, Any], tuple[Any, Drawing] | None]:
-        """What is chosen, shown; the last picture is drawn again only where it is another one."""
+    # The last pictures are kept, so that another step or layer of one costs a single pass; for all who use the page,
+    # for a gr.State would hold a connection open for each.
+    drawn = lru_cache(maxsize=KEPT)(draw)
+
+    def answer(name: str, reader: str, prompt: str, seed: str, step: float, layer: str) -> dict[str, Any]:
         try:
             pipe = models.get(name)
             if reader == "translation":
-                return look_at_text(pipe, prompt, layer), last
-            key = (id(pipe), prompt, seed)
-            if last is None or last[0] != key:
-                last = key, draw(pipe, prompt, seed)
-            return look_at_picture(pipe, last[1], int(step) - 1, layer), last
+                return look_at_text(pipe, prompt, layer)
+            return look_at_picture(pipe, drawn(pipe, prompt, seed), int(step) - 1, layer)
         except ValueError as error:
-            return {"error": str(error)}, last
+            return {"error": str(error)}
 
     def change_reader(name: str, reader: str) -> tuple[gr.Dropdown, gr.Slider, gr.Textbox]:
         """The controls of a reader; one that the model does not have has no layers, and `answer` says why."""
@@ -173,14 +175,13 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         step = gr.Slider(1, STEPS, STEPS // 2, step=1, precision=0, label="Step", min_width=160)
         seed = gr.Textbox("0", label="Seed", max_lines=1, min_width=120)
     diagram = query_diagram()
-    last = gr.State(None, time_to_live=3600)
 
     # Nothing fades while it is on its way: the last answer stays until the next is there. A new picture takes longer
     # than a step or a layer of the last one, so that is shown, on the prompt.
     looking: dict[str, Any] = {
         "fn": answer,
-        "inputs": [model, reader, prompt, seed, step, layer, last],
-        "outputs": [diagram, last],
+        "inputs": [model, reader, prompt, seed, step, layer],
+        "outputs": diagram,
         "concurrency_id": "model",
         "show_progress": "hidden",
         "trigger_mode": "always_last",

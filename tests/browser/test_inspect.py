@@ -81,6 +81,8 @@ def open_tab(chromium: "Browser", both_address: str, asked: list[str]) -> Iterat
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(f"its script failed: {error}"))
+        # What fails when a new value comes, gradio catches and only logs.
+        page.on("console", lambda said: said.type == "error" and wrong.append(f"it logged {said.text!r}"))
         page.on("dialog", lambda dialog: (wrong.append(f"it ran {dialog.message!r}"), dialog.dismiss()))
         page.goto(both_address)
         page.get_by_role("tab", name="Inspect").click()
@@ -195,7 +197,7 @@ def test_another_step_and_layer_show_other_numbers_at_the_same_place(open_tab: C
     page.get_by_role("spinbutton", name="Step").fill("3")
     page.wait_for_function("document.querySelector('.glimpse-text').textContent.includes('step 3 of 20')")
     assert column(page, "product") != first
-    page.get_by_role("listbox", name="Layer").click()
+    page.get_by_role("combobox", name="Layer").click()
     page.get_by_role("option", name="mid · 4×4").click()
     page.wait_for_function("document.querySelector('.where').textContent.includes('of 4×4')")
     assert "Row 4, column 4" in page.locator(".where").inner_text()
@@ -212,7 +214,7 @@ def test_the_translation_reads_the_same_memory(open_tab: Callable[..., "Page"], 
     assert column(page, "product") == pytest.approx(query.products.tolist(), abs=0.006)
     assert column(page, "weight") == pytest.approx(query.weights.tolist(), abs=0.006)
     assert page.locator(".shot").is_hidden() and page.locator(".noisy").is_hidden()
-    assert not page.get_by_label("Seed").is_visible()
+    assert not page.get_by_role("textbox", name="Seed").is_visible()
 
 
 def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., "Page"]) -> None:
@@ -250,7 +252,7 @@ def test_a_hostile_prompt_is_shown_as_it_was_typed_and_runs_nothing(
 
 def test_what_is_wrong_is_said_in_a_line_and_the_last_query_stays(open_tab: Callable[..., "Page"]) -> None:
     page = open_tab()
-    page.get_by_label("Seed").fill("<img src=x onerror=alert(1)>")
+    page.get_by_role("textbox", name="Seed").fill("<img src=x onerror=alert(1)>")
     follow(page, FIRST)
     page.wait_for_selector(".query-diagram .message.error")
     assert "the seed is a whole number" in page.locator(".query-diagram .message").inner_text()

@@ -194,6 +194,13 @@ function workedOut(t, e) {
     `${numbered("out", e)} = ${signed(found.out[e], 3)}.`;
 }
 
+function word(text, name = "") {
+  const span = document.createElement("span");
+  span.textContent = text;
+  span.className = name;
+  return span;
+}
+
 // The parts of a payload
 
 function show(payload) {
