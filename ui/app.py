@@ -8,6 +8,7 @@ import gradio as gr
 
 from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
+from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
 from ui.models import Models
 from ui.picture_tab import picture_tab
@@ -36,7 +37,7 @@ CSS = """
 .dark { --color-accent: var(--primary-300); }
 .head > :first-child { min-width: 16rem; }
 .gradio-container { overflow: clip !important; }
-.html-container:has(.attention-viewer, .alignment) { padding: 0; }
+.html-container:has(.attention-viewer, .alignment, .query-diagram) { padding: 0; }
 """
 
 
@@ -68,6 +69,8 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
                 picture_tab(models, kept, model_name)
             with gr.Tab("Translate"):
                 translation, use_as_prompt = translate_tab(models, model_name)
+            with gr.Tab("Inspect"):
+                inspect_tab(models, model_name)
         used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
         draw_after(used)
         gr.api(list_models, api_name="models")
