@@ -21,7 +21,9 @@ import pipelines.train
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import load_state, save_checkpoint
 from pipelines.dataset import Batch, Collator, DataError, SceneExamples, to_tensor
-from pipelines.train import LEVELS, TextToImageModel, TrainConfig, power_function_ema, schedule, train, validate
+from pipelines.objective import TextToImageModel
+from pipelines.train import TrainConfig, power_function_ema, schedule, train
+from pipelines.validate import LEVELS, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 MakeFolder = Callable[..., Path]
@@ -73,7 +75,9 @@ def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: Train
     pipe = TextToImagePipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a black night", num_inference_steps=1).images[0].size == (32, 32)
-    assert [path.name for path in sorted((out / "samples").iterdir())] == ["step-000002.png", "step-000004.png"]
+    assert [path.name for path in sorted((out / "samples").iterdir())] == [
+        f"{kind}-00000{step}.png" for kind in ("step", "words") for step in (2, 4)
+    ]
     with Image.open(out / "samples" / "step-000004.png") as sheet:
         assert sheet.size == (4 * 32, 32)
     lines = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
