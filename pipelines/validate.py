@@ -24,6 +24,9 @@ from unet_xattn import flow, grounding
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels of the validation loss."""
 
+SHEET_COLUMNS = 8
+"""Sample pictures side by side on a sheet, if there are so many."""
+
 
 @torch.no_grad()
 def validate(
@@ -108,7 +111,7 @@ def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder:
     pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
     sheet_of(pictures).save(folder / f"step-{step:06d}.png")
     with suppress(ValueError):  # no font here draws Chinese: that is no reason to stop training
-        word_sheet(attention).save(folder / f"words-{step:06d}.png")
+        word_sheet(attention, tile=112).save(folder / f"words-{step:06d}.png")
     described = [e.scene for e in examples if e.scene is not None]
     if len(described) < len(examples):
         return {}
@@ -116,9 +119,9 @@ def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder:
     return {"agreement": sum(right) / len(right), "judged": len(right)}
 
 
-def sheet_of(pictures: np.ndarray, columns: int = 8) -> Image.Image:
-    """Pictures (B, h, w, 3) uint8 side by side, in rows of `columns`; what is left of the last row is black."""
-    columns = min(columns, len(pictures))
+def sheet_of(pictures: np.ndarray) -> Image.Image:
+    """Pictures (B, h, w, 3) uint8 side by side, in rows of `SHEET_COLUMNS`; what is left of the last row is black."""
+    columns = min(SHEET_COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     black = np.zeros((rows * columns - len(pictures), *pictures.shape[1:]), np.uint8)
     grid = np.concatenate([pictures, black]).reshape(rows, columns, *pictures.shape[1:])

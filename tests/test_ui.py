@@ -183,8 +183,9 @@ def test_a_client_hears_in_a_line_what_is_wrong(client: Client) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_generate_is_all_the_api_there_is(client: Client) -> None:
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/generate"]
+def test_the_api_is_what_a_program_asks_for_and_no_event_of_the_page(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoints) == ["/generate", "/runs", "/train", "/stop", "/resume"]
 
 
 def test_a_port_that_cannot_be_had_is_said_before_anything_is_loaded() -> None:

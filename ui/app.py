@@ -8,6 +8,7 @@ import gradio as gr
 from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
 from ui.models import Models
+from ui.train_tab import train_tab
 
 # Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
 # The shades are those that keep text at a contrast of 4.5 in light and dark (WCAG AA), which the defaults do not.
@@ -41,6 +42,8 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
         gr.Markdown("# Which word drew what")
         with gr.Tab("Generate"):
             generate_tab(page, models.get(models.first))
+        with gr.Tab("Train"):
+            train_tab(page, models)
     return page.queue(max_size=32)
 
 

@@ -179,13 +179,12 @@ def train(
 
 @app.command(epilog="Example: unet-xattn runs")
 def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in.")] = RUNS) -> None:
-    """List the training runs: which go on, how far each is, and its last figures."""
-    columns = ("run", "state", "step", "data", "loss at 0.5", "agreement", "pointing", "")
-    listed = Table(*columns, box=box.SIMPLE_HEAD)
+    """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
+    listed = Table(*("run", "state", "step", "data", "loss", "agreement", "pointing"), box=box.SIMPLE_HEAD)
     for run in list_runs(folder):
         last = run.validation[-1] if run.validation else {}
         figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]
-        cells = [run.name, run.state, f"{run.step:,} of {run.steps:,}", run.data, *figures, run.note]
+        cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures]
         listed.add_row(*map(Text, cells))
     Console().print(listed if listed.row_count else Text(f"there are no runs in {folder}"))
 

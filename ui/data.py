@@ -26,6 +26,8 @@ DATA = Path("data")
 
 SHAPES, EMOJI = "shapes", "emoji"
 TABLES = ("metadata.jsonl", "metadata.csv")
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
+"""Kinds of picture taken from an upload, and what Pillow calls them. It reads others too, some by starting programs."""
 
 MOST_BYTES = 2**30
 """Of an upload, unpacked."""
@@ -111,7 +113,13 @@ def add_upload(archive: Path) -> str:
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=DATA) as scratch:
         new = Path(scratch) / "new"
         unpack(archive, new)
-        read_captioned(new)
+        for path in new.rglob("*"):
+            if path.suffix.lower() in PICTURES:
+                _check_kind(path)
+        try:
+            read_captioned(new)
+        except DataError as error:
+            raise ValueError(str(error).replace(str(new), "the zip")) from error
         names = (stem if i == 1 else f"{stem}-{i}" for i in range(1, 1000))
         folder = next(DATA / name for name in names if name != EMOJI and not (DATA / name).exists())
         assert NAME.fullmatch(folder.name)
@@ -150,7 +158,6 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.
         raise ValueError(f"the zip unpacks to {size / 2**20:,.0f} MiB, the limit is {MOST_BYTES / 2**20:,.0f} MiB")
     if size > SMALL and size > MOST_RATIO * packed:
         raise ValueError(f"the zip unpacks to {size / max(packed, 1):,.0f} times its size, which pictures do not")
-    pictures = Image.registered_extensions()
     for info in files:
         path, shown = PurePosixPath(info.filename), repr(info.filename[:80])
         if path.is_absolute() or ".." in path.parts or re.search(r'[\\:*?"<>|\x00-\x1f]', info.filename):
@@ -159,8 +166,9 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.
             raise ValueError(f"the zip holds {shown}, which is a link or a device: only plain files are taken")
         if info.flag_bits & 1:
             raise ValueError("the zip is locked with a password: pack it without one")
-        if path.name not in TABLES and path.suffix.lower() not in pictures:
-            raise ValueError(f"the zip holds {shown}: only pictures and a {' or '.join(TABLES)} are taken")
+        if path.name not in TABLES and path.suffix.lower() not in PICTURES:
+            kinds = ", ".join(PICTURES)
+            raise ValueError(f"the zip holds {shown}: only pictures ({kinds}) and {' or '.join(TABLES)} are taken")
         yield path, info
 
 
@@ -168,6 +176,14 @@ def _is_clutter(name: str) -> bool:
     """Whether a file is what a Mac or Windows adds to every zip or folder by itself."""
     path = PurePosixPath(name)
     return path.parts[:1] == ("__MACOSX",) or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+def _check_kind(path: Path) -> None:
+    """Raise ValueError if a picture is of another kind than its name may have, whatever that says."""
+    try:
+        Image.open(path, formats=sorted(set(PICTURES.values()))).close()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path.name[:80]!r} is no picture that is taken: {type(error).__name__}") from error
 
 
 def _common_folder(paths: list[PurePosixPath]) -> PurePosixPath:

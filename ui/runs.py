@@ -65,9 +65,9 @@ class Run:
 
     @property
     def samples(self) -> list[int]:
-        """The steps that sample pictures were kept of."""
-        files = (self.folder / "samples").glob("step-*.png")
-        return sorted(step for step in (int(file.stem[5:]) for file in files) if step <= self.step)
+        """The steps that sample pictures were kept of; its row is written after them."""
+        steps = [row["step"] for row in self.validation]
+        return [step for step in steps if (self.folder / "samples" / f"step-{step:06d}.png").is_file()]
 
 
 def check_name(name: str, what: str = "run") -> str:
