@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 LOCK, SETTINGS, OUTPUT = "lock", "run.json", "output.log"
 LOG, VALIDATION = "log.jsonl", "validation.jsonl"
@@ -67,7 +67,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _took(file, fcntl.LOCK_EX):
-            number = os.read(file, 20).decode() or "another"
+            number, _ = _named(file)
             raise ValueError(f"{folder} is being trained by process {number}: stop that one, or choose another --out")
         os.truncate(file, 0)  # through this very file: to close another on it would give the lock back
         os.pwrite(file, str(os.getpid()).encode(), 0)
@@ -90,26 +90,43 @@ def _took(file: int, kind: int) -> bool:
     return False
 
 
-def name_trainer(folder: Path, process: int) -> None:
-    """Write into a folder's lock which process trains there, or is about to."""
-    (folder / LOCK).write_text(str(process))
+def _named(file: int) -> tuple[int, str]:
+    """The process a lock names, 0 for none, and what is said of it."""
+    number, _, rest = os.pread(file, 40, 0).decode().partition(" ")
+    return int(number) if number.isdigit() else 0, rest
 
 
-def trainer(folder: Path) -> tuple[int, bool]:
-    """The process last named as the trainer of a folder, 0 if none was, and whether it holds the lock.
+class Trainer(NamedTuple):
+    """The process last named as the trainer of a folder, 0 if none was, whether it holds the lock, and a `word` of it.
 
-    Not for the process that trains there itself: to look at a POSIX lock of one's own is to lose it.
+    "starting": it was launched, and has not had the lock yet; "stopping": it has been asked to stop; "": neither.
     """
+
+    process: int
+    held: bool
+    word: str
+
+
+def name_trainer(folder: Path, process: int, word: str) -> None:
+    """Write into a folder's lock which process trains there or is about to, and a word, see `Trainer`.
+
+    Neither this nor `find_trainer` is for the process that trains: to close a file is to lose one's POSIX locks on it.
+    """
+    (folder / LOCK).write_text(f"{process} {word}")
+
+
+def find_trainer(folder: Path) -> Trainer:
+    """Who trains in a folder, or did."""
     try:
         file = os.open(folder / LOCK, os.O_RDONLY)
     except FileNotFoundError:
-        return 0, False
+        return Trainer(0, False, "")
     try:
         held = not _took(file, fcntl.LOCK_SH)
-        number = os.read(file, 20).decode()
+        process, word = _named(file)
     finally:
         os.close(file)
-    return int(number) if number.isdigit() else 0, held
+    return Trainer(process, held, word)
 
 
 def unused(folder: Path) -> bool:

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, h×w pixels.
 """
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -197,7 +198,7 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
             append_row(out / VALIDATION, {"step": done} | report)
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
         if (due or stopping) and accelerator.is_main_process:
-            pipe.save_pretrained(out)
+            save_model(pipe, out)
             place = {"step": done, "seconds": seconds + time.monotonic() - began, "config": asdict(config)}
             save_checkpoint(checkpoint, model, ema, optimizer, place)
         accelerator.wait_for_everyone()
@@ -207,6 +208,19 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     accelerator.end_training()
     if stopping:
         raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
+
+
+def save_model(pipe: TextToImagePipeline, out: Path) -> None:
+    """Save a pipeline into a folder where another process may be reading the last one: file by file, each whole."""
+    new = out / "model.new"
+    shutil.rmtree(new, ignore_errors=True)
+    pipe.save_pretrained(new)
+    files = [file for file in new.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name == "model_index.json"):  # which says there is a new one: last
+        target = out / file.relative_to(new)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(new)
 
 
 def asked_to_stop(accelerator: Accelerator, stop: StopSignals) -> bool:

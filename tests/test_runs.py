@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import TextToImagePipeline
-from pipelines.run_folder import StopSignals, append_row, drop_rows_after, read_rows, run_lock, trainer
+from pipelines.run_folder import StopSignals, append_row, drop_rows_after, find_trainer, read_rows, run_lock
 from pipelines.train import TrainConfig, train
 from ui import runs
 
@@ -24,7 +24,7 @@ PATIENCE = 120  # seconds; on a busy machine the libraries alone take half a min
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """A run of seconds: sixty steps on two tiny scenes each."""
-    return TrainConfig(out=str(tmp_path / "runs" / "tiny"), steps=60, batch_size=2, size=32, every=60)
+    return TrainConfig(out=str(tmp_path / "runs" / "tiny"), steps=60, batch_size=2, size=16, every=60)
 
 
 def wait_until(done: Callable[[], bool], what: str) -> None:
@@ -58,7 +58,9 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
     with pytest.raises(ValueError, match="is running: only one that was stopped"):
         runs.resume(run())
 
-    runs.stop(run())
+    assert runs.stop(run()).state in ("stopping", "stopped")
+    with pytest.raises(ValueError, match=r"is stopping already|is stopped: there is nothing"):
+        runs.stop(run())  # a second signal would have ended it without saving
     wait_until(lambda: not run().active, "it has stopped")
     stopped = run()
     assert stopped.state == "stopped" and 0 < stopped.step < 60
@@ -84,22 +86,22 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
 
 def test_a_killed_run_is_resumed_and_its_log_has_every_step_once(config: TrainConfig) -> None:
     out = Path(config.out)
-    runs.start(replace(config, every=20))
+    runs.start(replace(config, every=40))
     wait_for_step(out, 50)
-    process, held = trainer(out)
-    assert held
-    os.kill(process, signal.SIGKILL)
-    wait_until(lambda: not trainer(out)[1], "the kernel has given the lock back")
+    found = find_trainer(out)
+    assert found.held
+    os.kill(found.process, signal.SIGKILL)
+    wait_until(lambda: not find_trainer(out).held, "the kernel has given the lock back")
     killed = runs.find_run(out.parent, "tiny")
     assert (killed.state, killed.step) == ("stopped", 40)
     train(TrainConfig(out=config.out), resume=True)
-    assert steps_in(out, "log.jsonl") == [1, 50] and steps_in(out, "validation.jsonl") == [20, 40, 60]
+    assert steps_in(out, "log.jsonl") == [1, 50] and steps_in(out, "validation.jsonl") == [40, 60]
     assert runs.find_run(out.parent, "tiny").state == "finished"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_command_in_order(config: TrainConfig, number: int, code: int) -> None:
-    options = ["--out", config.out, "--steps", "60", "--batch-size", "2", "--size", "32", "--every", "60"]
+    options = ["--out", config.out, "--steps", "60", "--batch-size", "2", "--size", "16", "--every", "60"]
     command = [sys.executable, "-m", "ui.cli", "train", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for_step(config.out, 1)
@@ -150,7 +152,7 @@ def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Pa
 
 def test_a_number_of_a_process_that_is_another_one_by_now_is_not_taken_for_the_trainer(tmp_path: Path) -> None:
     run = folder_with(tmp_path / "old", 5)
-    (run / "lock").write_text(str(os.getpid()))  # it lives, and trains nothing
+    (run / "lock").write_text(f"{os.getpid()} starting")  # it lives, and trains nothing
     old = runs.find_run(tmp_path, "old")
     assert old.state == "stopped"
     with pytest.raises(ValueError, match="nothing to stop"):
@@ -174,7 +176,7 @@ def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path: Path) -> None:
     with run_lock(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()
-    assert trainer(tmp_path / "mine") == (os.getpid(), False)
+    assert find_trainer(tmp_path / "mine") == (os.getpid(), False, "")
 
 
 def test_the_first_signal_is_noted_and_the_second_does_what_it_always_did() -> None:

@@ -71,6 +71,7 @@ def launch(
         server_port=port,
         share=False,
         quiet=True,
+        max_file_size="1gb",
         prevent_thread_lock=True,
         run_history=False,
         footer_links=["api", "settings"],

@@ -1,4 +1,4 @@
-"""The models a page can use: those that come with the package, the one it was opened with, and what was trained here."""
+"""The models a page can use: those that come with the package, the one it opened with, and what was trained here."""
 
 from collections import OrderedDict
 from pathlib import Path

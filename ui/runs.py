@@ -22,9 +22,10 @@ from pipelines.run_folder import (
     OUTPUT,
     SETTINGS,
     VALIDATION,
+    Trainer,
+    find_trainer,
     name_trainer,
     read_rows,
-    trainer,
     unused,
 )
 from pipelines.train import TrainConfig
@@ -40,8 +41,8 @@ OPTIONS = ("data", "out", "steps", "batch_size", "seed", "size", "mask_weight", 
 class Run:
     """A training run as its folder tells of it.
 
-    state: "starting", "running", "stopped" (it can be resumed), "finished", or "broken": it ended before there was
-        anything to resume.
+    state: "starting", "running", "stopping", "stopped" (it can be resumed), "finished", or "broken": it ended before
+        there was anything to resume.
     step: the last one known of, out of `steps`.
     log, validation: rows of its figures.
     prompts: what its sample pictures were to show.
@@ -61,7 +62,7 @@ class Run:
 
     @property
     def active(self) -> bool:
-        return self.state in ("starting", "running")
+        return self.state in ("starting", "running", "stopping")
 
     @property
     def samples(self) -> list[int]:
@@ -130,12 +131,15 @@ def stop(run: Run) -> Run:
     """Ask the process of a run to finish its step, save and end; it takes a moment.
 
     Raises:
-        ValueError: nobody trains it.
+        ValueError: nobody trains it, or it has been asked already: a second signal would cost what is not saved.
     """
-    process, held = trainer(run.folder)
-    if not process or not (held or _is_starting(process, run.folder)):
+    found = find_trainer(run.folder)
+    if not found.held and not _is_starting(found, run.folder):
         raise ValueError(f"the run {run.name!r} is {run.state}: there is nothing to stop")
-    os.kill(process, signal.SIGTERM)
+    if found.word == "stopping":
+        raise ValueError(f"the run {run.name!r} is stopping already: it has to finish its step and save")
+    name_trainer(run.folder, found.process, "stopping")
+    os.kill(found.process, signal.SIGTERM)
     return find_run(run.folder.parent, run.name)
 
 
@@ -148,38 +152,38 @@ def _launch(out: Path, options: list[str]) -> Run:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # closing the terminal the page runs in stops the page, not the training
         )
-    name_trainer(out, process.pid)
+    name_trainer(out, process.pid, "starting")
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie behind
     return find_run(out.parent, out.name)
 
 
-def _is_starting(process: int, folder: Path) -> bool:
-    """Whether this process was launched for this folder and still lives: it takes a while until it holds the lock."""
+def _is_starting(found: Trainer, folder: Path) -> bool:
+    """Whether a process was launched for this folder and still lives: it takes a while until it holds the lock."""
     try:
-        return f"--out={folder}" in psutil.Process(process).cmdline()
+        return found.word == "starting" and f"--out={folder}" in psutil.Process(found.process).cmdline()
     except psutil.Error:
         return False
 
 
 def _read(folder: Path) -> Run | None:
     """The run in a folder, None if there is none that trains pictures."""
-    process, held = trainer(folder)
+    found = find_trainer(folder)
     settings, place = _json(folder / SETTINGS), _json(folder / "checkpoint" / "state.json")
     config = settings.get("config") or place.get("config") or {}
-    if not process and "data" not in config:
+    if not found.process and "data" not in config:
         return None
     log, validation = read_rows(folder / LOG), read_rows(folder / VALIDATION)
     steps, saved = config.get("steps", 0), place.get("step", 0)
-    if held:
-        state = "running" if settings else "starting"
-    elif _is_starting(process, folder):
+    if found.held:
+        state = "stopping" if found.word == "stopping" else "running" if settings else "starting"
+    elif _is_starting(found, folder):
         state = "starting"
     elif place:
         state = "finished" if saved == steps else "stopped"
     else:
         state = "broken"
     # What was done after the last checkpoint is lost once the process is.
-    step = max([saved, *(row["step"] for rows in (log, validation) if held for row in rows[-1:])])
+    step = max([saved, *(row["step"] for rows in (log, validation) if found.held for row in rows[-1:])])
     note = _last_line(folder / OUTPUT) if state in ("stopped", "broken") else ""
     data, prompts = config.get("data", ""), settings.get("prompts", [])
     return Run(folder.name, folder, state, step, steps, data, log, validation, prompts, note)

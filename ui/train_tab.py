@@ -245,7 +245,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         index = count if index >= before else index
         return (
             describe(chosen),
-            gr.Button(interactive=chosen.active),
+            gr.Button(interactive=chosen.state in ("starting", "running")),
             gr.Button(interactive=chosen.state == "stopped"),
             gr.Button(interactive=str(chosen.folder) in models.names()),
             *plots(chosen),
@@ -263,14 +263,14 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         note = f"after step {step:,}"
         return album_page([(words, "")] if words else [], note), album_page(drawn, note)
 
-    def find() -> gr.Dropdown:
+    def find() -> tuple[Any, ...]:
         names = _names()
-        return gr.Dropdown(names, value=names[0] if names else None)
+        return gr.Dropdown(data_names()), gr.Dropdown(names, value=names[0] if names else None)
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     shown: dict[str, Any] = {"fn": show, "inputs": [run, place, seen], "outputs": watched, **private}
     one: dict[str, Any] = {"outputs": [run, refused], "concurrency_id": "runs", **private}
-    page.load(find, outputs=run, **private)
+    page.load(find, outputs=[data, run], **private)
     page.load(look_over, data, [examples, findings, start], **private)
     data.change(look_over, data, [examples, findings, start], api_visibility="private", show_progress_on=examples)
     upload.upload(take, upload, [data, refused], api_visibility="private", show_progress_on=data)
