@@ -12,11 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pipelines import TextToImagePipeline
 from pipelines.run_folder import StopSignals, append_row, drop_rows_after, find_trainer, read_rows, run_lock
 from pipelines.train import TrainConfig, train
 from ui import runs
+from ui.cli import app
 
 PATIENCE = 120  # seconds; on a busy machine the libraries alone take half a minute to load
 
@@ -148,6 +150,9 @@ def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Pa
     found = {run.name: run for run in runs.list_runs(tmp_path)}
     assert {name: run.state for name, run in found.items()} == {"half": "stopped", "whole": "finished"}
     assert (found["half"].step, found["half"].steps, found["half"].data) == (5, 10, "shapes")
+    listed = CliRunner().invoke(app, ["runs", str(tmp_path)])
+    assert listed.exit_code == 0 and "5/10" in listed.output and "finished" in listed.output
+    assert "there are no runs in" in CliRunner().invoke(app, ["runs", str(tmp_path / "half")]).output
 
 
 def test_a_number_of_a_process_that_is_another_one_by_now_is_not_taken_for_the_trainer(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
@@ -180,7 +180,8 @@ def train(
 @app.command(epilog="Example: unet-xattn runs")
 def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in.")] = RUNS) -> None:
     """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
-    listed = Table(*("run", "state", "step", "data", "loss", "agreement", "pointing"), box=box.SIMPLE_HEAD)
+    names = ("state", "step", "data", "loss", "agreement", "pointing")
+    listed = Table(Column("run", overflow="fold"), *names, box=box.SIMPLE_HEAD, pad_edge=False)
     for run in list_runs(folder):
         last = run.validation[-1] if run.validation else {}
         figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]

@@ -81,10 +81,10 @@ def preview(name: str, size: int, count: int = 8) -> Preview:
                 examples, ["Scenes without end, captions in English and Chinese, with a mask for each word."]
             )
         rows = read_captioned(Path(data))
-    except ValueError as error:
+        chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+        examples = [Example(load_picture(path, size), caption) for path, caption in (rows[i] for i in chosen)]
+    except (ValueError, OSError) as error:
         return Preview([], [" ".join(str(error).split())], usable=False)
-    chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    examples = [Example(load_picture(path, size), caption) for path, caption in (rows[i] for i in chosen)]
     different = len({caption for _, caption in rows})
     return Preview(examples, [f"{len(rows):,} pictures, {different:,} different captions. Every picture opens."])
 

@@ -141,21 +141,25 @@ def plots(run: Run) -> list[pd.DataFrame | None]:
     ]
 
 
-def samples_at(run: Run, index: int) -> tuple[int, list[tuple[Image.Image, str]], Image.Image | None]:
-    """The step of the saved samples at a place from 1 on, its pictures with their prompts, and the first's words."""
+def samples_at(run: Run, index: int) -> tuple[int, list[tuple[Image.Image, str]], list[tuple[Image.Image, str]]]:
+    """The step of the saved samples at a place from 1 on, its pictures with their prompts, and its words' maps."""
     step = run.samples[min(max(index, 1), len(run.samples)) - 1]
-    with Image.open(run.folder / "samples" / f"step-{step:06d}.png") as file:
-        sheet = file.convert("RGB")
+    sheet, words = (_picture(run.folder / "samples" / f"{kind}-{step:06d}.png") for kind in ("step", "words"))
+    maps = [(words, "")] if words else []
+    if sheet is None or not run.prompts:  # a run of before prompts were kept
+        return step, [(sheet, "")] if sheet else [], maps
     columns = min(SHEET_COLUMNS, len(run.prompts))
     side = sheet.width // columns
     places = [(i % columns * side, i // columns * side) for i in range(len(run.prompts))]
     tiles = [sheet.crop((x, y, x + side, y + side)) for x, y in places]
-    words = run.folder / "samples" / f"words-{step:06d}.png"
-    maps = None
-    if words.is_file():
-        with Image.open(words) as file:
-            maps = file.convert("RGB")
     return step, list(zip(tiles, run.prompts, strict=True)), maps
+
+
+def _picture(path: Path) -> Image.Image | None:
+    if not path.is_file():
+        return None
+    with Image.open(path) as file:
+        return file.convert("RGB")
 
 
 def _line(error: Exception) -> str:
@@ -217,7 +221,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     def take(file: str) -> tuple[Any, ...]:
         try:
             chosen = add_upload(Path(file))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return gr.skip(), gr.Textbox(_line(error), visible=True)
         return gr.Dropdown(data_names(), value=chosen), gr.Textbox(visible=False)
 
@@ -243,12 +247,14 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         if now == seen:
             return (gr.skip(),) * len(watched)
         index = count if index >= before else index
+        *drawn, judged = plots(chosen)  # the last has something to show on scenes only
         return (
             describe(chosen),
             gr.Button(interactive=chosen.state in ("starting", "running")),
             gr.Button(interactive=chosen.state == "stopped"),
             gr.Button(interactive=str(chosen.folder) in models.names()),
-            *plots(chosen),
+            *drawn,
+            gr.update(value=judged, visible=judged is not None or not chosen.validation),
             gr.Slider(1, max(count, 2), value=max(index, 1), visible=count > 1),
             *([gr.skip()] * 2 if count == before and before else show_samples(name, index)),
             gr.Timer(active=chosen.active),
@@ -261,7 +267,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             return None, None
         step, drawn, words = samples_at(chosen, index)
         note = f"after step {step:,}"
-        return album_page([(words, "")] if words else [], note), album_page(drawn, note)
+        return album_page(words, note), album_page(drawn, note)
 
     def find() -> tuple[Any, ...]:
         names = _names()
