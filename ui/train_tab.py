@@ -201,7 +201,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
                 losses = _plot("Loss by noise level", LEVEL_COLOURS)
             with gr.Row():
                 saved = _plot("Loss the right caption saves", LEVEL_COLOURS, "%")
-                shares = _plot("Samples right, words that point", SHARE_COLOURS, "%")
+                shares = _plot("Samples right, words that point", SHARE_COLOURS, "%", (0, 1))
     place = gr.Slider(1, 2, 1, step=1, precision=0, label="Saved samples", visible=False)
     with gr.Row():
         with gr.Column(min_width=320):
@@ -294,7 +294,12 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     return TrainTab(open_model, run)
 
 
-def _plot(title: str, colours: dict[str, str] | None = None, form: str | None = None) -> gr.LinePlot:
+def _plot(
+    title: str,
+    colours: dict[str, str] | None = None,
+    form: str | None = None,
+    limits: tuple[float, float] | None = None,
+) -> gr.LinePlot:
     return gr.LinePlot(
         None,
         x="step",
@@ -305,6 +310,7 @@ def _plot(title: str, colours: dict[str, str] | None = None, form: str | None = 
         x_title="step",
         y_title=" ",
         y_axis_format=form,
+        y_lim=limits,
         title=title,  # in the drawing: above it, it would push the legend out of its frame
         show_label=False,
         height=260,
