@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.capture import trace
 from pipelines.dataset import Batch, Collator, SceneExamples, train_tokenizer
+from pipelines.objective import TextToImageModel
 from pipelines.text_to_image import TextToImagePipeline
-from pipelines.train import TextToImageModel, attention_kernel, bf16_is_fast
+from pipelines.train import attention_kernel, bf16_is_fast
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 PROMPT = "a red circle left of a blue square"

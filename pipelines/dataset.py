@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, h×w pixels.
 """
 
 import glob
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,15 @@ class DataError(ValueError):
 class Example:
     """A picture (h, w, 3) uint8, its caption, and where stretches of the caption lie in the picture, if known.
 
-    `translation` says the same in another language, if somebody has said it.
+    `translation` says the same in another language, if somebody has said it; `scene` is what the caption describes,
+    where that is known.
     """
 
     picture: np.ndarray
     caption: str
     regions: Sequence[tuple[int, int, np.ndarray]] = ()  # (start, end, mask (h, w) in [0, 1])
     translation: str = ""
+    scene: scenes.Scene | None = None
 
 
 class Stream(Protocol):
@@ -83,7 +86,7 @@ class SceneExamples:
         picture, masks = scenes.render(scene, self.size)
         regions = [(w.start, w.end, scenes.word_mask(w, masks)) for w in scene.words]
         translation = scenes.scene(seed, place, language=other).caption
-        return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None], translation)
+        return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None], translation, scene)
 
 
 class FolderExamples:
@@ -327,4 +330,11 @@ def batches(
         collate_fn=collator,
         num_workers=workers,
         drop_last=True,
+        worker_init_fn=_leave_signals,
     )
+
+
+def _leave_signals(_: int) -> None:
+    """A stop is often sent to all of a job's processes, and is the trainer's to act on: it still needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

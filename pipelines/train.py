@@ -4,7 +4,10 @@ Shapes: B batch, T tokens, h×w pixels.
 """
 
 import json
+import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -12,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from diffusers import FlowMatchEulerDiscreteScheduler
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -26,24 +27,30 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
 from pipelines.dataset import (
     MAX_TOKENS,
-    Batch,
     Collator,
     DataError,
-    Example,
     Examples,
     FolderExamples,
     SceneExamples,
     batches,
-    seed_of,
-    to_tensor,
     train_tokenizer,
 )
 from pipelines.muon import Muon
+from pipelines.objective import Losses, TextToImageModel
+from pipelines.run_folder import (
+    LOG,
+    SETTINGS,
+    VALIDATION,
+    StoppedError,
+    StopSignals,
+    append_row,
+    drop_rows_after,
+    run_lock,
+    unused,
+)
 from pipelines.text_to_image import TextToImagePipeline
-from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
-
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Noise levels of the validation loss."""
+from pipelines.validate import draw_samples, validate
+from unet_xattn import CrossAttentionUNet, Transformer
 
 
 @dataclass(frozen=True)
@@ -83,81 +90,34 @@ class TrainConfig:
                 raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation."""
-
-    flow: Tensor
-    tokens: Tensor
-    text: Tensor
-
-
-class TextToImageModel(nn.Module):
-    """What is trained: the text encoder and the memory's readers, the UNet and, where it has one, its own decoder."""
-
-    def __init__(self, text_encoder: Transformer, unet: CrossAttentionUNet):
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.unet = unet
-
-    def forward(self, batch: Batch, use_masks: bool = True) -> Losses:
-        """One memory, read twice: by image positions on the way to a picture, and to say the caption otherwise.
-
-        With `use_masks` every cross-attention layer of the UNet is held against the masks, in pure noise too: where
-        nothing is anywhere yet, a word's best map is where its thing will be, and that has to come from the text.
-        """
-        memory = self.text_encoder.encode(batch.ids, batch.token_mask)
-        token_losses: list[Tensor] = []
-
-        def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
-            token_losses.append(grounding.token_loss(weights, batch.masks, grid))
-
-        noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
-        prediction = self.unet(
-            noisy, batch.times * flow.TRAIN_TIMESTEPS, memory, batch.token_mask, record=record if use_masks else None
-        ).sample
-        flow_loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
-        nothing = flow_loss.new_zeros(())
-        tokens = torch.stack(token_losses).mean() if token_losses else nothing
-        text = nothing
-        if len(self.text_encoder.decoder):
-            text = text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
-        return Losses(flow_loss, tokens, text)
-
-
-def text_loss(
-    model: Transformer, memory: Tensor, memory_mask: Tensor, target_ids: Tensor, target_mask: Tensor
-) -> Tensor:
-    """Cross-entropy of each next token, labels smoothed by 0.1 (arXiv 1706.03762, section 5.4), in nats.
-
-    memory (B, T, M) and its mask (B, T), target_ids and target_mask (B, S) -> the mean over real tokens, ().
-    """
-    logits = model.decode(target_ids[:, :-1], memory, memory_mask)  # (B, S − 1, V)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), target_ids[:, 1:].flatten(), reduction="none", label_smoothing=0.1
-    )
-    real = target_mask[:, 1:].flatten()
-    return (losses * real).sum() / real.sum().clamp_min(1)
-
-
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train a model and leave it, as a diffusers pipeline folder, in `config.out`; returns that folder.
 
     Args:
         resume: go on with the run in `config.out`, with the settings it was started with.
 
+    SIGINT or SIGTERM let it finish the step and save; a second one ends it at once.
+
     Raises:
-        ValueError: settings or data that cannot be used, a run that is already there, or nothing to resume.
+        ValueError: settings or data that cannot be used, a run that is already there, another process that trains it,
+            or nothing to resume.
+        StoppedError: one of these signals came; it says which, and where the run stands.
     """
     out = Path(config.out)
-    checkpoint = out / "checkpoint"
-    start = 0
-    if resume:
-        state = load_state(checkpoint)
-        config, start = settings_of(TrainConfig, state, out), state["step"]
-    elif out.exists() and any(out.iterdir()):
+    if not resume and not unused(out):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
+    with run_lock(out) if PartialState().is_main_process else nullcontext(), StopSignals() as stop:
+        state = load_state(out / "checkpoint") if resume else None
+        if state is not None:
+            config = settings_of(TrainConfig, state, out)
+        fit(config, out, state, stop)
+    return out
 
+
+def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -> None:
+    """The whole of a run's training, from the beginning or from the `state` its checkpoint in `out` holds."""
+    checkpoint = out / "checkpoint"
+    start = state["step"] if state else 0
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
         dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -176,7 +136,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     optimizer = muon(model, config)
-    if resume:
+    if state:
         load_checkpoint(checkpoint, model, ema, optimizer)
 
     grid = config.size // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
@@ -185,14 +145,24 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     loader = batches(examples, collator, config.batch_size, first, last, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.init_trackers("tensorboard")
-    prompts = [e.caption for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][
-        :16
-    ]
+    shown = [e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][:16]
     pipe = as_pipeline(tokenizer, averaged)
+    if accelerator.is_main_process:
+        settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
+        (out / SETTINGS).write_text(json.dumps(settings, indent=1))
+        for name in (LOG, VALIDATION):
+            drop_rows_after(out / name, start)
 
     progress = tqdm(
-        total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process, file=sys.stdout
+        total=config.steps,
+        initial=start,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        file=sys.stdout,
+        mininterval=0.1 if sys.stdout.isatty() else 10.0,  # seconds: a file keeps every line
     )
+    seconds, began = state.get("seconds", 0.0) if state else 0.0, time.monotonic()
+    stopping = False
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
@@ -206,29 +176,60 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
         done = step + 1
         progress.update()
-        if done % 50 == 0:
+        if done % 50 == 0 or done == 1:
             values = {
                 "loss": losses.flow.item(),
                 "token loss": losses.tokens.item(),
                 "text loss": losses.text.item(),
                 "gradient norm": float(norm),
+                "learning rate": optimizer.param_groups[0]["lr"],
+                "pictures/s": (progress.format_dict["rate"] or 0) * config.batch_size,
             }
-            rate = progress.format_dict["rate"] or 0
-            accelerator.log(values | {"pictures/s": rate * config.batch_size}, step=done)
-            progress.set_postfix_str(f"loss {values['loss']:.3f}, {rate * config.batch_size:.0f} pictures/s")
-        if (done % config.every == 0 or done == config.steps) and accelerator.is_main_process:
+            accelerator.log(values, step=done)
+            progress.set_postfix_str(f"loss {values['loss']:.3f}, {values['pictures/s']:.0f} pictures/s")
+            if accelerator.is_main_process:
+                append_row(out / LOG, {"step": done} | values | {"seconds": seconds + time.monotonic() - began})
+        due = done % config.every == 0 or done == config.steps
+        stopping = done < config.steps and asked_to_stop(accelerator, stop)
+        if due and accelerator.is_main_process:
             report = validate(averaged, collator, validation, accelerator.device)
+            report |= draw_samples(pipe, shown, out / "samples", done)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
-            with open(out / "validation.jsonl", "a") as file:
-                file.write(json.dumps({"step": done} | report) + "\n")
-            progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in report.items()))
-            save_samples(pipe, prompts, out / "samples" / f"step-{done:06d}.png")
-            pipe.save_pretrained(out)
-            save_checkpoint(checkpoint, model, ema, optimizer, {"step": done, "config": asdict(config)})
+            append_row(out / VALIDATION, {"step": done} | report)
+            progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
+        if (due or stopping) and accelerator.is_main_process:
+            save_model(pipe, out)
+            place = {"step": done, "seconds": seconds + time.monotonic() - began, "config": asdict(config)}
+            save_checkpoint(checkpoint, model, ema, optimizer, place)
         accelerator.wait_for_everyone()
+        if stopping:
+            break
     progress.close()
     accelerator.end_training()
-    return out
+    if stopping:
+        raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
+
+
+def save_model(pipe: TextToImagePipeline, out: Path) -> None:
+    """Save a pipeline into a folder where another process may be reading the last one: file by file, each whole."""
+    new = out / "model.new"
+    shutil.rmtree(new, ignore_errors=True)
+    pipe.save_pretrained(new)
+    files = [file for file in new.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name == "model_index.json"):  # which says there is a new one: last
+        target = out / file.relative_to(new)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(new)
+
+
+def asked_to_stop(accelerator: Accelerator, stop: StopSignals) -> bool:
+    """Whether any of the processes was: they must all leave after the same step, or one waits for ever."""
+    if accelerator.num_processes == 1:
+        return stop.received is not None
+    if stop.received is not None:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
 
 
 def muon(model: TextToImageModel, config: TrainConfig) -> Muon:
@@ -287,81 +288,3 @@ def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel) -> 
     pipe = TextToImagePipeline(tokenizer, model.text_encoder, model.unet, FlowMatchEulerDiscreteScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@torch.no_grad()
-def validate(
-    model: TextToImageModel, collator: Collator, examples: list[Example], device: torch.device
-) -> dict[str, float]:
-    """Losses on fixed pictures at fixed noise levels and seeds, with their own captions and with each other's.
-
-    If the shuffled captions cost no more than the right ones, the model does not read the text. Where the data has
-    masks, of the words' mean maps over all layers at noise 0.3: `pointing`, the share that peak in their mask, and
-    `iou`, map and mask where each is at least half its peak. Where the model translates: `text loss`, as in training.
-    """
-    model.eval()
-    captions = [e.caption for e in examples]
-    regions = [e.regions for e in examples]
-    order = range(len(examples))
-    shuffled = [(i + 1) % len(examples) for i in order]
-    report = {}
-    for level in LEVELS:
-        for name, places in (("", order), (" shuffled", shuffled)):
-            losses, hits, overlaps, text_losses = [], [], [], []
-            for chunk in (slice(i, i + 64) for i in range(0, len(examples), 64)):
-                read = collator.read([captions[i] for i in places[chunk]], regions[chunk])
-                target = collator.write([examples[i].translation for i in places[chunk]])
-                pictures = to_tensor(np.stack([e.picture for e in examples[chunk]]))
-                noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed_of(chunk.start)))
-                times = torch.full((len(pictures),), level)
-                batch = Batch(pictures, noise, times, *read, *target).to(device)
-                maps: list[Tensor] = []
-                memory = model.text_encoder.encode(batch.ids, batch.token_mask)
-                prediction = model.unet(
-                    flow.interpolate(batch.pictures, batch.noise, batch.times),
-                    batch.times * flow.TRAIN_TIMESTEPS,
-                    memory,
-                    batch.token_mask,
-                    record=lambda layer, weights, grid, maps=maps: maps.append(
-                        _upsampled(weights, grid, collator.grid)
-                    ),
-                ).sample
-                losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times))
-                if level == 0.3 and not name:
-                    heat, there = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
-                    hits.append(grounding.points_inside(heat, batch.masks)[there])
-                    overlaps.append(grounding.iou(heat, batch.masks)[there])
-                if level == LEVELS[0] and not name and len(model.text_encoder.decoder):
-                    text_losses.append(
-                        text_loss(model.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
-                    )
-            report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
-            if hits and len(torch.cat(hits)):
-                report["pointing"] = torch.cat(hits).float().mean().item()
-                report["iou"] = torch.cat(overlaps).mean().item()
-            if text_losses:
-                report["text loss"] = torch.stack(text_losses).mean().item()
-    model.train()
-    return report
-
-
-def _upsampled(weights: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    maps = weights.mean(dim=1).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
-    return F.interpolate(maps, (side, side), mode="bilinear")
-
-
-def save_samples(pipe: TextToImagePipeline, prompts: list[str], path: Path) -> None:
-    """One PNG with a picture for each prompt, the same noise every time; none without prompts."""
-    if not prompts:
-        return
-    pipe.unet.eval(), pipe.text_encoder.eval()
-    seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    pictures = pipe(prompts, generator=seeds, output_type="np").images  # (B, h, w, 3)
-    pipe.unet.train(), pipe.text_encoder.train()
-    columns = min(8, len(pictures))
-    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
-    sheet = np.zeros((sum(r.shape[0] for r in rows), max(r.shape[1] for r in rows), 3))
-    for i, row in enumerate(rows):
-        sheet[i * row.shape[0] : (i + 1) * row.shape[0], : row.shape[1]] = row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(path)

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
 from pipelines.dataset import DataError, batches, seed_of, shuffled_place, train_tokenizer
+from pipelines.objective import text_loss
 from pipelines.text_to_text import TranslationPipeline
-from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, schedule, text_loss
+from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, schedule
 from unet_xattn import Transformer
 
 LONGEST_LINE = 10_000

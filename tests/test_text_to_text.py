@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines import TextToImagePipeline, TranslationPipeline, scenes
 from pipelines.captions import LANGUAGES, is_chinese, meaning
 from pipelines.dataset import Collator
-from pipelines.train import text_loss
+from pipelines.objective import text_loss
 from unet_xattn import Transformer
 
 TEXTS = ["a red circle", "一个红色的圆在蓝色正方形的左边"]

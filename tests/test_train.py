@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,14 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast
 
 import pipelines.train
+import pipelines.validate
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import load_state, save_checkpoint
 from pipelines.dataset import Batch, Collator, DataError, SceneExamples, to_tensor
-from pipelines.train import LEVELS, TextToImageModel, TrainConfig, power_function_ema, schedule, train, validate
+from pipelines.objective import TextToImageModel
+from pipelines.run_folder import StoppedError
+from pipelines.train import TrainConfig, power_function_ema, schedule, train
+from pipelines.validate import LEVELS, draw_samples, sheet_of, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 MakeFolder = Callable[..., Path]
@@ -73,11 +78,14 @@ def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: Train
     pipe = TextToImagePipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a black night", num_inference_steps=1).images[0].size == (32, 32)
-    assert [path.name for path in sorted((out / "samples").iterdir())] == ["step-000002.png", "step-000004.png"]
+    assert [path.name for path in sorted((out / "samples").iterdir())] == [
+        f"{kind}-00000{step}.png" for kind in ("step", "words") for step in (2, 4)
+    ]
     with Image.open(out / "samples" / "step-000004.png") as sheet:
         assert sheet.size == (4 * 32, 32)
     lines = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
+    assert "agreement" not in lines[0]  # nobody knows what its captions describe
     assert any((out / "logs").rglob("events.out.tfevents.*"))
     assert {path.name for path in (out / "checkpoint").iterdir()} == FILES
     assert load_state(out / "checkpoint")["step"] == 4
@@ -93,7 +101,7 @@ def test_the_pipeline_holds_the_averaged_weights(finished: TrainConfig) -> None:
     assert any(not torch.equal(last[name], averaged[f"module.{name}"]) for name in last)
 
 
-class StoppedError(Exception):
+class PowerGoneError(Exception):
     """The power goes."""
 
 
@@ -102,10 +110,10 @@ def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_
 ) -> None:
     def save_and_stop(*args: object) -> None:
         save_checkpoint(*args)  # type: ignore[arg-type]
-        raise StoppedError
+        raise PowerGoneError
 
     config = replace(finished, out=str(tmp_path / "run"))
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+    with monkeypatch.context() as patch, pytest.raises(PowerGoneError):
         patch.setattr(pipelines.train, "save_checkpoint", save_and_stop)
         train(config)
     assert load_state(tmp_path / "run" / "checkpoint")["step"] == 2
@@ -113,13 +121,31 @@ def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_
     # Only the folder is said again: the run goes on with the settings it began with.
     assert train(TrainConfig(out=config.out), resume=True) == tmp_path / "run"
 
-    expected, found = Path(finished.out) / "checkpoint", tmp_path / "run" / "checkpoint"
+    assert_ended_alike(finished.out, config.out)
+
+
+def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
+    finished: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(finished, out=str(tmp_path / "run"))
+    asked = iter([False, False, True])
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="stopped at step 3 of 4, and saved"):
+        patch.setattr(pipelines.train, "asked_to_stop", lambda *_: next(asked))
+        train(config)
+    assert load_state(tmp_path / "run" / "checkpoint")["step"] == 3
+    train(TrainConfig(out=config.out), resume=True)
+    assert_ended_alike(finished.out, config.out)
+
+
+def assert_ended_alike(expected: str, found: str) -> None:
+    """Two runs of four steps have the same weights and moments, bit for bit, and the same validation losses."""
+    folders = [Path(folder) for folder in (expected, found)]
     for name in ("model", "ema", "optimizer"):
-        wanted, got = (load_file(folder / f"{name}.safetensors") for folder in (expected, found))
+        wanted, got = (load_file(folder / "checkpoint" / f"{name}.safetensors") for folder in folders)
         assert got.keys() == wanted.keys()
         assert [key for key in wanted if not torch.equal(got[key], wanted[key])] == [], name
-    assert load_state(found)["step"] == 4
-    losses = [(Path(folder) / "validation.jsonl").read_text() for folder in (finished.out, config.out)]
+    assert load_state(folders[1] / "checkpoint")["step"] == 4
+    losses = [(folder / "validation.jsonl").read_text() for folder in folders]
     assert losses[0] == losses[1]
 
 
@@ -129,10 +155,30 @@ def test_resuming_a_finished_run_leaves_its_weights_as_they_are(copied: TrainCon
     assert contents(Path(copied.out) / "checkpoint") == before
 
 
-def test_a_run_on_scenes_says_how_well_its_words_point(tmp_path: Path) -> None:
+def test_a_run_on_scenes_says_how_well_its_words_point_and_how_many_samples_are_right(tmp_path: Path) -> None:
     train(settings("shapes", tmp_path / "run", steps=1))
     (report,) = map(json.loads, (tmp_path / "run" / "validation.jsonl").read_text().splitlines())
     assert 0 <= report["pointing"] <= 1
+    assert (report["agreement"], report["judged"]) == (0, 16)  # after a single step
+
+
+def test_agreement_is_the_share_of_samples_that_show_what_they_should(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = SceneExamples(32, 0).validation(4)
+    assert all(e.scene is not None and e.scene.caption == e.caption for e in examples)
+    seen = iter([True, False, True, True])
+    monkeypatch.setattr(pipelines.validate, "judge", lambda *_: SimpleNamespace(all_correct=next(seen)))
+    assert draw_samples(tiny_pipe, examples, tmp_path, 7) == {"agreement": 0.75, "judged": 4}
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000007.png", "words-000007.png"]
+    assert draw_samples(tiny_pipe, [replace(e, scene=None) for e in examples], tmp_path, 8) == {}
+
+
+def test_a_sheet_has_every_picture_in_its_place() -> None:
+    pictures = np.arange(1, 11, dtype=np.uint8)[:, None, None, None] * np.ones((10, 2, 2, 3), np.uint8)
+    sheet = np.asarray(sheet_of(pictures))
+    assert sheet.shape == (4, 16, 3)
+    assert sheet[::2, ::2, 0].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 0, 0, 0, 0, 0, 0]]
 
 
 def test_captions_longer_than_the_model_reads_do_not_stop_a_run(make_folder: MakeFolder, tmp_path: Path) -> None:

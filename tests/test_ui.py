@@ -117,7 +117,8 @@ def test_a_client_brings_a_picture(client: Client, tmp_path: Path) -> None:
 
 def test_the_api_is_what_it_is_said_to_be(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/generate", "/models", "/attribute", "/translate", "/follow", "/follow_translation"}
+    seen = {"/generate", "/models", "/attribute", "/translate", "/follow", "/follow_translation"}
+    assert set(endpoints) == seen | {"/runs", "/train", "/stop", "/resume"}
     assert client.predict(api_name="/models")[:2] == ["this pipeline", "shapes"]
     asked = {p["parameter_name"]: p["type"]["type"] for p in endpoints["/generate"]["parameters"]}
     assert asked["prompt"] == "string" and asked["steps"] == "integer" and asked["guidance"] == "number"

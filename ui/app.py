@@ -3,6 +3,7 @@
 import socket
 import time
 from importlib.util import find_spec
+from typing import Any
 
 import gradio as gr
 
@@ -10,8 +11,10 @@ from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
-from ui.models import Models
+from ui.models import RUNS, Models
 from ui.picture_tab import picture_tab
+from ui.runs import find_run
+from ui.train_tab import model_of, train_tab
 from ui.translate_tab import translate_tab
 
 # Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
@@ -41,8 +44,8 @@ CSS = """
 """
 
 
-MOST_BYTES = 50 * 2**20
-"""Of a file that is brought: a large camera's picture, or a folder of small ones."""
+MOST_BYTES = 2**30
+"""Of a file that is brought: a folder of pictures to train on."""
 
 
 def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
@@ -52,6 +55,15 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
     def list_models() -> list[str]:
         """The names of the models there are; the first is the one the page opened with."""
         return models.names()
+
+    def open_run(run: str) -> tuple[Any, Any, Any]:
+        try:
+            name = model_of(models, run)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        prompts = find_run(RUNS, run).prompts
+        shown = prompts[0] if prompts else gr.skip()
+        return gr.Dropdown(models.names(), value=name), gr.Tabs(selected="generate"), shown
 
     def to_prompt(text: str) -> tuple[str, gr.Tabs]:
         return text, gr.Tabs(selected="generate")
@@ -67,10 +79,14 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
                 prompt, draw_after = generate_tab(page, models, kept, model_name)
             with gr.Tab("Your picture"):
                 picture_tab(models, kept, model_name)
+            with gr.Tab("Train"):
+                training = train_tab(page, models)
             with gr.Tab("Translate"):
                 translation, use_as_prompt = translate_tab(models, model_name)
             with gr.Tab("Inspect"):
                 inspect_tab(models, model_name)
+        opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], api_visibility="private")
+        draw_after(opened)
         used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
         draw_after(used)
         gr.api(list_models, api_name="models")

@@ -11,7 +11,10 @@ import torch
 import typer
 from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
+from rich import box
 from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
 from pipelines.bench import bench_capture, bench_sample, bench_train
@@ -26,6 +29,7 @@ from pipelines.evaluate_grounding import calibrate, evaluate_grounding
 from pipelines.evaluate_grounding import table as grounding_table
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
+from pipelines.run_folder import StoppedError
 from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
 from pipelines.train_text import TextConfig
@@ -33,6 +37,8 @@ from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
 from ui.export import export, stem
+from ui.models import RUNS
+from ui.runs import list_runs
 from unet_xattn import AttentionTrace
 from unet_xattn.words import unknown_words
 
@@ -171,6 +177,19 @@ def train(
         every=every,
     )
     print(f"the model is in {train_model(config, resume)}")
+
+
+@app.command(epilog="Example: unet-xattn runs")
+def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in.")] = RUNS) -> None:
+    """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
+    names = ("state", "step", "data", "loss", "agreement", "pointing")
+    listed = Table(Column("run", overflow="fold"), *names, box=box.SIMPLE_HEAD, pad_edge=False)
+    for run in list_runs(folder):
+        last = run.validation[-1] if run.validation else {}
+        figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]
+        cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures]
+        listed.add_row(*map(Text, cells))
+    Console().print(listed if listed.row_count else Text(f"there are no runs in {folder}"))
 
 
 @app.command("train-text", epilog="Example: unet-xattn train-text --pairs names.tsv --out runs/names")
@@ -342,6 +361,9 @@ def main() -> None:
     disable_progress_bar()  # of loading a model, which takes no time
     try:
         app()
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.received)
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The Train tab in a real browser."""
+
+import copy
+import json
+import shutil
+import socket
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from pipelines import TextToImagePipeline
+from ui.app import launch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Dialog, Page
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+PATIENCE = 180_000  # milliseconds; a trainer loads its libraries anew
+HOSTILE = ["<img src=x onerror=alert(1)>", "${alert(1)} {{7*7}}", "`+alert(1)+` <b>bold</b>", "**bold** [a](b)"]
+
+
+@pytest.fixture(scope="module")
+def address(tiny_pipe: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page started in a folder that holds data with captions of all sorts."""
+    import datasets
+
+    start = tmp_path_factory.mktemp("page")
+    (start / "data" / "hostile").mkdir(parents=True)
+    rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(HOSTILE)]
+    for row in rows:
+        Image.new("RGB", (32, 32)).save(start / "data" / "hostile" / row["file_name"])
+    (start / "data" / "hostile" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(start)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(start / "cache"))
+        datasets.disable_progress_bars()
+        page = launch(TextToImagePipeline(**copy.deepcopy(tiny_pipe.components)), port=port, block=False)
+        yield page.local_url
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_tab(browser: "Browser", address: str) -> Iterator[Callable[..., "Page"]]:
+    """A function of browser settings -> the page with the Train tab open; whatever it did wrong fails the test."""
+    contexts: list[BrowserContext] = []
+    wrong: list[str] = []
+
+    def dismiss(dialog: "Dialog") -> None:
+        wrong.append(f"it ran {dialog.message!r}")
+        dialog.dismiss()
+
+    def open_tab(**settings: Any) -> "Page":
+        contexts.append(browser.new_context(**settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: wrong.append(f"its script failed: {error}"))
+        page.on("dialog", dismiss)
+        page.goto(address)
+        page.get_by_role("tab", name="Train").click()
+        page.get_by_role("heading", name="Examples").wait_for()
+        return page
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def wait_for_state(page: "Page", state: str) -> None:
+    page.wait_for_function(
+        "state => [...document.querySelectorAll('textarea')].some((box) => box.value.includes(state))", arg=state
+    )
+
+
+def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[..., "Page"], address: str) -> None:
+    page = open_tab()
+    page.get_by_role("button", name="Options").click()
+    for label, number in {"Steps": "3", "Validate every": "3", "Pictures a step": "2"}.items():
+        page.get_by_label(label, exact=True).fill(number)
+    page.get_by_label("Pixels").click()
+    page.get_by_role("option", name="32").click()
+    page.get_by_label("Name of the run").fill("three")
+    page.get_by_role("button", name="Start").click()
+    wait_for_state(page, "three is starting")
+    assert page.get_by_role("button", name="Stop").is_enabled()
+    page.reload()  # whoever closes the page loses nothing
+    page.get_by_role("tab", name="Train").click()
+    wait_for_state(page, "three is ")
+    wait_for_state(page, "three is finished after 3 steps")
+    page.get_by_role("heading", name="Samples, after step 3").wait_for()
+    assert page.locator("section:has(h3:text('Samples')) img").count() == 16
+    assert page.locator("section:has(h3:text('Where the words')) img").count() == 1
+    assert page.locator(".vega-embed svg").count() == 4
+    assert page.get_by_role("button", name="Open in Generate").is_enabled()
+    assert page.get_by_role("button", name="Stop").is_disabled()
+    assert page.get_by_role("button", name="Resume").is_disabled()
+
+
+def test_captions_are_shown_as_they_are_and_run_nothing(open_tab: Callable[..., "Page"]) -> None:
+    page = open_tab()
+    page.get_by_label("Data", exact=True).click()
+    page.get_by_role("option", name="data/hostile").click()
+    captions = page.locator("section:has(h3:text('Examples')) figcaption")
+    captions.filter(has_text="bold").first.wait_for()
+    page.wait_for_timeout(200)  # for what they might have started
+    assert captions.all_text_contents() == HOSTILE
+    assert captions.locator("*").count() == 0
+
+
+def test_an_upload_is_shown_or_refused(open_tab: Callable[..., "Page"], tmp_path: Path) -> None:
+    page = open_tab()
+    for name, rows in {"good.zip": '{"file_name": "0.png", "text": "a black night"}', "bad.zip": ""}.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+            archive.write(tmp_path / "0.png", "0.png")
+            archive.writestr("metadata.jsonl", rows)
+    upload = page.locator("input[type=file]")
+    upload.set_input_files(tmp_path / "good.zip")
+    page.locator("figcaption", has_text="a black night").wait_for()
+    assert page.get_by_label("Data", exact=True).input_value() == "data/good"
+    upload.set_input_files(tmp_path / "bad.zip")
+    page.get_by_label("Not done").wait_for()
+    assert page.get_by_label("Not done").input_value().startswith("the zip has no captions")
+    assert page.get_by_label("Data", exact=True).input_value() == "data/good"
+
+
+def test_what_is_refused_is_said_in_a_line(open_tab: Callable[..., "Page"]) -> None:
+    page = open_tab()
+    page.get_by_label("Name of the run").fill(HOSTILE[0])
+    page.get_by_role("button", name="Start").click()
+    page.get_by_label("Not done").wait_for()
+    assert "letters, digits, - and _, not '<img src=x" in page.get_by_label("Not done").input_value()
+    page.wait_for_timeout(200)
+
+
+def test_a_phone_shows_it_all(open_tab: Callable[..., "Page"]) -> None:
+    page = open_tab(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

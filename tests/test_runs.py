@@ -1,0 +1,220 @@
+"""Training as a process: seen, stopped, killed and resumed from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import TextToImagePipeline
+from pipelines.run_folder import StopSignals, append_row, drop_rows_after, find_trainer, read_rows, run_lock
+from pipelines.train import TrainConfig, train
+from ui import runs
+from ui.cli import app
+
+PATIENCE = 120  # seconds; on a busy machine the libraries alone take half a minute to load
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """A run of seconds: sixty steps on two tiny scenes each."""
+    return TrainConfig(out=str(tmp_path / "runs" / "tiny"), steps=60, batch_size=2, size=16, every=60)
+
+
+def wait_until(done: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end, f"waited in vain until {what}"
+        time.sleep(0.05)
+
+
+def wait_for_step(out: str | Path, step: int) -> None:
+    wait_until(lambda: any(row["step"] >= step for row in read_rows(Path(out) / "log.jsonl")), f"step {step}")
+
+
+def steps_in(out: str | Path, name: str) -> list[int]:
+    return [row["step"] for row in read_rows(Path(out) / name)]
+
+
+def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: TrainConfig) -> None:
+    out = Path(config.out)
+
+    def run() -> runs.Run:
+        return runs.find_run(out.parent, "tiny")
+
+    assert runs.start(config).state == "starting"
+    wait_for_step(out, 1)
+    assert run().state == "running" and run().steps == 60
+    with pytest.raises(ValueError, match=r"^.*is being trained by process \d+: stop that one.*$"):
+        train(config, resume=True)
+    with pytest.raises(ValueError, match="a run 'tiny' already"):
+        runs.start(config)
+    with pytest.raises(ValueError, match="is running: only one that was stopped"):
+        runs.resume(run())
+
+    assert runs.stop(run()).state in ("stopping", "stopped")
+    with pytest.raises(ValueError, match=r"is stopping already|there is nothing to stop"):
+        runs.stop(run())  # a second signal would have ended it without saving
+    wait_until(lambda: not run().active, "it has stopped")
+    stopped = run()
+    assert stopped.state == "stopped" and 0 < stopped.step < 60
+    assert stopped.note.startswith(f"stopped at step {stopped.step} of 60")
+    TextToImagePipeline.from_pretrained(out)
+    with pytest.raises(ValueError, match="nothing to stop"):
+        runs.stop(stopped)
+
+    assert runs.resume(stopped).active
+    wait_until(lambda: not run().active, "it has finished")
+    finished = run()
+    assert (finished.state, finished.step, finished.samples, finished.note) == ("finished", 60, [60], "")
+    assert steps_in(out, "log.jsonl") == [1, 50] and steps_in(out, "validation.jsonl") == [60]
+    seconds = [row["seconds"] for row in finished.log]
+    assert seconds == sorted(seconds)
+    assert 0 <= finished.validation[0]["agreement"] <= 1 and finished.validation[0]["judged"] == 16 == len(
+        finished.prompts
+    )
+    assert (out / "samples" / "words-000060.png").is_file()
+    with pytest.raises(ValueError, match="is finished: only one that was stopped"):
+        runs.resume(finished)
+
+
+def test_a_killed_run_is_resumed_and_its_log_has_every_step_once(config: TrainConfig) -> None:
+    out = Path(config.out)
+    runs.start(replace(config, every=40))
+    wait_for_step(out, 50)
+    found = find_trainer(out)
+    assert found.held
+    os.kill(found.process, signal.SIGKILL)
+    wait_until(lambda: not find_trainer(out).held, "the kernel has given the lock back")
+    killed = runs.find_run(out.parent, "tiny")
+    assert (killed.state, killed.step) == ("stopped", 40)
+    train(TrainConfig(out=config.out), resume=True)
+    assert steps_in(out, "log.jsonl") == [1, 50] and steps_in(out, "validation.jsonl") == [40, 60]
+    assert runs.find_run(out.parent, "tiny").state == "finished"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_command_in_order(config: TrainConfig, number: int, code: int) -> None:
+    options = ["--out", config.out, "--steps", "60", "--batch-size", "2", "--size", "16", "--every", "60"]
+    command = [sys.executable, "-m", "ui.cli", "train", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_step(config.out, 1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert said.splitlines()[-1].startswith("stopped at step") and "Traceback" not in said
+    state = json.loads((Path(config.out) / "checkpoint" / "state.json").read_text())
+    assert 0 < state["step"] < 60
+    TextToImagePipeline.from_pretrained(config.out)
+
+
+def test_data_that_cannot_be_used_makes_a_broken_run_that_says_why_and_leaves_its_name_free(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = TrainConfig(data=str(tmp_path / "empty"), out=str(tmp_path / "runs" / "broken"))
+    runs.start(config)
+    wait_until(lambda: not runs.find_run(tmp_path / "runs", "broken").active, "it has failed")
+    (broken,) = runs.list_runs(tmp_path / "runs")
+    assert broken.state == "broken" and "has no captions" in broken.note
+    assert not (tmp_path / "runs" / "broken" / "run.json").exists()
+    again = runs.start(config)
+    runs.stop(again)  # before it has trained anything
+    wait_until(lambda: not runs.find_run(tmp_path / "runs", "broken").active, "it is gone")
+
+
+# What is said of folders
+
+
+def folder_with(path: Path, step: int, steps: int = 10) -> Path:
+    (path / "checkpoint").mkdir(parents=True)
+    config = asdict(TrainConfig(steps=steps, out=str(path)))
+    (path / "checkpoint" / "state.json").write_text(json.dumps({"step": step, "config": config}))
+    return path
+
+
+def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Path) -> None:
+    assert runs.list_runs(tmp_path / "nowhere") == []
+    folder_with(tmp_path / "half", 5)
+    folder_with(tmp_path / "whole", 10)
+    (tmp_path / "text" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "text" / "checkpoint" / "state.json").write_text('{"step": 1, "config": {"pairs": "names.tsv"}}')
+    (tmp_path / "holiday pictures").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    found = {run.name: run for run in runs.list_runs(tmp_path)}
+    assert {name: run.state for name, run in found.items()} == {"half": "stopped", "whole": "finished"}
+    assert (found["half"].step, found["half"].steps, found["half"].data) == (5, 10, "shapes")
+    listed = CliRunner().invoke(app, ["runs", str(tmp_path)])
+    assert listed.exit_code == 0 and "5/10" in listed.output and "finished" in listed.output
+    assert "there are no runs in" in CliRunner().invoke(app, ["runs", str(tmp_path / "half")]).output
+
+
+def test_a_number_of_a_process_that_is_another_one_by_now_is_not_taken_for_the_trainer(tmp_path: Path) -> None:
+    run = folder_with(tmp_path / "old", 5)
+    (run / "lock").write_text(f"{os.getpid()} starting")  # it lives, and trains nothing
+    old = runs.find_run(tmp_path, "old")
+    assert old.state == "stopped"
+    with pytest.raises(ValueError, match="nothing to stop"):
+        runs.stop(old)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "a b", "a.b", "é", "x" * 65, "a\n", None, 3])
+def test_only_plain_names_name_a_run(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"^the name of a run is 1 to 64 letters, digits, - and _, not .*$"):
+        runs.find_run(tmp_path, name)
+
+
+# The lock, the signals, the logs
+
+
+def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with run_lock(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()
+    assert find_trainer(tmp_path / "mine") == (os.getpid(), False, "")
+
+
+def test_the_first_signal_is_noted_and_the_second_does_what_it_always_did() -> None:
+    with StopSignals() as stop:
+        assert stop.received is None
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    def use() -> None:
+        with StopSignals():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    handlers: list[object] = []
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_rows_after_a_step_are_dropped_and_so_is_half_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    drop_rows_after(path, 5)
+    assert not path.exists()
+    for step in (1, 5, 6):
+        append_row(path, {"step": step})
+    with open(path, "a") as file:
+        file.write('{"step": 7, "lo')
+    drop_rows_after(path, 5)
+    append_row(path, {"step": 6})
+    assert steps_in(tmp_path, "log.jsonl") == [1, 5, 6]
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]

@@ -1,0 +1,236 @@
+"""Data that people bring, what they type, and the Train tab's part of the API."""
+
+import copy
+import io
+import json
+import socket
+import stat
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import ui.data
+from pipelines import TextToImagePipeline
+from ui.app import launch
+from ui.data import add_upload, data_names, prepare, preview
+from ui.models import Models
+from ui.train_tab import begin, model_of
+
+MakeZip = Callable[..., Path]
+ROWS = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(3)]
+
+
+def png(grey: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (grey, grey, grey)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def make_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeZip:
+    """A function of (files, under) -> a zip of three captioned pictures under a folder, and of these files."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    (tmp_path / "page").mkdir()
+    monkeypatch.chdir(tmp_path / "page")
+
+    def make(files: dict[str | zipfile.ZipInfo, bytes] | None = None, under: str = "", rows: Any = ROWS) -> Path:
+        path = tmp_path / "my pictures.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(3):
+                archive.writestr(f"{under}{i}.png", png(80 * i))
+            archive.writestr(f"{under}metadata.jsonl", "\n".join(map(json.dumps, rows)))
+            for name, content in (files or {}).items():
+                archive.writestr(name, content)
+        return path
+
+    return make
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+# Uploads
+
+
+@pytest.mark.parametrize("under", ["", "my pictures/"])
+def test_a_zip_of_captioned_pictures_becomes_data_to_train_on(make_zip: MakeZip, under: str) -> None:
+    archive = make_zip({"__MACOSX/._0.png": b"x", f"{under}.DS_Store": b"x"}, under)
+    assert add_upload(archive) == "data/my-pictures"
+    assert sorted(path.name for path in Path("data/my-pictures").iterdir()) == ["0.png", "1.png", "2.png"] + [
+        "metadata.jsonl"
+    ]
+    assert data_names() == ["shapes", "emoji", "data/my-pictures"]
+    found = preview("data/my-pictures", 32)
+    assert found.usable and found.findings[0].startswith("3 pictures, 3 different captions")
+    assert [(e.caption, int(e.picture[0, 0, 0])) for e in found.examples] == [
+        (f"picture {i}", 80 * i) for i in range(3)
+    ]
+    assert add_upload(archive) == "data/my-pictures-2"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"../outside.png": png()}, "lead elsewhere"),
+        ({"a/../../outside.png": png()}, "lead elsewhere"),
+        ({"/tmp/outside.png": png()}, "lead elsewhere"),
+        ({"C:\\outside.png": png()}, "lead elsewhere"),
+        ({link("link.png"): b"/etc/passwd"}, "only plain files"),
+        ({"run.sh": b"echo"}, "only pictures"),
+        ({"<b>page</b>.html": b"<script>"}, "lead elsewhere"),
+        ({"page.html": b"<script>"}, "only pictures"),
+        ({"0.png/1.png": png()}, "cannot be unpacked"),
+        ({"3.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "no picture that is taken"),
+        ({"inner.zip": b"PK"}, "only pictures"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_does_not_belong_in_a_zip_is_refused_in_a_line_and_nothing_is_kept(
+    make_zip: MakeZip, tmp_path: Path, files: dict, expected: str
+) -> None:
+    archive = make_zip(files)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=expected) as error:
+        add_upload(archive)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert list(Path("data").iterdir()) == [] and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_bomb_is_refused_before_a_byte_is_written(make_zip: MakeZip, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = make_zip({"3.png": bytes(ui.data.SMALL + 1)})
+    with pytest.raises(ValueError, match="times its size, which pictures do not"):
+        add_upload(bomb)
+    monkeypatch.setattr(ui.data, "MOST_BYTES", ui.data.SMALL)
+    with pytest.raises(ValueError, match="unpacks to 16 MiB, the limit is 16 MiB"):
+        add_upload(bomb)
+    monkeypatch.setattr(ui.data, "MOST_FILES", 4)
+    with pytest.raises(ValueError, match="holds 5 files, the limit is 4"):
+        add_upload(bomb)
+
+
+def test_a_zip_that_declares_less_than_it_holds_is_refused(make_zip: MakeZip) -> None:
+    archive = make_zip({"3.png": bytes(100_000)})
+    content = archive.read_bytes()
+    assert content.count((100_000).to_bytes(4, "little")) == 2  # beside the file and in the list of them all
+    archive.write_bytes(content.replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        add_upload(archive)
+
+
+def test_what_is_no_zip_and_what_has_no_captions_is_refused(make_zip: MakeZip, tmp_path: Path) -> None:
+    (tmp_path / "text.zip").write_text("not a zip")
+    with pytest.raises(ValueError, match="cannot be unpacked as a zip"):
+        add_upload(tmp_path / "text.zip")
+    with zipfile.ZipFile(tmp_path / "bare.zip", "w") as archive:
+        archive.writestr("0.png", png())
+    with pytest.raises(ValueError, match="the zip has no captions"):
+        add_upload(tmp_path / "bare.zip")
+
+
+@pytest.mark.parametrize("file_name", ["../../secret.png", "/etc/secret.png", "http://127.0.0.1:9/secret.png"])
+def test_metadata_that_names_files_elsewhere_is_refused(make_zip: MakeZip, tmp_path: Path, file_name: str) -> None:
+    (tmp_path / "secret.png").write_bytes(png())
+    with pytest.raises(ValueError, match="the zip"):
+        add_upload(make_zip(rows=[*ROWS, {"file_name": file_name, "text": "a secret"}]))
+    assert data_names() == ["shapes", "emoji"]
+
+
+# What a person types
+
+
+@pytest.mark.parametrize("name", ["..", "/etc", "data/none", "elsewhere", ".hidden/set", ""])
+def test_only_data_that_is_listed_can_be_named(make_zip: MakeZip, tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path / "elsewhere", Path(".hidden") / "set"):
+        folder.mkdir(parents=True)
+        (folder / "metadata.jsonl").write_text("{}")
+    Path("linked").symlink_to(tmp_path / "elsewhere")
+    assert data_names() == ["shapes", "emoji"]
+    with pytest.raises(ValueError, match="there is no data"):
+        prepare(name)
+    assert not preview(name, 32).usable
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"name": "../x"}, "name of a run"),
+        ({"name": "<img src=x>"}, "name of a run"),
+        ({"data": "/etc"}, "there is no data"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 100,000, got 0"),
+        ({"steps": 1.5}, "steps must be"),
+        ({"steps": None}, "steps must be"),
+        ({"steps": "3"}, "steps must be"),
+        ({"batch_size": 10**9}, "batch size must be"),
+        ({"seed": 2**31}, "seed must be"),
+        ({"size": 4096}, "size must be"),
+        ({"every": -1}, "every must be"),
+    ],
+    ids=str,
+)
+def test_a_start_that_cannot_be_is_refused_in_a_line_and_leaves_nothing(
+    make_zip: MakeZip, wrong: dict, expected: str
+) -> None:
+    typed = {"name": "x", "data": "shapes", "steps": 3, "batch_size": 2, "seed": 0, "size": 32, "every": 3}
+    with pytest.raises(ValueError, match=expected) as error:
+        begin(**typed | wrong)
+    assert "\n" not in str(error.value)
+    assert not Path("runs").exists()
+
+
+# The API
+
+
+@pytest.fixture(scope="module")
+def client(tiny_pipe: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as server:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        port = server.getsockname()[1]
+        server.close()
+        page = launch(TextToImagePipeline(**copy.deepcopy(tiny_pipe.components)), port=port, block=False)
+        client = Client(page.local_url, verbose=False)
+        yield client
+        client.close()
+        page.close()
+
+
+def test_a_client_trains_three_steps_and_the_model_can_be_opened(
+    client: Client, tiny_pipe: TextToImagePipeline
+) -> None:
+    assert client.predict(api_name="/runs") == []
+    begun = client.predict("three", "shapes", 3, 2, 0, 32, 3, api_name="/train")
+    assert (begun["name"], begun["state"]) == ("three", "starting")
+    with pytest.raises(AppError, match="'three' is being trained: stop it first"):
+        client.predict("other", api_name="/train")
+    end = time.monotonic() + 120
+    while (run := client.predict(api_name="/runs")[0])["state"] in ("starting", "running"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert (run["state"], run["step"], run["steps"], run["data"]) == ("finished", 3, 3, "shapes")
+    assert {"loss", "loss 0.5", "loss 0.5 shuffled", "agreement", "pointing"} <= run["figures"].keys()
+    for call in ("/stop", "/resume"):
+        with pytest.raises(AppError, match="is finished"):
+            client.predict("three", api_name=call)
+    models = Models(tiny_pipe)
+    assert model_of(models, "three") == "runs/three"
+    assert models.get("runs/three").unet.config.sample_size == 32
+
+
+@pytest.mark.parametrize("call", ["/stop", "/resume"])
+@pytest.mark.parametrize("name", ["none", "..", "/etc"])
+def test_a_run_that_is_not_there_is_refused_in_a_line(client: Client, call: str, name: str) -> None:
+    with pytest.raises(AppError, match=r"there is no run 'none'|the name of a run") as error:
+        client.predict(name, api_name=call)
+    assert "\n" not in str(error.value)
