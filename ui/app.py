@@ -40,6 +40,7 @@ CSS = """
 .dark { --color-accent: var(--primary-300); }
 .head > :first-child { min-width: 16rem; }
 .gradio-container { overflow: clip !important; }
+@media (max-width: 480px) { .tab-container button { padding: 0 0.15rem; font-size: 0.75rem; } }
 .html-container:has(.attention-viewer, .alignment, .query-diagram) { padding: 0; }
 """
 

@@ -297,7 +297,7 @@ def generate_tab(
     stop.click(None, cancels=events, api_visibility="private")
     viewer.select(revisit, outputs=asked, api_visibility="private", queue=False)
     gr.on(
-        [prompt.input, live.change],
+        [prompt.change, seed.change, live.change, model.change],
         typed,
         [prompt, model, live, seed],
         [words, viewer],

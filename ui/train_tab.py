@@ -209,7 +209,8 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         with gr.Column(min_width=320):
             pictures = album("Samples", 80)
     timer = gr.Timer(2, active=False)
-    seen = gr.State({})  # of the chosen run: what the page shows already
+    # Of the chosen run: what the page shows already. No gr.State: with one on it, a page never comes to rest.
+    seen = gr.JSON({}, visible=False)
     sheets = [place, maps, pictures]
     watched = [state, stop, resume, open_model, training, losses, saved, shares, *sheets, timer, seen]
 
@@ -235,8 +236,9 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             return gr.skip(), gr.Textbox(_line(error), visible=True)
         return gr.Dropdown(_names(), value=chosen.name), gr.Textbox(visible=False)
 
-    def show(name: str | None, index: int, seen: dict[str, Any]) -> tuple[Any, ...]:
+    def show(name: str | None, index: int, seen: dict[str, Any] | None) -> tuple[Any, ...]:
         """All there is to see of a run, unless the page shows it already; the newest samples, or those looked at."""
+        seen = seen or {}
         try:
             chosen = find_run(RUNS, name or "")
         except ValueError as error:

@@ -1,11 +1,8 @@
 """The Inspect tab in a real browser: what it computes there is what Python computes, and nobody is asked for it."""
 
 import copy
-import shutil
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -13,87 +10,42 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
 from pipelines.follow import follow_picture, follow_text
-from ui.app import launch
 from ui.inspect_tab import STEPS, draw, translator
 from unet_xattn import Transformer
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Locator, Page
+    from playwright.sync_api import Locator, Page
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
 FIRST = "a red circle left of a blue square"
-PATIENCE = 120_000  # milliseconds; nothing takes that long, but a busy machine may
 
 
 @pytest.fixture(scope="module")
 def both(tiny_pipe: TextToImagePipeline, tokenizer: PreTrainedTokenizerFast) -> TextToImagePipeline:
-    """An untrained pipeline with both readers of the memory."""
+    """An untrained pipeline with both readers of the memory, which says little."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=2).eval()
     parts = copy.deepcopy({name: tiny_pipe.components[name] for name in ("tokenizer", "unet", "scheduler")})
     parts["tokenizer"].model_max_length = 40
-    pipe = TextToImagePipeline(text_encoder=network, **parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return TextToImagePipeline(text_encoder=network, **parts)
 
 
 @pytest.fixture(scope="module")
-def both_address(both: TextToImagePipeline) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    page = launch(both, port=port, block=False)
-    yield page.local_url
-    page.close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator["Browser"]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("the browser tests need Playwright: pip install 'unet-xattn[test]'")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail("the browser tests need Chromium, which is not here: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+def address(serve: Callable[[TextToImagePipeline], str], both: TextToImagePipeline) -> str:
+    return serve(both)
 
 
 @pytest.fixture
-def asked() -> list[str]:
-    """Every address the test's pages have asked for."""
-    return []
-
-
-@pytest.fixture
-def open_tab(chromium: "Browser", both_address: str, asked: list[str]) -> Iterator[Callable[..., "Page"]]:
-    """A function of browser settings -> the tab with its first query; whatever it did wrong fails the test."""
-    contexts: list[BrowserContext] = []
-    wrong: list[str] = []
+def open_tab(open_page: Callable[..., "Page"]) -> Callable[..., "Page"]:
+    """A function of browser settings -> the tab with its first query."""
 
     def open_tab(**settings: Any) -> "Page":
-        contexts.append(chromium.new_context(**settings))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(f"its script failed: {error}"))
-        # What fails when a new value comes, gradio catches and only logs.
-        page.on("console", lambda said: said.type == "error" and wrong.append(f"it logged {said.text!r}"))
-        page.on("dialog", lambda dialog: (wrong.append(f"it ran {dialog.message!r}"), dialog.dismiss()))
-        page.goto(both_address)
+        page = open_page(**settings)
         page.get_by_role("tab", name="Inspect").click()
         wait_for_tokens(page, len(FIRST.split()) + 2)
         return page
 
-    yield open_tab
-    for context in contexts:
-        context.close()
-    assert {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")} == {"127.0.0.1"}
-    assert wrong == []
+    return open_tab
 
 
 def wait_for_tokens(page: "Page", count: int) -> None:
@@ -124,13 +76,13 @@ def click_place(page: "Page", row: int, column: int, cells: int) -> None:
 
 
 def test_the_numbers_in_the_browser_are_pythons_and_cost_no_request(
-    open_tab: Callable[..., "Page"], both: TextToImagePipeline, asked: list[str]
+    open_tab: Callable[..., "Page"], both: TextToImagePipeline, requests: list[str]
 ) -> None:
     page = open_tab()
     reading = follow_picture(both, draw(both, FIRST, "0"), STEPS // 2 - 1, both.unet.attention_layers[-1])
     rows, columns = reading.grid
     page.wait_for_load_state("networkidle")
-    before = len(asked)
+    before = len(requests)
     for place, head in (((0, 0), 0), ((5, 2), 1), ((rows - 1, columns - 1), 1)):
         page.get_by_role("button", name=f"Head {head + 1}").click()
         click_place(page, *place, cells=columns)
@@ -145,7 +97,7 @@ def test_the_numbers_in_the_browser_are_pythons_and_cost_no_request(
             shown = out.get_attribute("aria-valuetext").split(": ")[1].replace("−", "-")
             assert float(shown) == pytest.approx(expected, abs=0.0006)
             page.keyboard.press("ArrowRight")
-    assert len(asked) == before
+    assert len(requests) == before
 
 
 def test_the_terms_of_a_component_are_shown_and_sum_to_the_product(
@@ -272,37 +224,13 @@ def test_a_phone_shows_it_all_and_answers_to_taps(open_tab: Callable[..., "Page"
     assert strips[0]["x"] == strips[1]["x"] and strips[0]["width"] == strips[1]["width"]  # q stands above each k
 
 
-CONTRASTS = """() => {
-  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
-    .getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
-    context.clearRect(0, 0, 1, 1);
-    context.fillStyle = colour;
-    context.fillRect(0, 0, 1, 1);
-    return context.getImageData(0, 0, 1, 1).data;
-  };
-  const luminance = (colour) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-    const value = rgba(colour)[i] / 255;
-    return sum + weight * (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const ground = (element) => {
-    const colour = getComputedStyle(element).backgroundColor;
-    return rgba(colour)[3] === 255 || !element.parentElement ? colour : ground(element.parentElement);
-  };
-  const texts = [...document.querySelectorAll(".query-diagram *, label *, button")]
-    .filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
-  return texts.map((element) => {
-    const [a, b] = [getComputedStyle(element).color, ground(element)].map(luminance);
-    return [element.textContent.trim(), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-  });
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_the_contrast_of_aa(open_tab: Callable[..., "Page"], scheme: str) -> None:
+def test_text_has_the_contrast_of_aa(
+    open_tab: Callable[..., "Page"], contrasts: Callable[["Page"], list[tuple[str, float]]], scheme: str
+) -> None:
     page = open_tab(color_scheme=scheme, reduced_motion="reduce")
     row(page, "circle").get_by_role("button").click()
     page.locator(".tokens .keys .strip").nth(2).hover()
-    contrasts = page.evaluate(CONTRASTS)
-    assert len(contrasts) > 80
-    assert [(text, round(contrast, 2)) for text, contrast in contrasts if contrast < 4.5] == []
+    found = contrasts(page)
+    assert len(found) > 80
+    assert [(text, contrast) for text, contrast in found if contrast < 4.5] == []

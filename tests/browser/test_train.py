@@ -1,9 +1,6 @@
 """The Train tab in a real browser."""
 
-import copy
 import json
-import shutil
-import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,19 +10,19 @@ import pytest
 from PIL import Image
 
 from pipelines import TextToImagePipeline
-from ui.app import launch
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Dialog, Page
+    from playwright.sync_api import Page
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-PATIENCE = 180_000  # milliseconds; a trainer loads its libraries anew
 HOSTILE = ["<img src=x onerror=alert(1)>", "${alert(1)} {{7*7}}", "`+alert(1)+` <b>bold</b>", "**bold** [a](b)"]
 
 
 @pytest.fixture(scope="module")
-def address(tiny_pipe: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(
+    serve: Callable[[TextToImagePipeline], str],
+    tiny_pipe: TextToImagePipeline,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """A page started in a folder that holds data with captions of all sorts."""
     import datasets
 
@@ -35,52 +32,24 @@ def address(tiny_pipe: TextToImagePipeline, tmp_path_factory: pytest.TempPathFac
     for row in rows:
         Image.new("RGB", (32, 32)).save(start / "data" / "hostile" / row["file_name"])
     (start / "data" / "hostile" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(start)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(start / "cache"))
         datasets.disable_progress_bars()
-        page = launch(TextToImagePipeline(**copy.deepcopy(tiny_pipe.components)), port=port, block=False)
-        yield page.local_url
-        page.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield browser
-        browser.close()
+        yield serve(tiny_pipe)
 
 
 @pytest.fixture
-def open_tab(browser: "Browser", address: str) -> Iterator[Callable[..., "Page"]]:
-    """A function of browser settings -> the page with the Train tab open; whatever it did wrong fails the test."""
-    contexts: list[BrowserContext] = []
-    wrong: list[str] = []
-
-    def dismiss(dialog: "Dialog") -> None:
-        wrong.append(f"it ran {dialog.message!r}")
-        dialog.dismiss()
+def open_tab(open_page: Callable[..., "Page"]) -> Callable[..., "Page"]:
+    """A function of browser settings -> the page with the Train tab open."""
 
     def open_tab(**settings: Any) -> "Page":
-        contexts.append(browser.new_context(**settings))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: wrong.append(f"its script failed: {error}"))
-        page.on("dialog", dismiss)
-        page.goto(address)
+        page = open_page(**settings)
         page.get_by_role("tab", name="Train").click()
         page.get_by_role("heading", name="Examples").wait_for()
         return page
 
-    yield open_tab
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    return open_tab
 
 
 def wait_for_state(page: "Page", state: str) -> None:
@@ -111,6 +80,10 @@ def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[.
     assert page.get_by_role("button", name="Open in Generate").is_enabled()
     assert page.get_by_role("button", name="Stop").is_disabled()
     assert page.get_by_role("button", name="Resume").is_disabled()
+    page.get_by_role("button", name="Open in Generate").click()
+    page.wait_for_function("document.querySelector('.note').textContent.startsWith('Seed 0')")
+    assert page.get_by_label("Model").input_value() == "runs/three"
+    assert page.locator(".frame:visible").count() == 1
 
 
 def test_captions_are_shown_as_they_are_and_run_nothing(open_tab: Callable[..., "Page"]) -> None:
