@@ -2,7 +2,6 @@
 
 import base64
 import io
-import threading
 import time
 from pathlib import Path
 
@@ -92,10 +91,9 @@ def test_who_stops_listening_stops_the_drawing_within_a_step(tiny_pipe: TextToIm
         updates = forming(tiny_pipe, Request(PROMPT, steps=100))
         next(updates)
         updates.close()
-        before, threads = passes, threading.active_count()
+        before = passes
         time.sleep(0.5)
         assert passes <= before + 1 < 20
-        assert threading.active_count() < threads
     finally:
         handle.remove()
 

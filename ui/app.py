@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
+import torch
 
 from pipelines import TextToImagePipeline
 from ui.generate_tab import generate_tab
@@ -126,6 +127,10 @@ def launch(
         raise ValueError("--auth is user:password, for example --auth ada:enigma")
     if mcp and find_spec("mcp") is None:
         raise ValueError("--mcp needs one more package: pip install 'unet-xattn[mcp]'")
+    if block and not torch.cuda.is_available():
+        # Every request comes in a thread of its own. Where several of them share a picture's work out, torch's helpers
+        # (OpenMP's) outnumber the cores and sleep between any two layers: a picture takes two and a half times as long.
+        torch.set_num_threads(1)
     page = build(model)
     page.launch(
         server_name=host,

@@ -3,9 +3,10 @@
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -20,7 +21,7 @@ from pipelines.samplers import SAMPLERS, with_sampler
 from pipelines.scenes import described
 from ui.checks import check_prompt, parse_seed
 from ui.kept import Drawing, Kept
-from ui.models import Models
+from ui.models import AT_ONCE, MODEL, Models
 from ui.reading import read, reading
 from ui.viewer import attention_viewer, data_url, payload
 from unet_xattn import AttentionTrace
@@ -36,6 +37,9 @@ MOST_STEPS = 100
 MOST_PICTURES = 8
 LIVE_STEPS = 8
 """Steps of a picture that is drawn while one types, without guidance; `tests/benchmarks/samplers.py` chose them."""
+
+PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
+"""The threads that draw."""
 
 SHOWN_EVERY = 0.1
 """Seconds between two pictures of one that is forming: more than a browser needs to show the last."""
@@ -109,7 +113,7 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
 
     def draw() -> None:
         try:
-            with trace(pipe, keep) as attention:
+            with torch.inference_mode(), trace(pipe, keep) as attention:
                 pipe(
                     [request.prompt] * request.count,
                     num_inference_steps=request.steps,
@@ -125,7 +129,7 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
         except Exception as error:  # it belongs to whoever listens
             updates.put(error)
 
-    Thread(target=draw, daemon=True).start()
+    PAINTERS.submit(draw)
     try:
         while True:
             update = updates.get()
@@ -270,13 +274,12 @@ def generate_tab(
                 sampler = gr.Dropdown(list(SAMPLERS), value="Euler", label="Sampler")
                 count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label="Pictures")
 
-    # One picture is drawn at a time, whoever asks: two would share the cores and both come later. Progress is shown on
-    # the prompt: on the viewer it would fade the picture.
+    # Progress is shown on the prompt: on the viewer it would fade the picture.
     asked = [prompt, seed, steps, guidance, low, high, negative, sampler, count, model]
     drawing: dict[str, Any] = {
         "inputs": asked,
         "outputs": viewer,
-        "concurrency_id": "model",
+        **MODEL,
         "show_progress": "minimal",
         "show_progress_on": prompt,
         "api_visibility": "private",
@@ -303,10 +306,10 @@ def generate_tab(
         [words, viewer],
         trigger_mode="always_last",
         show_progress="hidden",
-        concurrency_id="model",
+        **MODEL,
         api_visibility="private",
     )
-    gr.api(generate, api_name="generate", concurrency_id="model")
+    gr.api(generate, api_name="generate", **MODEL)
     return prompt, lambda event: event.then(show, **drawing)
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 from pipelines import TextToImagePipeline, TranslationPipeline
 from pipelines.follow import Drawing, Query, decoder_layers, draw_states, follow_picture, follow_text
 from ui.checks import check_prompt, parse_seed
-from ui.models import Models
+from ui.models import MODEL, Models
 from ui.query import picture_payload, query_diagram, text_payload
 
 PROMPT = "a red circle left of a blue square"
@@ -182,7 +182,7 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         "fn": answer,
         "inputs": [model, reader, prompt, seed, step, layer],
         "outputs": diagram,
-        "concurrency_id": "model",
+        **MODEL,
         "show_progress": "hidden",
         "trigger_mode": "always_last",
         "api_visibility": "private",
@@ -199,5 +199,5 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         show_progress="hidden",
         api_visibility="private",
     ).then(**looking)
-    gr.api(follow, api_name="follow", concurrency_id="model")
-    gr.api(follow_translation, api_name="follow_translation", concurrency_id="model")
+    gr.api(follow, api_name="follow", **MODEL)
+    gr.api(follow_translation, api_name="follow_translation", **MODEL)

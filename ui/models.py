@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -11,6 +12,12 @@ from pipelines.text_to_image import bundled_models
 
 RUNS = Path("runs")
 """Where the page trains, and finds what was trained, below the folder it was started in."""
+
+AT_ONCE = 1 if torch.cuda.is_available() else torch.get_num_threads()
+"""How many pictures are drawn at a time, whoever asks: on a CPU each on a core of its own (see `ui.app.launch`)."""
+
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": AT_ONCE}
+"""Of every event that asks a model."""
 
 LOADED = 3
 """How many models are held in memory; the one not used for longest goes first."""

@@ -8,7 +8,7 @@ from PIL import Image
 from pipelines import attribute as attribute_words
 from ui.checks import check_prompt
 from ui.kept import Drawing, Kept
-from ui.models import Models
+from ui.models import MODEL, Models
 from ui.viewer import attention_viewer, payload
 
 MOST_PIXELS = 40_000_000
@@ -56,7 +56,7 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
         with gr.Column(scale=2):
             viewer = attention_viewer(kept.functions())
     answer = gr.JSON(visible=False)
-    reading: dict[str, Any] = {"inputs": [picture, caption, model], "concurrency_id": "model"}
+    reading: dict[str, Any] = {"inputs": [picture, caption, model], **MODEL}
     gr.on(
         [button.click, caption.submit],
         show,

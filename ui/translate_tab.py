@@ -9,7 +9,7 @@ from pipelines import TranslationPipeline
 from pipelines.text_to_text import Translation
 from ui.alignment import alignment, payload
 from ui.checks import check_prompt
-from ui.models import Models
+from ui.models import MODEL, Models
 from unet_xattn.words import unknown_words
 
 EXAMPLES = [
@@ -129,7 +129,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
     writing: dict[str, Any] = {
         "inputs": [model, text, reference, beams],
         "outputs": [translation, view],
-        "concurrency_id": "model",
+        **MODEL,
         "trigger_mode": "always_last",
         "show_progress": "minimal",
         "show_progress_on": text,
@@ -138,5 +138,5 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
     gr.on([button.click, text.submit, reference.submit, beams.change, model.change], write, **writing)
     # What was typed as a translation of another text is none of an example's.
     examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
-    gr.api(translate_text, api_name="translate", concurrency_id="model")
+    gr.api(translate_text, api_name="translate", **MODEL)
     return translation, use

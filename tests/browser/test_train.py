@@ -80,9 +80,11 @@ def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[.
     assert page.get_by_role("button", name="Open in Generate").is_enabled()
     assert page.get_by_role("button", name="Stop").is_disabled()
     assert page.get_by_role("button", name="Resume").is_disabled()
+    first = page.locator("section:has(h3:text('Samples')) figcaption").first.inner_text()
     page.get_by_role("button", name="Open in Generate").click()
-    page.wait_for_function("document.querySelector('.note').textContent.startsWith('Seed 0')")
-    assert page.get_by_label("Model").input_value() == "runs/three"
+    page.wait_for_function("[...document.querySelectorAll('input')].some((input) => input.value === 'runs/three')")
+    drawn = "The picture drawn for: " + first
+    page.wait_for_function("alt => document.querySelector('.picture').alt === alt", arg=drawn)
     assert page.locator(".frame:visible").count() == 1
 
 
