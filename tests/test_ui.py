@@ -19,6 +19,9 @@ from PIL import Image
 from pipelines import TextToImagePipeline
 from ui.app import launch
 from ui.checks import MAX_PROMPT, MAX_SEED, check_prompt, parse_seed
+from ui.kept import Kept
+from ui.models import Models
+from ui.picture_tab import look
 
 PROMPT = "a red circle left of a blue square"
 
@@ -110,9 +113,27 @@ def test_a_client_brings_a_picture(client: Client, tmp_path: Path) -> None:
     for caption, expected in (("", "caption is empty"), ("circle " * 300, "prompt has")):
         with pytest.raises(AppError, match=expected):
             client.predict(handle_file(tmp_path / "mine.png"), caption, "", api_name="/attribute")
+
+
+@pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_cannot_be_read_is_refused_in_a_line(pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    models, kept = Models(pipe), Kept()
     (tmp_path / "no.png").write_bytes(b"no picture")
-    with pytest.raises(AppError):
-        client.predict(handle_file(tmp_path / "no.png"), "a red circle", "", api_name="/attribute")
+    (tmp_path / "vector.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    Image.new("L", (9000, 9000)).save(tmp_path / "bomb.png")
+    whole = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(whole, "PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:60])
+    for name, expected in (
+        ("no.png", "no whole"),
+        ("vector.eps", "no whole"),
+        ("cut.png", "no whole"),
+        ("bomb.png", "9000×9000"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            look(models, kept, str(tmp_path / name), "a red circle", "")
+    with pytest.raises(ValueError, match="there is no picture"):
+        look(models, kept, None, "a red circle", "")
 
 
 def test_the_api_is_what_it_is_said_to_be(client: Client) -> None:

@@ -11,22 +11,34 @@ from ui.kept import Drawing, Kept
 from ui.models import MODEL, Models
 from ui.viewer import attention_viewer, payload
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is tried on a file that is brought: Pillow knows more, and some of those run other programs."""
+
 MOST_PIXELS = 40_000_000
 """Of a picture that is brought: a large camera's. A bomb of a small file unpacks to more."""
 
 
-def look(models: Models, kept: Kept, picture: Image.Image | None, caption: str, name: str) -> dict[str, Any]:
+def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) -> dict[str, Any]:
     """What the viewer is sent of a caption's words in a picture (`pipelines.attribute`).
+
+    Args:
+        file: where the picture was put that somebody brought.
 
     Raises:
         ValueError: no picture, too large a one, or a caption that cannot be read.
     """
-    if picture is None:
+    if file is None:
         raise ValueError("there is no picture: drop one into the frame")
-    if picture.width * picture.height > MOST_PIXELS:
-        raise ValueError(f"the picture has {picture.width}×{picture.height} pixels: 40 million are the limit")
     check_prompt(caption)
-    attention = attribute_words(models.get(name or models.first), picture, caption, keep="full")
+    pipe = models.get(name or models.first)
+    try:
+        with Image.open(file, formats=FORMATS) as picture:  # its head; the size is known before anything is unpacked
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"the picture has {picture.width}×{picture.height} pixels, at most {MOST_PIXELS:,} do")
+            picture.load()
+            attention = attribute_words(pipe, picture, caption, keep="full")
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError(f"the file is no whole picture of a kind that is read: {', '.join(FORMATS)}") from None
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
     note = "Read at three noise levels, which the steps stand for."
     return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
@@ -35,13 +47,13 @@ def look(models: Models, kept: Kept, picture: Image.Image | None, caption: str, 
 def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
     """Lay the tab out where the caller is, and wire it."""
 
-    def show(picture: Image.Image | None, caption: str, name: str) -> dict[str, Any]:
+    def show(picture: str | None, caption: str, name: str) -> dict[str, Any]:
         try:
             return look(models, kept, picture, caption, name)
         except ValueError as error:
             return {"error": str(error)}
 
-    def attribute(picture: Image.Image | None, caption: str, name: str = "") -> dict[str, Any]:
+    def attribute(picture: str | None, caption: str, name: str = "") -> dict[str, Any]:
         """Where the words of a caption lie in a picture: as /generate answers, without settings."""
         try:
             return look(models, kept, picture, caption, name)
@@ -50,7 +62,9 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
 
     with gr.Row():
         with gr.Column(scale=1):
-            picture = gr.Image(type="pil", label="Picture", sources=["upload", "clipboard"], image_mode="RGB")
+            picture = gr.Image(
+                type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=260
+            )
             caption = gr.Textbox(label="Caption: what it shows", max_lines=4)
             button = gr.Button("Where is each word?", variant="primary")
         with gr.Column(scale=2):

@@ -21,7 +21,7 @@ ALWAYS, LATE, NEVER = (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (1.0, (0.0, 1.0))
 GUIDANCE = {"always": ALWAYS, "below noise 0.6": LATE, "never": NEVER}
 RUNS = [("Euler", steps, name) for steps in (20, 8, 4) for name in GUIDANCE]
 RUNS += [("Euler", steps, name) for steps in (6, 3, 2) for name in ("never", "below noise 0.6")]
-RUNS += [(sampler, steps, "never") for sampler in ("Heun", "DPM-Solver++", "UniPC") for steps in (2, 4, 8, 20)]
+RUNS += [(sampler, steps, "never") for sampler in ("Heun", "DPM-Solver++", "UniPC") for steps in (2, 3, 4, 6, 8, 20)]
 
 
 def measure(pipe: TextToImagePipeline, sampler: str, steps: int, guidance: str, count: int) -> dict[str, Any]:
