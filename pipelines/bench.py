@@ -16,9 +16,10 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.capture import trace
-from pipelines.dataset import Batch, Collator, SceneExamples, train_tokenizer
+from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.objective import TextToImageModel
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.tokenizer import train_tokenizer
 from pipelines.train import attention_kernel, bf16_is_fast
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 

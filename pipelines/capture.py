@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from pipelines.dataset import fit_picture, to_tensor
+from pipelines.pictures import fit_picture, to_tensor
 from pipelines.text_to_image import TextToImagePipeline, active_traces
 from unet_xattn import AttentionTrace, flow
 from unet_xattn.recording import BUDGET

@@ -7,7 +7,6 @@ only how the stream is cut.
 Shapes: B batch, T tokens, h×w pixels.
 """
 
-import glob
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,24 +15,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
 from pipelines.captions import LANGUAGES
+from pipelines.pictures import load_picture, to_tensor
+from pipelines.sources import read_folder
 from unet_xattn import flow
-from unet_xattn.words import split_words, tokens_of
+from unet_xattn.words import tokens_of
 
-MAX_TOKENS = 64
 VALIDATION_SEED = 2**31
 """Scenes of this seed validate; training takes seeds below it."""
-
-
-class DataError(ValueError):
-    """What is wrong with the data somebody gave."""
 
 
 @dataclass(frozen=True)
@@ -117,115 +111,6 @@ class FolderExamples:
         return Example(load_picture(row[0], self.size), row[1])
 
 
-def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
-    """(picture, caption) for every row of a folder of captioned pictures, each picture opened once.
-
-    Raises:
-        DataError: no such folder, no pictures, no captions, or pictures or captions that cannot be used (all named).
-    """
-    from datasets import Image as ImageFeature
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: give one with pictures and a metadata.jsonl")
-    # An empty file too: datasets stumbles over it.
-    tables = [folder / f"metadata.{kind}" for kind in ("jsonl", "csv", "parquet")]
-    if not any(f.is_file() and f.read_bytes().strip() for f in tables):
-        raise DataError(
-            f"{folder} has no captions: add a metadata.jsonl with one line a picture, "
-            '{"file_name": "cat.png", "text": "a black cat"}'
-        )
-    if not any(Image.registered_extensions().get(p.suffix.lower()) for p in folder.rglob("*")):
-        raise DataError(f"{folder} has no pictures")
-    try:
-        # "**" keeps datasets from reading splits into names: a picture called my-test.png is no test set.
-        table = load_dataset(
-            "imagefolder", data_dir=glob.escape(str(folder)), data_files={"train": "**"}, split="train"
-        )
-    except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
-        raise DataError(f"{folder} cannot be read: {error.__cause__ or error}") from error
-    if "text" not in table.column_names:
-        raise DataError(f"{folder}: its metadata has no column 'text' for captions, only {table.column_names}")
-    table = table.cast_column("image", ImageFeature(decode=False))
-    rows, bad = [], []
-    for row in table:
-        path, caption = Path(row["image"]["path"]), row["text"]
-        if not isinstance(caption, str) or not caption.strip():
-            bad.append(f"{path.name}: no caption")
-            continue
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            bad.append(f"{path.name}: {error}")
-            continue
-        rows.append((path, caption))
-    if bad:
-        raise DataError(f"{folder}: {len(bad)} of {len(table)} rows cannot be used: {'; '.join(bad)}")
-    return rows
-
-
-def load_picture(path: Path, size: int) -> np.ndarray:
-    """A picture as (size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, centre-cropped."""
-    with Image.open(path) as file:
-        return fit_picture(file, size)
-
-
-def fit_picture(picture: Image.Image, size: int) -> np.ndarray:
-    """`load_picture` of a picture that is open already."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):  # 16 bits of grey, which Pillow's own conversion would clip
-        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    picture = picture.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB")
-    return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
-
-
-def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of these captions with character offsets; a Han character is a token.
-
-    It remembers every word it was trained on, in `init_kwargs["known_words"]`, so that others can be pointed out.
-    """
-    captions = list(captions)
-    core = Tokenizer(models.BPE(unk_token="[UNK]"))
-    one_space = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Prepend(" ")]
-    lower = [normalizers.Lowercase()] if lowercase else []
-    core.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower, *one_space])
-    # A word keeps its space as "▁", so that what a decoder writes can be spelt out again. Punctuation marks stand
-    # alone, and so do Han characters, which have no spaces between them.
-    words = pre_tokenizers.Metaspace(prepend_scheme="never")
-    alone = pre_tokenizers.Split(pattern=Regex(r"\p{Han}|[^\p{L}\p{N}\p{M}▁]"), behavior="isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence([words, alone])
-    special = ["[PAD]", "[UNK]", "[START]", "[END]"]
-    letters = [chr(c) for c in range(33, 127)]
-    core.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
-        ),
-    )
-    core.post_processor = processors.TemplateProcessing(
-        single="[START] $A [END]", special_tokens=[(s, core.token_to_id(s)) for s in ("[START]", "[END]")]
-    )
-    core.decoder = decoders.Metaspace(prepend_scheme="first")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="[START]",
-        eos_token="[END]",
-        model_max_length=MAX_TOKENS,
-        known_words=[],
-    )
-    tokenizer.init_kwargs["known_words"] = sorted(
-        {w.text.lower() for caption in captions for w in split_words(caption, tokenizer)}
-    )
-    return tokenizer
-
-
 @dataclass
 class Batch:
     """What one step trains on.
@@ -304,11 +189,6 @@ def shuffled_place(place: int, count: int, seed: int) -> int:
 def seed_of(*numbers: int) -> int:
     """One seed for torch out of several numbers, well mixed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 pictures (B, h, w, 3) -> (B, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class _Places(Dataset):

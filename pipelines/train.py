@@ -25,16 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
-from pipelines.dataset import (
-    MAX_TOKENS,
-    Collator,
-    DataError,
-    Examples,
-    FolderExamples,
-    SceneExamples,
-    batches,
-    train_tokenizer,
-)
+from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel
 from pipelines.run_folder import (
@@ -48,7 +39,9 @@ from pipelines.run_folder import (
     run_lock,
     unused,
 )
+from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
 from pipelines.validate import draw_samples, validate
 from unet_xattn import CrossAttentionUNet, Transformer
 
@@ -59,6 +52,7 @@ class TrainConfig:
 
     data: str = "shapes"  # "shapes", or a folder of captioned pictures
     out: str = "runs/first"
+    begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
     steps: int = 4_000
     batch_size: int = 64  # of all processes together
     seed: int = 0
@@ -126,11 +120,9 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     )
     torch.manual_seed(config.seed)
     examples = load_examples(config)
-    tokenizer = train_tokenizer(examples.captions())
     validation = examples.validation(128)
     translates = config.text_weight > 0 and any(e.translation for e in validation)
-    text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
-    unet = CrossAttentionUNet(sample_size=config.size, memory_width=text_encoder.config.width)
+    tokenizer, text_encoder, unet = build(config, examples, translates)
     unet.check_size(config.size, config.size)
     model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(accelerator.device)
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
@@ -210,6 +202,19 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
         raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
 
 
+def build(
+    config: TrainConfig, examples: Examples, translates: bool
+) -> tuple[PreTrainedTokenizerFast, Transformer, CrossAttentionUNet]:
+    """What a run trains: new networks for these examples, or those of the model it begins from."""
+    if config.begin_from:
+        pipe = TextToImagePipeline.from_pretrained(config.begin_from)
+        pipe.unet.register_to_config(sample_size=config.size)
+        return pipe.tokenizer, pipe.text_encoder, pipe.unet
+    tokenizer = train_tokenizer(examples.captions())
+    text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
+    return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=text_encoder.config.width)
+
+
 def save_model(pipe: TextToImagePipeline, out: Path) -> None:
     """Save a pipeline into a folder where another process may be reading the last one: file by file, each whole."""
     new = out / "model.new"
@@ -245,9 +250,9 @@ def muon(model: TextToImageModel, config: TrainConfig) -> Muon:
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bf16 much faster than fp32: a GPU does, and a CPU with Intel's AMX."""
+    """Whether this machine multiplies bf16 much faster than fp32: a GPU, a CPU with AMX or with AVX-512's bf16."""
     capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch we run with
-    return torch.cuda.is_available() or bool(capabilities.get("amx_bf16"))
+    return torch.cuda.is_available() or any(capabilities.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
 
 
 def attention_kernel(device: str) -> AbstractContextManager:

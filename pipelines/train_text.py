@@ -17,9 +17,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
-from pipelines.dataset import DataError, batches, seed_of, shuffled_place, train_tokenizer
+from pipelines.dataset import batches, seed_of, shuffled_place
 from pipelines.objective import text_loss
+from pipelines.sources import DataError
 from pipelines.text_to_text import TranslationPipeline
+from pipelines.tokenizer import train_tokenizer
 from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, schedule
 from unet_xattn import Transformer
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.capture import trace
-from pipelines.dataset import Batch, Collator, Example, seed_of, to_tensor
+from pipelines.dataset import Batch, Collator, Example, seed_of
 from pipelines.judge import judge
 from pipelines.objective import TextToImageModel, text_loss
 from pipelines.overlay import word_sheet
+from pipelines.pictures import to_tensor
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import flow, grounding
 

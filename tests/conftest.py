@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
-from pipelines.dataset import SceneExamples, train_tokenizer
+from pipelines.dataset import SceneExamples
+from pipelines.tokenizer import train_tokenizer
 from unet_xattn import CrossAttentionUNet, Transformer
 
 

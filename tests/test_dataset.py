@@ -13,20 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
 from pipelines.captions import LANGUAGES
-from pipelines.dataset import (
-    Batch,
-    Collator,
-    DataError,
-    Example,
-    FolderExamples,
-    SceneExamples,
-    batches,
-    load_picture,
-    read_folder,
-    seed_of,
-    to_tensor,
-    train_tokenizer,
-)
+from pipelines.dataset import Batch, Collator, Example, FolderExamples, SceneExamples, batches, seed_of
+from pipelines.pictures import load_picture, to_tensor
+from pipelines.sources import DataError, read_folder
+from pipelines.tokenizer import train_tokenizer
 from unet_xattn import flow
 from unet_xattn.words import split_words, tokens_of
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageFont
 
 from pipelines import emoji
-from pipelines.dataset import FolderExamples, read_folder
+from pipelines.dataset import FolderExamples
+from pipelines.sources import read_folder
 
 
 @pytest.fixture(scope="module")

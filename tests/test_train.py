@@ -22,9 +22,11 @@ import pipelines.train
 import pipelines.validate
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import load_state, save_checkpoint
-from pipelines.dataset import Batch, Collator, DataError, SceneExamples, to_tensor
+from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.objective import TextToImageModel
+from pipelines.pictures import to_tensor
 from pipelines.run_folder import StoppedError
+from pipelines.sources import DataError
 from pipelines.train import TrainConfig, power_function_ema, schedule, train
 from pipelines.validate import LEVELS, draw_samples, sheet_of, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
@@ -456,3 +458,20 @@ def test_pointing_is_reported_only_where_it_is_known_what_words_mean(
 ) -> None:
     examples = [replace(example, regions=()) for example in SceneExamples(32, 0).validation(3)]
     assert "pointing" not in validate(model, collator, examples, CPU)
+
+
+def test_a_run_begins_from_a_models_weights_and_vocabulary(finished: TrainConfig, tmp_path: Path) -> None:
+    config = replace(finished, out=str(tmp_path / "further"), begin_from=finished.out, steps=1, learning_rate=1e-9)
+    train(config)
+    before, after = (TextToImagePipeline.from_pretrained(out) for out in (finished.out, config.out))
+    assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    for part in ("unet", "text_encoder"):
+        theirs = getattr(after, part).state_dict()
+        for name, weight in getattr(before, part).state_dict().items():
+            assert torch.allclose(theirs[name], weight, atol=1e-6), name
+
+
+def test_to_begin_from_no_model_is_refused_and_leaves_nothing(finished: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no-such-model"):
+        train(replace(finished, out=str(tmp_path / "further"), begin_from="no-such-model"))
+    assert not (tmp_path / "further").exists()

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipelines.dataset import train_tokenizer
+from pipelines.tokenizer import train_tokenizer
 from unet_xattn.words import Word, find_phrase, split_words, tokens_of, unknown_words
 
 PROMPT = "A red circle, left of a Big blue square!"

@@ -153,7 +153,13 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoint, samples, logs.")] = Path(
         TrainConfig.out
     ),
+    begin_from: Annotated[
+        str, typer.Option("--from", help="Begin with the weights and vocabulary of this model, not from nothing.")
+    ] = TrainConfig.begin_from,
     steps: Annotated[int, typer.Option(help="Training steps.")] = TrainConfig.steps,
+    learning_rate: Annotated[float, typer.Option(help="Its highest; it rises first, and falls at the end.")] = (
+        TrainConfig.learning_rate
+    ),
     batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
     seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TrainConfig.seed,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = TrainConfig.size,
@@ -169,7 +175,9 @@ def train(
     config = TrainConfig(
         data=data,
         out=str(out),
+        begin_from=begin_from,
         steps=steps,
+        learning_rate=learning_rate,
         batch_size=batch_size,
         seed=seed,
         size=size,

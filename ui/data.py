@@ -17,8 +17,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pipelines.dataset import DataError, Example, SceneExamples, load_picture, read_folder
+from pipelines.dataset import Example, SceneExamples
 from pipelines.emoji import write_emoji
+from pipelines.pictures import load_picture
+from pipelines.sources import DataError, read_folder
 from ui.runs import NAME
 
 DATA = Path("data")

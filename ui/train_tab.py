@@ -57,7 +57,7 @@ def begin(name: str, data: str, steps: int, batch_size: int, seed: int, size: in
             shown = what.replace("_", " ")
             raise ValueError(f"{shown} must be a whole number from {low:,} to {high:,}, got {str(value)[:40]}")
     _check_alone()
-    chosen = {what: int(value) for what, value in numbers.items()}
+    chosen: dict[str, Any] = {what: int(value) for what, value in numbers.items()}
     return runs.start(TrainConfig(data=prepare(data), out=str(RUNS / name), **chosen))
 
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.bench import machine
 from pipelines.bench_attention import TorchTransformer
-from pipelines.dataset import train_tokenizer
 from pipelines.names import names
+from pipelines.tokenizer import train_tokenizer
 from pipelines.train import schedule
 from pipelines.train_text import PairStream, collate, split_pairs
 from unet_xattn import Transformer

@@ -1,0 +1,52 @@
+"""A tokenizer made for the captions at hand."""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from unet_xattn.words import split_words
+
+MAX_TOKENS = 64
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of these captions with character offsets; a Han character is a token.
+
+    It remembers every word it was trained on, in `init_kwargs["known_words"]`, so that others can be pointed out.
+    """
+    captions = list(captions)
+    core = Tokenizer(models.BPE(unk_token="[UNK]"))
+    one_space = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Prepend(" ")]
+    lower = [normalizers.Lowercase()] if lowercase else []
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower, *one_space])
+    # A word keeps its space as "▁", so that what a decoder writes can be spelt out again. Punctuation marks stand
+    # alone, and so do Han characters, which have no spaces between them.
+    words = pre_tokenizers.Metaspace(prepend_scheme="never")
+    alone = pre_tokenizers.Split(pattern=Regex(r"\p{Han}|[^\p{L}\p{N}\p{M}▁]"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, alone])
+    special = ["[PAD]", "[UNK]", "[START]", "[END]"]
+    letters = [chr(c) for c in range(33, 127)]
+    core.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
+        ),
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="[START] $A [END]", special_tokens=[(s, core.token_to_id(s)) for s in ("[START]", "[END]")]
+    )
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[START]",
+        eos_token="[END]",
+        model_max_length=MAX_TOKENS,
+        known_words=[],
+    )
+    tokenizer.init_kwargs["known_words"] = sorted(
+        {w.text.lower() for caption in captions for w in split_words(caption, tokenizer)}
+    )
+    return tokenizer
