@@ -43,6 +43,7 @@ from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
 from pipelines.validate import draw_samples, validate
+from pipelines.worlds import WORLDS
 from unet_xattn import CrossAttentionUNet, Transformer
 
 
@@ -50,7 +51,7 @@ from unet_xattn import CrossAttentionUNet, Transformer
 class TrainConfig:
     """What a run is. The same settings, machine and thread count give the same weights."""
 
-    data: str = "shapes"  # "shapes", or a folder of captioned pictures
+    data: str = "shapes"  # "shapes", "emoji", or a folder of captioned pictures
     out: str = "runs/first"
     begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
     steps: int = 4_000
@@ -262,10 +263,10 @@ def attention_kernel(device: str) -> AbstractContextManager:
 
 def load_examples(config: TrainConfig) -> Examples:
     """The data a run names: the endless scenes, or a folder."""
-    if config.data == "shapes":
-        return SceneExamples(config.size, config.seed)
+    if config.data in WORLDS:
+        return SceneExamples(config.size, config.seed, config.data)
     if not Path(config.data).is_dir():
-        raise DataError(f"there is no data {config.data!r}: give 'shapes' or a folder of captioned pictures")
+        raise DataError(f"there is no data {config.data!r}: give 'shapes', 'emoji' or a folder of captioned pictures")
     return FolderExamples(config.data, config.size, config.seed)
 
 

@@ -21,6 +21,7 @@ from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
 from pipelines.emoji import write_emoji
+from pipelines.emoji_scenes import write_scenes
 from pipelines.evaluate import evaluate as evaluate_pipe
 from pipelines.evaluate import evaluate_translation, fixed_scenes, table
 from pipelines.evaluate_faithfulness import evaluate_faithfulness
@@ -149,7 +150,7 @@ def ui(
 
 @app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")
 def train(
-    data: Annotated[str, typer.Option(help="'shapes', or a folder of captioned pictures.")] = TrainConfig.data,
+    data: Annotated[str, typer.Option(help="'shapes', 'emoji', or a folder of captioned pictures.")] = TrainConfig.data,
     out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoint, samples, logs.")] = Path(
         TrainConfig.out
     ),
@@ -307,9 +308,14 @@ def translate(
 def data_emoji(
     folder: Annotated[Path, typer.Argument(help="A new folder to write to.")],
     count: Annotated[int, typer.Option(help="How many pictures.")] = 600,
+    scenes: Annotated[bool, typer.Option("--scenes", help="One to three of them a picture, with masks.")] = False,
 ) -> None:
-    """Write a folder of captioned emoji on coloured grounds, ready for --data."""
-    print(f"{write_emoji(folder, count)} pictures and metadata.jsonl in {folder}")
+    """Write a folder of captioned emoji on coloured grounds, ready for --data.
+
+    The scenes are those of `train --data emoji`, which needs no folder.
+    """
+    write = write_scenes if scenes else write_emoji
+    print(f"{write(folder, count)} pictures and metadata.jsonl in {folder}")
 
 
 @data.command("names", epilog="Example: unet-xattn data names names.tsv")
