@@ -165,7 +165,7 @@ def _step(
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device):
-            memory = model.text_encoder.encode(batch.ids, batch.token_mask)
+            memory = model.memory(batch)
             times = batch.times * flow.TRAIN_TIMESTEPS
             prediction = unet(noisy, times, memory, encoder_attention_mask=batch.token_mask).sample
         flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean().backward()

@@ -25,7 +25,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
+from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
 from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
+from pipelines.frozen import Frozen
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel
 from pipelines.run_folder import (
@@ -41,7 +43,7 @@ from pipelines.run_folder import (
 )
 from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
-from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
+from pipelines.tokenizer import train_tokenizer
 from pipelines.validate import draw_samples, validate
 from pipelines.worlds import WORLDS
 from unet_xattn import CrossAttentionUNet, Transformer
@@ -58,6 +60,8 @@ class TrainConfig:
     batch_size: int = 64  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
+    text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
+    vae: str = ""  # a VAE of diffusers whose latents are drawn; pictures themselves if there is none
     learning_rate: float = 2e-3
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
@@ -123,23 +127,33 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     examples = load_examples(config)
     validation = examples.validation(128)
     translates = config.text_weight > 0 and any(e.translation for e in validation)
-    tokenizer, text_encoder, unet = build(config, examples, translates)
-    unet.check_size(config.size, config.size)
-    model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(accelerator.device)
+    tokenizer, text_encoder, unet, vae = build(config, examples, translates)
+    check_size(unet, vae, config.size, config.size)
+    trains_text = isinstance(text_encoder, Transformer)
+    model = TextToImageModel(text_encoder if trains_text else None, unet.to(memory_format=torch.channels_last))
+    model = model.to(accelerator.device)
+    frozen = Frozen(
+        None if trains_text else text_encoder.to(accelerator.device),
+        None if vae is None else vae.to(accelerator.device),
+        None if config.data == "shapes" else out / "latents",  # scenes never come again
+    )
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     optimizer = muon(model, config)
     if state:
         load_checkpoint(checkpoint, model, ema, optimizer)
 
-    grid = config.size // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
+    side = unet.config.sample_size
+    grid = side // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
     collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
     first, last = start * config.batch_size, config.steps * config.batch_size
     loader = batches(examples, collator, config.batch_size, first, last, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.init_trackers("tensorboard")
-    shown = [e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][:16]
-    pipe = as_pipeline(tokenizer, averaged)
+    shown = [
+        e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
+    ][:16]
+    pipe = as_pipeline(tokenizer, averaged, frozen)
     if accelerator.is_main_process:
         settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
         (out / SETTINGS).write_text(json.dumps(settings, indent=1))
@@ -159,8 +173,9 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
+        batch, memory = frozen(batch)
         with attention_kernel(accelerator.device.type):
-            losses: Losses = trained(batch, use_masks=config.mask_weight > 0 and bool(batch.masks.any()))
+            losses: Losses = trained(batch, config.mask_weight > 0 and bool(batch.masks.any()), memory)
         accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
@@ -185,7 +200,7 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
         due = done % config.every == 0 or done == config.steps
         stopping = done < config.steps and asked_to_stop(accelerator, stop)
         if due and accelerator.is_main_process:
-            report = validate(averaged, collator, validation, accelerator.device)
+            report = validate(averaged, collator, validation, accelerator.device, frozen)
             report |= draw_samples(pipe, shown, out / "samples", done)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             append_row(out / VALIDATION, {"step": done} | report)
@@ -205,15 +220,32 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
 
 def build(
     config: TrainConfig, examples: Examples, translates: bool
-) -> tuple[PreTrainedTokenizerFast, Transformer, CrossAttentionUNet]:
-    """What a run trains: new networks for these examples, or those of the model it begins from."""
+) -> tuple[PreTrainedTokenizerFast, TextEncoder, CrossAttentionUNet, Vae | None]:
+    """The networks of a run: new ones for these examples, those it names, or those of the model it begins from.
+
+    Raises:
+        ValueError: one that is named is not there, or the model to begin from brings its own.
+    """
     if config.begin_from:
+        if config.text_encoder or config.vae:
+            raise ValueError(f"{config.begin_from} brings its own networks: leave out --text-encoder and --vae")
         pipe = TextToImagePipeline.from_pretrained(config.begin_from)
-        pipe.unet.register_to_config(sample_size=config.size)
-        return pipe.tokenizer, pipe.text_encoder, pipe.unet
-    tokenizer = train_tokenizer(examples.captions())
-    text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
-    return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=text_encoder.config.width)
+        pipe.unet.register_to_config(sample_size=config.size // pipe.vae_scale_factor)
+        return pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
+    text_encoder: TextEncoder
+    if config.text_encoder:
+        tokenizer, text_encoder = find_text_encoder(config.text_encoder)
+    else:
+        tokenizer = train_tokenizer(examples.captions())
+        text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
+    width = memory_width(text_encoder)
+    if not config.vae:
+        return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=width), None
+    vae = find_vae(config.vae)
+    side = config.size // scale_factor(vae)
+    patch = 1 if side < 64 else 2  # the finest grid of the UNet is then 32×32 at 256 pixels and at 512
+    unet = CrossAttentionUNet(side, vae.config.latent_channels, patch_size=patch, memory_width=width)
+    return tokenizer, text_encoder, unet, vae
 
 
 def save_model(pipe: TextToImagePipeline, out: Path) -> None:
@@ -289,8 +321,9 @@ def power_function_ema(sigma: float) -> Callable[..., None]:
     return update
 
 
-def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel) -> TextToImagePipeline:
+def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen) -> TextToImagePipeline:
     """A pipeline on these very weights (not a copy)."""
-    pipe = TextToImagePipeline(tokenizer, model.text_encoder, model.unet, FlowMatchEulerDiscreteScheduler())
+    text_encoder = model.text_encoder or frozen.text_encoder
+    pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, FlowMatchEulerDiscreteScheduler(), frozen.vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -15,11 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
 from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
+from pipelines.components import can_translate
 from pipelines.emoji import write_emoji
 from pipelines.emoji_scenes import write_scenes
 from pipelines.evaluate import evaluate as evaluate_pipe
@@ -164,6 +166,12 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
     seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TrainConfig.seed,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = TrainConfig.size,
+    text_encoder: Annotated[
+        str, typer.Option(help="Read with this CLIP or T5, left as it is: a folder or a hub id.")
+    ] = TrainConfig.text_encoder,
+    vae: Annotated[
+        str, typer.Option(help="Draw the latents of this VAE of diffusers, left as it is: a folder or a hub id.")
+    ] = TrainConfig.vae,
     mask_weight: Annotated[
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
@@ -182,6 +190,8 @@ def train(
         batch_size=batch_size,
         seed=seed,
         size=size,
+        text_encoder=text_encoder,
+        vae=vae,
         mask_weight=mask_weight,
         every=every,
     )
@@ -260,7 +270,7 @@ def evaluate(
                 pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language
             )
             print(table(report[language]), end="\n\n")
-    if len(pipe.text_encoder.decoder):
+    if can_translate(pipe.text_encoder):
         report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
@@ -372,7 +382,7 @@ def _write_json(file: Path | None, report: dict) -> None:
 
 def main() -> None:
     """Run the command; what a person got wrong is one line and exit code 1, never a traceback."""
-    disable_progress_bar()  # of loading a model, which takes no time
+    disable_progress_bar(), disable_transformers_progress_bar()  # of loading a model, which takes no time
     try:
         app()
     except StoppedError as stopped:
