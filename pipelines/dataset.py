@@ -7,6 +7,9 @@ only how the stream is cut.
 Shapes: B batch, T tokens, h×w pixels.
 """
 
+import hashlib
+import json
+import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -53,11 +56,16 @@ class Stream(Protocol):
 
 
 class Examples(Protocol):
-    """An endless stream of training examples, and a fixed set of others to validate on."""
+    """An endless stream of training examples, and a fixed set of others to validate on.
+
+    `fingerprint` is the same as long as the data is, `name` says in a line what is at some places of the stream.
+    """
 
     def example(self, place: int) -> Example: ...
     def validation(self, count: int) -> list[Example]: ...
     def captions(self) -> Iterable[str]: ...
+    def fingerprint(self) -> str: ...
+    def name(self, places: range) -> str: ...
 
 
 class SceneExamples:
@@ -76,6 +84,17 @@ class SceneExamples:
         scene = self.world.scene
         return (scene(self.seed, i, language=lang).caption for i in range(self.world.WORDY) for lang in LANGUAGES)
 
+    def fingerprint(self) -> str:
+        """Scenes have no version that somebody could forget to raise: it is what some of them look like."""
+        digest = hashlib.sha256(repr(self.seed).encode())
+        for place in range(32):
+            example = self.example(place)
+            digest.update(example.picture.tobytes() + f"{example.caption}\n{example.translation}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def name(self, places: range) -> str:
+        return f"the scenes {places.start} to {places.stop - 1} of seed {self.seed}"
+
     def _render(self, seed: int, place: int) -> Example:
         language, other = ("en", "zh") if place % 2 == 0 else ("zh", "en")
         scene = self.world.scene(seed, place, language=language)
@@ -93,7 +112,7 @@ class FolderExamples:
     """
 
     def __init__(self, folder: str | Path, size: int, seed: int):
-        self.size, self.seed = size, seed
+        self.folder, self.size, self.seed = folder, size, seed
         self.rows = read_folder(folder)
         held_back = range(7 % len(self.rows), len(self.rows), 20) if len(self.rows) >= 20 else range(len(self.rows))
         self.validation_rows = [self.rows[i] for i in held_back]
@@ -108,6 +127,18 @@ class FolderExamples:
 
     def captions(self) -> Iterable[str]:
         return (caption for _, caption in self.rows)
+
+    def fingerprint(self) -> str:
+        """Of the pictures' files, their names and their captions, in their order."""
+        digest = hashlib.sha256()
+        for path, caption in self.rows + self.validation_rows:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(json.dumps([os.path.relpath(path, self.folder), caption, content]).encode())
+        return digest.hexdigest()[:16]
+
+    def name(self, places: range) -> str:
+        paths = [self.rows[shuffled_place(place, len(self.rows), self.seed)][0] for place in places]
+        return ", ".join(path.name for path in paths)
 
     def _load(self, row: tuple[Path, str]) -> Example:
         return Example(load_picture(row[0], self.size), row[1])

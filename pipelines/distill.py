@@ -26,7 +26,7 @@ def straightened(batch: Batch, teacher: TextToImageModel, steps: int) -> Batch:
     """
     starts = (batch.times * steps).ceil().clamp_min(1) / steps  # (B,)
     width = 1 / (steps * SUBSTEPS)
-    memory = teacher.text_encoder.encode(batch.ids, batch.token_mask)
+    memory = teacher.memory(batch)
     start = x = flow.interpolate(batch.pictures, batch.noise, starts)  # (B, 3, h, w)
     for i in range(SUBSTEPS):
         times = (starts - i * width) * flow.TRAIN_TIMESTEPS

@@ -22,6 +22,10 @@ class Losses:
     tokens: Tensor
     text: Tensor
 
+    def weighed(self, shares: "Losses") -> "Losses":
+        """Each times its share."""
+        return Losses(*(getattr(self, name) * share for name, share in vars(shares).items()))
+
 
 class TextToImageModel(nn.Module):
     """What is trained: the text encoder and the memory's readers, the UNet and, where it has one, its own decoder.
@@ -63,6 +67,18 @@ class TextToImageModel(nn.Module):
         if self.text_encoder is not None and can_translate(self.text_encoder):
             text = text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
         return Losses(flow_loss, tokens, text)
+
+
+def split(batch: Batch, parts: int) -> list[tuple[Batch, Losses]]:
+    """A batch in parts, with the share that each part's losses have in the whole batch's.
+
+    The flow and the masks count by pictures, the translation by its tokens: parts of as many pictures have not as many.
+    """
+    chunks = [Batch(*values) for values in zip(*(value.chunk(parts) for value in vars(batch).values()), strict=True)]
+    said = [chunk.target_mask[:, 1:].sum() for chunk in chunks]
+    pictures = [batch.times.new_tensor(len(chunk.times) / len(batch.times)) for chunk in chunks]
+    tokens = torch.stack(said).sum().clamp_min(1)
+    return [(chunk, Losses(n, n, s / tokens)) for chunk, n, s in zip(chunks, pictures, said, strict=True)]
 
 
 def text_loss(

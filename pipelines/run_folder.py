@@ -1,23 +1,28 @@
 """What holds a training run together on disk and in its process: one trainer a folder, an orderly stop, whole logs.
 
-A run's folder is `lock` (who trains in it), `run.json` (its settings), `log.jsonl` and `validation.jsonl` (its
-figures), `samples/`, `checkpoint/` and the model itself; `output.log` too if the page started it.
+A run's folder is `lock` (held while somebody trains in it), `trainer` (who that is), `run.json` (its settings),
+`log.jsonl` and `validation.jsonl` (its figures), `samples/`, `checkpoints/` and the model itself; `output.log` too if
+the page started it.
 """
 
-import fcntl
 import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-LOCK, SETTINGS, OUTPUT = "lock", "run.json", "output.log"
+from filelock import FileLock, Timeout
+
+LOCK, TRAINER, SETTINGS, OUTPUT = "lock", "trainer", "run.json", "output.log"
 LOG, VALIDATION = "log.jsonl", "validation.jsonl"
+CHECKPOINTS = "checkpoints"
+
+PATIENCE = 0.1
+"""Seconds to wait for a lock: who only looks whether it is held has it for an instant."""
 
 
 class StoppedError(Exception):
@@ -56,43 +61,40 @@ class StopSignals:
 def run_lock(folder: Path) -> Iterator[None]:
     """Be the only trainer in a folder, which is made if need be, and removed again if nothing came of it.
 
-    The kernel gives the lock back when the process ends, however it ends. It is a POSIX lock, which forked workers do
-    not inherit: one that outlives its trainer for a moment holds nothing up. So it is between processes, not threads.
+    The kernel gives the lock back when the process ends, however it ends, and forked workers do not inherit it: one
+    that outlives its trainer for a moment holds nothing up.
 
     Raises:
         ValueError: another process trains there.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = FileLock(folder / LOCK)
     try:
-        if not _took(file, fcntl.LOCK_EX):
-            number, _ = _named(file)
-            raise ValueError(f"{folder} is being trained by process {number}: stop that one, or choose another --out")
-        os.truncate(file, 0)  # through this very file: to close another on it would give the lock back
-        os.pwrite(file, str(os.getpid()).encode(), 0)
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        number, _ = _named(folder)
+        raise ValueError(
+            f"{folder} is being trained by process {number}: stop that one, or choose another --out"
+        ) from None
+    try:
+        name_trainer(folder, os.getpid(), "")
         yield
     finally:
-        if made and {path.name for path in folder.iterdir()} == {LOCK}:
-            (folder / LOCK).unlink()
-            folder.rmdir()
-        os.close(file)
+        if made and {path.name for path in folder.iterdir()} <= {LOCK, TRAINER}:
+            with suppress(PermissionError):  # Windows removes no file that is open: there the folder stays
+                for name in (TRAINER, LOCK):
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
+        lock.release()
 
 
-def _took(file: int, kind: int) -> bool:
-    """Whether the lock could be had; who only looks whether it is held has it for an instant, so ask a few times."""
-    for _ in range(5):
-        try:
-            fcntl.lockf(file, kind | fcntl.LOCK_NB)
-            return True
-        except (BlockingIOError, PermissionError):
-            time.sleep(0.02)
-    return False
-
-
-def _named(file: int) -> tuple[int, str]:
-    """The process a lock names, 0 for none, and what is said of it."""
-    number, _, rest = os.pread(file, 40, 0).decode().partition(" ")
+def _named(folder: Path) -> tuple[int, str]:
+    """The process a folder names as its trainer, 0 for none, and what is said of it."""
+    try:
+        number, _, rest = (folder / TRAINER).read_text().partition(" ")
+    except FileNotFoundError:
+        return 0, ""
     return int(number) if number.isdigit() else 0, rest
 
 
@@ -108,30 +110,28 @@ class Trainer(NamedTuple):
 
 
 def name_trainer(folder: Path, process: int, word: str) -> None:
-    """Write into a folder's lock which process trains there or is about to, and a word, see `Trainer`.
-
-    Neither this nor `find_trainer` is for the process that trains: to close a file is to lose one's POSIX locks on it.
-    """
-    (folder / LOCK).write_text(f"{process} {word}")
+    """Write into a folder which process trains there or is about to, and a word, see `Trainer`."""
+    (folder / TRAINER).write_text(f"{process} {word}".rstrip())
 
 
 def find_trainer(folder: Path) -> Trainer:
     """Who trains in a folder, or did."""
-    try:
-        file = os.open(folder / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return Trainer(0, False, "")
-    try:
-        held = not _took(file, fcntl.LOCK_SH)
-        process, word = _named(file)
-    finally:
-        os.close(file)
+    held = False
+    if (folder / LOCK).exists():
+        try:
+            with FileLock(folder / LOCK, timeout=PATIENCE):
+                pass
+        except Timeout:
+            held = True
+        except OSError:  # where nobody may write, nobody trains
+            held = False
+    process, word = _named(folder)
     return Trainer(process, held, word)
 
 
 def unused(folder: Path) -> bool:
     """Whether a new run can begin in a folder: there is nothing in it, or what a start left that came to nothing."""
-    return not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK, OUTPUT}
+    return not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK, TRAINER, OUTPUT}
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -160,6 +160,11 @@ def drop_rows_after(path: Path, step: int) -> None:
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] <= step]
     if path.exists():
-        new = path.with_suffix(".new")
-        new.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        new.replace(path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that who reads it finds the old text or the new one, and a full disk leaves the old one."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)

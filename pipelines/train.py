@@ -8,10 +8,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,16 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
+from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
-from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
+from pipelines.dataset import Batch, Collator, Examples, FolderExamples, SceneExamples, batches, seed_of
+from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
 from pipelines.muon import Muon
-from pipelines.objective import Losses, TextToImageModel
+from pipelines.objective import Losses, TextToImageModel, split
+from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
+    CHECKPOINTS,
     LOG,
     SETTINGS,
     VALIDATION,
@@ -40,17 +44,24 @@ from pipelines.run_folder import (
     drop_rows_after,
     run_lock,
     unused,
+    write_whole,
 )
 from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
 from pipelines.validate import draw_samples, validate
 from pipelines.worlds import WORLDS
 from unet_xattn import CrossAttentionUNet, Transformer
 
+FIXED = ("begin_from", "seed", "size", "text_encoder", "vae")
+"""Settings that a run keeps to its end."""
+
+LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --accumulate"
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Saving):
     """What a run is. The same settings, machine and thread count give the same weights."""
 
     data: str = "shapes"  # "shapes", "emoji", or a folder of captioned pictures
@@ -58,6 +69,7 @@ class TrainConfig:
     begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
     steps: int = 4_000
     batch_size: int = 64  # of all processes together
+    accumulate: int = 1  # parts a batch is worked on in, one after the other: less memory, the same step
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
     text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
@@ -72,9 +84,13 @@ class TrainConfig:
     every: int = 1000  # steps between validations, sample pictures and checkpoints
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 2), ("seed", 0), ("size", 16), ("warmup", 0), ("every", 1)):
+        super().__post_init__()
+        leasts = {"steps": 1, "batch_size": 2, "accumulate": 1, "seed": 0, "size": 16, "warmup": 0, "every": 1}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate must be at most the batch size, {self.batch_size}, got {self.accumulate}")
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
         for name, low, high in (
@@ -89,34 +105,41 @@ class TrainConfig:
                 raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(
+    config: TrainConfig, resume: bool = False, changes: Mapping[str, Any] | None = None, allow_changes: bool = False
+) -> Path:
     """Train a model and leave it, as a diffusers pipeline folder, in `config.out`; returns that folder.
 
     Args:
         resume: go on with the run in `config.out`, with the settings it was started with.
+        changes: settings it shall have from then on instead; what changes is said.
+        allow_changes: go on even if its data or the number of processes is not what it was.
 
     SIGINT or SIGTERM let it finish the step and save; a second one ends it at once.
 
     Raises:
         ValueError: settings or data that cannot be used, a run that is already there, another process that trains it,
-            or nothing to resume.
+            nothing to resume, something that is not as it was, no memory left, or a loss that is no number.
+        OSError: the folder cannot be written to; the last checkpoint is whole.
         StoppedError: one of these signals came; it says which, and where the run stands.
     """
     out = Path(config.out)
+    main = PartialState().is_main_process
+    if not resume and (changes or allow_changes):
+        raise ValueError("changes are to a run that goes on: they need --resume")
     if not resume and not unused(out):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
-    with run_lock(out) if PartialState().is_main_process else nullcontext(), StopSignals() as stop:
-        state = load_state(out / "checkpoint") if resume else None
-        if state is not None:
-            config = settings_of(TrainConfig, state, out)
-        fit(config, out, state, stop)
+    lock = run_lock(out) if main else nullcontext()
+    with lock, StopSignals() as stop, explained(out, LESS_MEMORY):
+        before = resume_run(TrainConfig, out, changes, FIXED) if resume else None
+        fit(before.config if before else config, out, before, stop, allow_changes)
     return out
 
 
-def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -> None:
-    """The whole of a run's training, from the beginning or from the `state` its checkpoint in `out` holds."""
-    checkpoint = out / "checkpoint"
-    start = state["step"] if state else 0
+def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignals, allow_changes: bool = False) -> None:
+    """The whole of a run's training, from the beginning or from where it was before."""
+    state = before.state if before else {}
+    start, seen = state.get("step", 0), state.get("seen", 0)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
         dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -125,6 +148,10 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     )
     torch.manual_seed(config.seed)
     examples = load_examples(config)
+    circumstances = {"data": examples.fingerprint(), "processes": accelerator.num_processes}
+    if before:
+        for line in before.said + check_unchanged(state, circumstances, allow_changes):
+            accelerator.print(line)
     validation = examples.validation(128)
     translates = config.text_weight > 0 and any(e.translation for e in validation)
     tokenizer, text_encoder, unet, vae = build(config, examples, translates)
@@ -135,19 +162,19 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     frozen = Frozen(
         None if trains_text else text_encoder.to(accelerator.device),
         None if vae is None else vae.to(accelerator.device),
-        None if config.data == "shapes" else out / "latents",  # scenes never come again
+        None if config.data in WORLDS else out / "latents",  # scenes never come again
     )
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     optimizer = muon(model, config)
-    if state:
-        load_checkpoint(checkpoint, model, ema, optimizer)
+    if before:
+        load_checkpoint(before.checkpoint, model, ema, optimizer)
 
     side = unet.config.sample_size
     grid = side // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
     collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
-    first, last = start * config.batch_size, config.steps * config.batch_size
-    loader = batches(examples, collator, config.batch_size, first, last, workers=1)
+    end = seen + (config.steps - start) * config.batch_size
+    loader = batches(examples, collator, config.batch_size, seen, end, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.init_trackers("tensorboard")
     shown = [
@@ -156,7 +183,7 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     pipe = as_pipeline(tokenizer, averaged, frozen)
     if accelerator.is_main_process:
         settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
-        (out / SETTINGS).write_text(json.dumps(settings, indent=1))
+        write_whole(out / SETTINGS, json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
 
@@ -168,21 +195,24 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
         file=sys.stdout,
         mininterval=0.1 if sys.stdout.isatty() else 10.0,  # seconds: a file keeps every line
     )
-    seconds, began = state.get("seconds", 0.0) if state else 0.0, time.monotonic()
+    seconds = state.get("seconds", 0.0)
+    began = saved = time.monotonic()
     stopping = False
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
+        torch.manual_seed(seed_of(config.seed, step))  # of dropout, where a model has it
         batch, memory = frozen(batch)
-        with attention_kernel(accelerator.device.type):
-            losses: Losses = trained(batch, config.mask_weight > 0 and bool(batch.masks.any()), memory)
-        accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
+        losses = step_losses(trained, batch, memory, config, accelerator)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        # On a GPU this waits for the backward pass, as the average of the weights does anyhow a few lines later.
+        if not torch.isfinite(norm):
+            raise DivergedError(step + 1, norm, vars(losses), examples.name(range(seen, seen + config.batch_size)))
         optimizer.step()
         optimizer.zero_grad()
         ema.update_parameters(accelerator.unwrap_model(trained))
 
-        done = step + 1
+        done, seen = step + 1, seen + config.batch_size
         progress.update()
         if done % 50 == 0 or done == 1:
             values = {
@@ -205,10 +235,13 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             append_row(out / VALIDATION, {"step": done} | report)
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
-        if (due or stopping) and accelerator.is_main_process:
+        if (due or stopping or config.due(done, time.monotonic() - saved)) and accelerator.is_main_process:
             save_model(pipe, out)
-            place = {"step": done, "seconds": seconds + time.monotonic() - began, "config": asdict(config)}
-            save_checkpoint(checkpoint, model, ema, optimizer, place)
+            spent = seconds + time.monotonic() - began
+            place = {"step": done, "seen": seen, "seconds": spent, "config": asdict(config)} | circumstances
+            kept = config.keep, config.is_milestone(done)
+            save_checkpoint(out / CHECKPOINTS, model, ema, optimizer, place, *kept)
+            saved = time.monotonic()
         accelerator.wait_for_everyone()
         if stopping:
             break
@@ -216,6 +249,27 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     accelerator.end_training()
     if stopping:
         raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
+
+
+def step_losses(
+    trained: nn.Module, batch: Batch, memory: Tensor | None, config: TrainConfig, accelerator: Accelerator
+) -> Losses:
+    """What a batch costs, with the gradients of it left on the weights; `config.accumulate` parts of it in turn.
+
+    memory (B, T, M) is what a text encoder that is not trained made of the captions; None where there is no such.
+    """
+    use_masks = config.mask_weight > 0 and bool(batch.masks.any())
+    *parts, last = split(batch, config.accumulate)
+    memories = [None] * (len(parts) + 1) if memory is None else memory.chunk(config.accumulate)
+    found: list[Losses] = []
+    for (part, shares), remembered in zip((*parts, last), memories, strict=True):
+        # Processes add up their gradients once a step, with the last part.
+        with nullcontext() if part is last[0] else accelerator.no_sync(trained):
+            with attention_kernel(accelerator.device.type):
+                losses = trained(part, use_masks, remembered).weighed(shares)
+            accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
+        found.append(losses)
+    return Losses(*(torch.stack([vars(each)[name].detach() for each in found]).sum() for name in vars(found[0])))
 
 
 def build(
@@ -248,7 +302,7 @@ def build(
     return tokenizer, text_encoder, unet, vae
 
 
-def save_model(pipe: TextToImagePipeline, out: Path) -> None:
+def save_model(pipe: TextToImagePipeline | TranslationPipeline, out: Path) -> None:
     """Save a pipeline into a folder where another process may be reading the last one: file by file, each whole."""
     new = out / "model.new"
     shutil.rmtree(new, ignore_errors=True)

@@ -3,26 +3,46 @@
 Shapes: B batch, S source tokens, T target tokens.
 """
 
+import hashlib
 import json
+import signal
 import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
+from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.dataset import batches, seed_of, shuffled_place
+from pipelines.failures import DivergedError, explained
 from pipelines.objective import text_loss
+from pipelines.resume import Resumed, check_unchanged, resume_run
+from pipelines.run_folder import (
+    CHECKPOINTS,
+    SETTINGS,
+    VALIDATION,
+    StoppedError,
+    StopSignals,
+    append_row,
+    drop_rows_after,
+    run_lock,
+    unused,
+    write_whole,
+)
 from pipelines.sources import DataError
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, schedule
+from pipelines.train import asked_to_stop, attention_kernel, bf16_is_fast, power_function_ema, save_model, schedule
 from unet_xattn import Transformer
 
 LONGEST_LINE = 10_000
@@ -31,8 +51,12 @@ LONGEST_LINE = 10_000
 Pair = tuple[str, str]
 
 
+FIXED = ("seed", "skip_bad")
+"""Settings with an option that a run keeps to its end."""
+
+
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Saving):
     """What a run is. The same settings, machine and thread count give the same weights."""
 
     pairs: str = "pairs.tsv"  # a file, see `read_pairs`
@@ -52,6 +76,7 @@ class TextConfig:
     skip_bad: bool = False  # leave bad lines out instead of refusing the file
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("steps", 1), ("batch_size", 2), ("seed", 0), ("layers", 1), ("every", 1), ("patience", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
@@ -161,24 +186,33 @@ class TextModel(nn.Module):
         return text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
 
 
-def train_text(config: TextConfig, resume: bool = False) -> Path:
+def train_text(
+    config: TextConfig, resume: bool = False, changes: Mapping[str, Any] | None = None, allow_changes: bool = False
+) -> Path:
     """Train a Transformer on pairs and leave the best one, as a `TranslationPipeline` folder, in `config.out`.
 
-    It stops after `config.steps`, or before when the loss on the held-out tenth has not fallen for a while.
-
-    Raises:
-        ValueError: settings or pairs that cannot be used, a run that is already there, or nothing to resume.
+    It stops after `config.steps`, or before when the loss on the held-out tenth has not fallen for a while. The
+    arguments, signals and errors are those of `train.train`.
     """
     out = Path(config.out)
-    checkpoint = out / "checkpoint"
-    start, best, waited = 0, float("inf"), 0
-    if resume:
-        state = load_state(checkpoint)
-        config, start, best, waited = settings_of(TextConfig, state, out), state["step"], state["best"], state["waited"]
-    elif out.exists() and any(out.iterdir()):
+    if not resume and (changes or allow_changes):
+        raise ValueError("changes are to a run that goes on: they need --resume")
+    if not resume and not unused(out):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
+    lock = run_lock(out) if PartialState().is_main_process else nullcontext()
+    with lock, StopSignals() as stop, explained(out, "lower --batch-size"):
+        before = resume_run(TextConfig, out, changes, FIXED) if resume else None
+        fit(before.config if before else config, out, before, stop, allow_changes)
+    return out
 
-    train_pairs, held_out = split_pairs(read_pairs(config.pairs, config.skip_bad))
+
+def fit(config: TextConfig, out: Path, before: Resumed | None, stop: StopSignals, allow_changes: bool = False) -> None:
+    """The whole of a run's training, from the beginning or from where it was before."""
+    state = before.state if before else {}
+    start, seen, waited = (state.get(name, 0) for name in ("step", "seen", "waited"))
+    best = state.get("best", float("inf"))
+    pairs = read_pairs(config.pairs, config.skip_bad)
+    train_pairs, held_out = split_pairs(pairs)
     tokenizer = train_tokenizer([text for pair in train_pairs for text in pair], lowercase=False)
     longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for pair in train_pairs + held_out for text in pair)
     tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
@@ -187,6 +221,11 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
         mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    circumstances = {"data": digest, "processes": accelerator.num_processes}
+    if before:
+        for line in before.said + check_unchanged(state, circumstances, allow_changes):
+            accelerator.print(line)
     torch.manual_seed(config.seed)
     text_encoder = Transformer(
         len(tokenizer), config.width, 4, config.layers, decoder_layers=config.layers, dropout=config.dropout
@@ -196,23 +235,27 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
-    if resume:
-        load_checkpoint(checkpoint, model, ema, optimizer)
-    first, last = start * config.batch_size, config.steps * config.batch_size
+    if before:
+        load_checkpoint(before.checkpoint, model, ema, optimizer)
+    stream = PairStream(train_pairs, config.seed)
     loader = batches(
-        PairStream(train_pairs, config.seed),
+        stream,
         lambda items: collate(tokenizer, [pair for _, pair in items]),
         config.batch_size,
-        first,
-        last,
+        seen,
+        seen + (config.steps - start) * config.batch_size,
         workers=0,
     )
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     pipe = TranslationPipeline(tokenizer, ema.module.text_encoder)  # type: ignore[union-attr, arg-type]
+    if accelerator.is_main_process:
+        write_whole(out / SETTINGS, json.dumps({"config": asdict(config)}, indent=1))
+        drop_rows_after(out / VALIDATION, start)
 
     progress = tqdm(
         total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process, file=sys.stdout
     )
+    saved, stopping = time.monotonic(), False
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
@@ -220,33 +263,45 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
         with attention_kernel(accelerator.device.type):
             loss = trained(batch)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            places = range(seen, seen + config.batch_size)
+            shown = "; ".join(" → ".join(stream.example(place)) for place in places)
+            raise DivergedError(step + 1, norm, {"loss": loss}, f"the pairs {shown}")
         optimizer.step()
         optimizer.zero_grad()
         ema.update_parameters(accelerator.unwrap_model(trained))
 
-        done = step + 1
+        done, seen = step + 1, seen + config.batch_size
         progress.update()
-        if done % config.every and done != config.steps:
-            continue
-        value = validate(ema.module, tokenizer, held_out, accelerator.device)  # type: ignore[arg-type]
-        waited = 0 if value < best else waited + 1
-        if accelerator.is_main_process:
-            if value < best:
-                pipe.save_pretrained(out)
-            progress.write(f"step {done}: loss {loss.item():.3f}, held out {value:.3f}" + (", best" * (value < best)))
-            with open(out / "validation.jsonl", "a") as file:
-                file.write(json.dumps({"step": done, "loss": loss.item(), "held out": value}) + "\n")
-            best = min(best, value)
-            state = {"step": done, "best": best, "waited": waited, "config": asdict(config)}
-            save_checkpoint(checkpoint, model, ema, optimizer, state)
-        best = min(best, value)
+        if done % config.every == 0 or done == config.steps:
+            value = validate(ema.module, tokenizer, held_out, accelerator.device)  # type: ignore[arg-type]
+            better = value < best
+            best, waited = min(best, value), 0 if better else waited + 1
+            if accelerator.is_main_process:
+                if better:
+                    save_model(pipe, out)
+                progress.write(f"step {done}: loss {loss.item():.3f}, held out {value:.3f}" + ", best" * better)
+                append_row(out / VALIDATION, {"step": done, "loss": loss.item(), "held out": value})
+            due = True
+        else:
+            due = config.due(done, time.monotonic() - saved)
+        stopping = done < config.steps and asked_to_stop(accelerator, stop)
+        if (due or stopping) and accelerator.is_main_process:
+            place = {"step": done, "seen": seen, "best": best, "waited": waited, "config": asdict(config)}
+            kept = config.keep, config.is_milestone(done)
+            save_checkpoint(out / CHECKPOINTS, model, ema, optimizer, place | circumstances, *kept)
+            saved = time.monotonic()
         accelerator.wait_for_everyone()
-        if waited == config.patience:
+        if waited >= config.patience:
             progress.write(f"the held-out loss has not fallen for {waited} validations: stopped")
+            stopping = False
+            break
+        if stopping:
             break
     progress.close()
-    return out
+    if stopping:
+        raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
 
 
 @torch.no_grad()

@@ -15,7 +15,16 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import TextToImagePipeline
-from pipelines.run_folder import StopSignals, append_row, drop_rows_after, find_trainer, read_rows, run_lock
+from pipelines.checkpoint import last_state
+from pipelines.run_folder import (
+    StopSignals,
+    append_row,
+    drop_rows_after,
+    find_trainer,
+    name_trainer,
+    read_rows,
+    run_lock,
+)
 from pipelines.train import TrainConfig, train
 from ui import runs
 from ui.cli import app
@@ -111,7 +120,7 @@ def test_a_signal_ends_the_command_in_order(config: TrainConfig, number: int, co
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert said.splitlines()[-1].startswith("stopped at step") and "Traceback" not in said
-    state = json.loads((Path(config.out) / "checkpoint" / "state.json").read_text())
+    state = last_state(Path(config.out) / "checkpoints")
     assert 0 < state["step"] < 60
     TextToImagePipeline.from_pretrained(config.out)
 
@@ -133,9 +142,10 @@ def test_data_that_cannot_be_used_makes_a_broken_run_that_says_why_and_leaves_it
 
 
 def folder_with(path: Path, step: int, steps: int = 10) -> Path:
-    (path / "checkpoint").mkdir(parents=True)
+    checkpoint = path / "checkpoints" / f"step-{step:08d}"
+    checkpoint.mkdir(parents=True)
     config = asdict(TrainConfig(steps=steps, out=str(path)))
-    (path / "checkpoint" / "state.json").write_text(json.dumps({"step": step, "config": config}))
+    (checkpoint / "state.json").write_text(json.dumps({"step": step, "config": config}))
     return path
 
 
@@ -143,8 +153,10 @@ def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Pa
     assert runs.list_runs(tmp_path / "nowhere") == []
     folder_with(tmp_path / "half", 5)
     folder_with(tmp_path / "whole", 10)
-    (tmp_path / "text" / "checkpoint").mkdir(parents=True)
-    (tmp_path / "text" / "checkpoint" / "state.json").write_text('{"step": 1, "config": {"pairs": "names.tsv"}}')
+    text = tmp_path / "text" / "checkpoints" / "step-00000001"
+    text.mkdir(parents=True)
+    (text / "state.json").write_text('{"step": 1, "config": {"pairs": "names.tsv"}}')
+    name_trainer(tmp_path / "text", 1, "")
     (tmp_path / "holiday pictures").mkdir()
     (tmp_path / "notes.txt").write_text("")
     found = {run.name: run for run in runs.list_runs(tmp_path)}
@@ -157,7 +169,7 @@ def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Pa
 
 def test_a_number_of_a_process_that_is_another_one_by_now_is_not_taken_for_the_trainer(tmp_path: Path) -> None:
     run = folder_with(tmp_path / "old", 5)
-    (run / "lock").write_text(f"{os.getpid()} starting")  # it lives, and trains nothing
+    name_trainer(run, os.getpid(), "starting")  # it lives, and trains nothing
     old = runs.find_run(tmp_path, "old")
     assert old.state == "stopped"
     with pytest.raises(ValueError, match="nothing to stop"):

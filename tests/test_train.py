@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,20 +23,21 @@ from transformers import PreTrainedTokenizerFast
 import pipelines.train
 import pipelines.validate
 from pipelines import TextToImagePipeline
-from pipelines.checkpoint import load_state, save_checkpoint
-from pipelines.dataset import Batch, Collator, SceneExamples
-from pipelines.objective import TextToImageModel
+from pipelines.checkpoint import checkpoints, last_state, save_checkpoint
+from pipelines.dataset import Batch, Collator, FolderExamples, SceneExamples
+from pipelines.failures import DivergedError
+from pipelines.objective import Losses, TextToImageModel
 from pipelines.pictures import to_tensor
+from pipelines.resume import check_unchanged
 from pipelines.run_folder import StoppedError
 from pipelines.sources import DataError
-from pipelines.train import TrainConfig, power_function_ema, schedule, train
+from pipelines.train import TrainConfig, bf16_is_fast, power_function_ema, schedule, step_losses, train
 from pipelines.validate import LEVELS, draw_samples, sheet_of, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
 CAPTIONS = ["a black night", "a dark wall", "Some fog.", "a grey cat"]
-FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def settings(data: str | Path, out: Path, **changes: object) -> TrainConfig:
@@ -89,13 +92,15 @@ def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: Train
     assert [line["step"] for line in lines] == [2, 4]
     assert "agreement" not in lines[0]  # nobody knows what its captions describe
     assert any((out / "logs").rglob("events.out.tfevents.*"))
-    assert {path.name for path in (out / "checkpoint").iterdir()} == FILES
-    assert load_state(out / "checkpoint")["step"] == 4
+    assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-00000004", "step-00000002"]
+    state = last_state(out / "checkpoints")
+    assert (state["step"], state["seen"], state["processes"]) == (4, 8, 1)
 
 
 def test_the_pipeline_holds_the_averaged_weights(finished: TrainConfig) -> None:
     out = Path(finished.out)
-    averaged, last = (load_file(out / "checkpoint" / f"{name}.safetensors") for name in ("ema", "model"))
+    newest = checkpoints(out / "checkpoints")[0]
+    averaged, last = (load_file(newest / f"{name}.safetensors") for name in ("ema", "model"))
     pipe = TextToImagePipeline.from_pretrained(out)
     for part in ("unet", "text_encoder"):
         for name, weight in getattr(pipe, part).state_dict().items():
@@ -118,8 +123,9 @@ def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_
     with monkeypatch.context() as patch, pytest.raises(PowerGoneError):
         patch.setattr(pipelines.train, "save_checkpoint", save_and_stop)
         train(config)
-    assert load_state(tmp_path / "run" / "checkpoint")["step"] == 2
-    torch.manual_seed(12345)  # whatever happened in between
+    assert last_state(tmp_path / "run" / "checkpoints")["step"] == 2
+    for scramble in (torch.manual_seed, np.random.seed, random.seed):  # whatever happened in between
+        scramble(12345)
     # Only the folder is said again: the run goes on with the settings it began with.
     assert train(TrainConfig(out=config.out), resume=True) == tmp_path / "run"
 
@@ -134,7 +140,7 @@ def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
     with monkeypatch.context() as patch, pytest.raises(StoppedError, match="stopped at step 3 of 4, and saved"):
         patch.setattr(pipelines.train, "asked_to_stop", lambda *_: next(asked))
         train(config)
-    assert load_state(tmp_path / "run" / "checkpoint")["step"] == 3
+    assert last_state(tmp_path / "run" / "checkpoints")["step"] == 3
     train(TrainConfig(out=config.out), resume=True)
     assert_ended_alike(finished.out, config.out)
 
@@ -143,18 +149,18 @@ def assert_ended_alike(expected: str, found: str) -> None:
     """Two runs of four steps have the same weights and moments, bit for bit, and the same validation losses."""
     folders = [Path(folder) for folder in (expected, found)]
     for name in ("model", "ema", "optimizer"):
-        wanted, got = (load_file(folder / "checkpoint" / f"{name}.safetensors") for folder in folders)
+        wanted, got = (load_file(checkpoints(folder / "checkpoints")[0] / f"{name}.safetensors") for folder in folders)
         assert got.keys() == wanted.keys()
         assert [key for key in wanted if not torch.equal(got[key], wanted[key])] == [], name
-    assert load_state(folders[1] / "checkpoint")["step"] == 4
+    assert last_state(folders[1] / "checkpoints")["step"] == 4
     losses = [(folder / "validation.jsonl").read_text() for folder in folders]
     assert losses[0] == losses[1]
 
 
 def test_resuming_a_finished_run_leaves_its_weights_as_they_are(copied: TrainConfig) -> None:
-    before = contents(Path(copied.out) / "checkpoint")
+    before = contents(Path(copied.out) / "checkpoints")
     train(TrainConfig(out=copied.out), resume=True)
-    assert contents(Path(copied.out) / "checkpoint") == before
+    assert contents(Path(copied.out) / "checkpoints") == before
 
 
 def test_a_run_on_scenes_says_how_well_its_words_point_and_how_many_samples_are_right(tmp_path: Path) -> None:
@@ -189,6 +195,204 @@ def test_captions_longer_than_the_model_reads_do_not_stop_a_run(make_folder: Mak
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
+# Going on otherwise than it began.
+
+
+def test_a_run_goes_on_longer_or_with_another_batch_size_when_told_and_says_so(
+    copied: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"steps": 6, "batch_size": 3, "every": 2, "data": copied.data}
+    train(TrainConfig(out=copied.out), resume=True, changes=changes)
+    said = capsys.readouterr().out
+    assert "from step 4 on: steps 6 instead of 4, and the learning rate falls towards the new end" in said
+    assert "from step 4 on: batch size 3 instead of 2" in said
+    assert "every 2" not in said and "data" not in said  # these are as they were
+    state = last_state(Path(copied.out) / "checkpoints")
+    assert (state["step"], state["seen"], state["config"]["batch_size"]) == (6, 4 * 2 + 2 * 3, 3)  # none seen twice
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"a run keeps its seed \(0\) to the end"),
+        ({"size": 48, "begin_from": "shapes"}, r"keeps its size \(32\), begin from"),
+        ({"steps": 3}, "has taken 4 steps already: it cannot end after 3"),
+        ({"batch_size": 1}, "batch_size must be 2 or more"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_and_nothing_is_touched(
+    copied: TrainConfig, changes: dict, message: str
+) -> None:
+    before = contents(Path(copied.out) / "checkpoints")
+    with pytest.raises(ValueError, match=message):
+        train(TrainConfig(out=copied.out), resume=True, changes=changes)
+    assert contents(Path(copied.out) / "checkpoints") == before
+
+
+def test_changes_without_resume_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="need --resume"):
+        train(settings("shapes", tmp_path / "run"), allow_changes=True)
+
+
+def test_data_that_has_changed_is_refused_unless_told(
+    copied: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(copied.data, data)
+    train(TrainConfig(out=copied.out), resume=True, changes={"data": str(data)})  # it has only moved
+    Image.new("RGB", (32, 32), "red").save(data / "3.png")
+    longer = {"data": str(data), "steps": 5}
+    with pytest.raises(ValueError, match=r"would go on with data \w+ instead of \w+\. .*--allow-changes") as error:
+        train(TrainConfig(out=copied.out), resume=True, changes=longer)
+    assert "\n" not in str(error.value)
+    assert last_state(Path(copied.out) / "checkpoints")["step"] == 4
+    capsys.readouterr()
+    train(TrainConfig(out=copied.out), resume=True, changes=longer, allow_changes=True)
+    assert "from step 4 on: data" in capsys.readouterr().out
+    assert last_state(Path(copied.out) / "checkpoints")["step"] == 5
+
+
+def test_another_number_of_processes_is_refused_unless_told() -> None:
+    state = {"step": 3, "processes": 2, "data": "same"}
+    now = {"data": "same", "processes": 1}
+    with pytest.raises(ValueError, match="would go on with processes 1 instead of 2"):
+        check_unchanged(state, now, allowed=False)
+    assert check_unchanged(state, now, allowed=True) == ["from step 3 on: processes 1 instead of 2"]
+    assert check_unchanged(state, now | {"processes": 2}, allowed=False) == []
+
+
+def test_a_newer_checkpoint_that_is_damaged_is_said_and_an_older_one_gives_the_same_end(
+    copied: TrainConfig, finished: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest, older = checkpoints(Path(copied.out) / "checkpoints")
+    content = bytearray((newest / "ema.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "ema.safetensors").write_bytes(content)
+    train(TrainConfig(out=copied.out), resume=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    assert lines == [
+        f"{newest} is damaged, its ema.safetensors has other content than was written: going on from {older.name}"
+    ]
+    assert_ended_alike(finished.out, copied.out)
+
+
+def test_the_same_folder_has_the_same_fingerprint_wherever_it_lies_and_no_other_has(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder("a", ["one", "two"])
+    print_of = FolderExamples(folder, 32, 0).fingerprint()
+    shutil.copytree(folder, tmp_path / "b")
+    assert FolderExamples(tmp_path / "b", 16, 1).fingerprint() == print_of
+    others = [make_folder("c", ["one", "three"]), make_folder("d", ["one", "two", "three"])]
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "b" / "1.png")
+    prints = [FolderExamples(each, 32, 0).fingerprint() for each in (*others, tmp_path / "b")]
+    assert len({print_of, *prints}) == 4
+    assert SceneExamples(32, 0).fingerprint() == SceneExamples(32, 0).fingerprint()
+    assert SceneExamples(32, 0).fingerprint() != SceneExamples(32, 1).fingerprint()
+
+
+# A batch in parts.
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
+    model: TextToImageModel, batch: Batch, parts: int
+) -> None:
+    fit(model, batch, steps=2)
+    batch.target_mask[5:] = False  # so that the parts have not all as many tokens to write
+    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")  # for models it has prepared
+    found = []
+    for config in (TrainConfig(batch_size=8), TrainConfig(batch_size=8, accumulate=parts)):
+        model.zero_grad()
+        losses = step_losses(model, batch, config, accelerator)
+        found.append(
+            (vars(losses), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        )
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
+
+
+# What ends a run before its time.
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_harms_anything(
+    copied: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(Path(copied.out) / "checkpoints")
+    forward = TextToImageModel.forward
+    steps = iter(range(9))
+
+    def spoilt(self: TextToImageModel, batch: Batch, use_masks: bool = True) -> Losses:
+        losses = forward(self, batch, use_masks)
+        return replace(losses, flow=losses.flow * float("nan")) if next(steps) == 1 else losses
+
+    with monkeypatch.context() as patch, pytest.raises(DivergedError) as error:
+        patch.setattr(TextToImageModel, "forward", spoilt)
+        changes = {"steps": 8, "every": 8, "milestone": 5}
+        train(TrainConfig(out=copied.out), resume=True, changes=changes)
+    said = str(error.value)
+    examples = FolderExamples(copied.data, 32, 0)
+    assert said.startswith("step 6 was not taken: its gradient's norm is nan (losses: flow nan, tokens 0, text 0), on ")
+    assert examples.name(range(10, 12)) in said and ".png, " in said and "\n" not in said
+    after = contents(Path(copied.out) / "checkpoints")
+    assert {name: after[name] for name in before if "step-00000004" in name}.items() <= before.items()
+    assert [path.name[-1] for path in checkpoints(Path(copied.out) / "checkpoints")] == ["5", "4"]
+    assert all(
+        torch.isfinite(t).all()
+        for t in load_file(checkpoints(Path(copied.out) / "checkpoints")[0] / "model.safetensors").values()
+    )
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_it_too(
+    model: TextToImageModel, batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forward = TextToImageModel.forward
+
+    def steep(self: TextToImageModel, batch: Batch, use_masks: bool = True) -> Losses:
+        losses = forward(self, batch, use_masks)
+        return replace(losses, flow=losses.flow + (losses.flow - losses.flow.detach()).abs().sqrt())
+
+    monkeypatch.setattr(TextToImageModel, "forward", steep)
+    with pytest.raises(DivergedError, match=r"step 1 was not taken.*flow \d.*the scenes 0 to 1 of seed 0"):
+        train(settings("shapes", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+        "real",
+    ],
+    ids=["gpu", "cpu", "python", "real"],
+)
+def test_out_of_memory_names_what_to_lower_and_where_the_run_stands(
+    copied: TrainConfig, monkeypatch: pytest.MonkeyPatch, error: Exception | str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        if isinstance(error, Exception):
+            raise error
+        torch.empty(2**60)
+
+    monkeypatch.setattr(TextToImageModel, "forward", fail)
+    with pytest.raises(
+        ValueError, match=r"^out of memory: lower --batch-size or --size, .*--accumulate; .* step 4 sav"
+    ):
+        train(TrainConfig(out=copied.out), resume=True, changes={"steps": 5})
+
+
+def test_any_other_error_of_torch_is_not_taken_for_want_of_memory(
+    copied: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(TextToImageModel, "forward", fail)
+    with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
+        train(TrainConfig(out=copied.out), resume=True, changes={"steps": 5})
+
+
 # What is refused, before anything is written.
 
 
@@ -200,11 +404,11 @@ def test_a_folder_with_something_in_it_is_refused_and_untouched(copied: TrainCon
 
 
 def test_a_run_of_another_version_is_not_resumed(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run" / "checkpoint"
-    checkpoint.mkdir(parents=True)
     settings = asdict(TrainConfig(out=str(tmp_path / "run"))) | {"momentum": 0.9}
     del settings["warmup"]
-    (checkpoint / "state.json").write_text(json.dumps({"step": 3, "config": settings}))
+    net = nn.Linear(1, 1)
+    state = {"step": 3, "config": settings}
+    save_checkpoint(tmp_path / "run" / "checkpoints", net, net, torch.optim.SGD(net.parameters()), state)
     with pytest.raises(ValueError, match="begun by another version, which differs in momentum, warmup"):
         train(TrainConfig(out=str(tmp_path / "run")), resume=True)
 

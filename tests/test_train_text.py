@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import pipelines.train_text
 from pipelines import TranslationPipeline
-from pipelines.checkpoint import save_checkpoint
+from pipelines.checkpoint import checkpoints, save_checkpoint
 from pipelines.sources import DataError
 from pipelines.train_text import TextConfig, read_pairs, split_pairs, train_text
 
@@ -109,7 +109,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp
             train_text(parts)
     train_text(parts, resume=True)
     for name in ("model", "ema", "optimizer"):
-        one, other = (load_file(Path(out) / "checkpoint" / f"{name}.safetensors") for out in (whole, parts.out))
+        one, other = (
+            load_file(checkpoints(Path(out) / "checkpoints")[0] / f"{name}.safetensors") for out in (whole, parts.out)
+        )
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
 

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import torch
@@ -55,6 +55,17 @@ app = typer.Typer(
 data = typer.Typer(help="Make and look at training data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in --out, as it began but for the options given beside this."),
+]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="Resume though the data or the number of processes has changed.")
+]
+SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints beside those of --every; 0: none.")]
+SaveMinutes = Annotated[float, typer.Option(help="Save when the last checkpoint is so many minutes old; 0: never.")]
+Keep = Annotated[int, typer.Option(help="How many of the last checkpoints to keep.")]
+Milestone = Annotated[int, typer.Option(help="Keep a checkpoint for good every so many steps; 0: none.")]
 Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
@@ -152,8 +163,9 @@ def ui(
 
 @app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")
 def train(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help="'shapes', 'emoji', or a folder of captioned pictures.")] = TrainConfig.data,
-    out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoint, samples, logs.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoints, samples, logs.")] = Path(
         TrainConfig.out
     ),
     begin_from: Annotated[
@@ -176,9 +188,15 @@ def train(
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
     every: Annotated[int, typer.Option(help="Steps between validations, samples and checkpoints.")] = TrainConfig.every,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with the settings it began with.")
-    ] = False,
+    accumulate: Annotated[
+        int, typer.Option(help="Work on each batch in so many parts: the same step in less memory.")
+    ] = TrainConfig.accumulate,
+    save_every: SaveEvery = TrainConfig.save_every,
+    save_minutes: SaveMinutes = TrainConfig.save_minutes,
+    keep: Keep = TrainConfig.keep,
+    milestone: Milestone = TrainConfig.milestone,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """Train a model. Several GPUs: accelerate launch -m ui.cli train …"""
     config = TrainConfig(
@@ -194,8 +212,14 @@ def train(
         vae=vae,
         mask_weight=mask_weight,
         every=every,
+        accumulate=accumulate,
+        save_every=save_every,
+        save_minutes=save_minutes,
+        keep=keep,
+        milestone=milestone,
     )
-    print(f"the model is in {train_model(config, resume)}")
+    changes = _given(context, config) if resume else None
+    print(f"the model is in {train_model(config, resume, changes, allow_changes)}")
 
 
 @app.command(epilog="Example: unet-xattn runs")
@@ -213,17 +237,21 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in
 
 @app.command("train-text", epilog="Example: unet-xattn train-text --pairs names.tsv --out runs/names")
 def train_text(
+    context: typer.Context,
     pairs: Annotated[Path, typer.Option(help="A .tsv with two columns, or a .jsonl of source and target; UTF-8.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run: the model and its checkpoint.")] = Path(TextConfig.out),
+    out: Annotated[Path, typer.Option(help="Folder of the run: the model and its checkpoints.")] = Path(TextConfig.out),
     steps: Annotated[int, typer.Option(help="Training steps, at most.")] = TextConfig.steps,
     batch_size: Annotated[int, typer.Option(help="Pairs a step, over all processes.")] = TextConfig.batch_size,
     seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TextConfig.seed,
     every: Annotated[int, typer.Option(help="Steps between validations.")] = TextConfig.every,
     patience: Annotated[int, typer.Option(help="Stop after so many without a better loss.")] = TextConfig.patience,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that cannot be used.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with the settings it began with.")
-    ] = False,
+    save_every: SaveEvery = TextConfig.save_every,
+    save_minutes: SaveMinutes = TextConfig.save_minutes,
+    keep: Keep = TextConfig.keep,
+    milestone: Milestone = TextConfig.milestone,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """Train the encoder-decoder alone, on pairs of sentences."""
     config = TextConfig(
@@ -235,8 +263,13 @@ def train_text(
         every=every,
         patience=patience,
         skip_bad=skip_bad,
+        save_every=save_every,
+        save_minutes=save_minutes,
+        keep=keep,
+        milestone=milestone,
     )
-    print(f"the model is in {train_text_model(config, resume)}")
+    changes = _given(context, config) if resume else None
+    print(f"the model is in {train_text_model(config, resume, changes, allow_changes)}")
 
 
 @app.command(epilog="Example: unet-xattn evaluate shapes --json shapes.json")
@@ -365,6 +398,13 @@ def bench(
     report = kinds[what]()
     Console().print_json(data=report)
     _write_json(json_file, report)
+
+
+def _given(context: typer.Context, config: TrainConfig | TextConfig) -> dict[str, Any]:
+    """The settings somebody typed an option for, but --out, which only says where the run is."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return {name: value for name, value in vars(config).items() if name in typed and name != "out"}
 
 
 def _refuse_existing(files: Iterable[Path | None], instead: str) -> None:

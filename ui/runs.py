@@ -17,7 +17,9 @@ from typing import Any
 
 import psutil
 
+from pipelines.checkpoint import last_state
 from pipelines.run_folder import (
+    CHECKPOINTS,
     LOG,
     OUTPUT,
     SETTINGS,
@@ -168,9 +170,9 @@ def _is_starting(found: Trainer, folder: Path) -> bool:
 def _read(folder: Path) -> Run | None:
     """The run in a folder, None if there is none that trains pictures."""
     found = find_trainer(folder)
-    settings, place = _json(folder / SETTINGS), _json(folder / "checkpoint" / "state.json")
+    settings, place = _json(folder / SETTINGS), last_state(folder / CHECKPOINTS)
     config = settings.get("config") or place.get("config") or {}
-    if not found.process and "data" not in config:
+    if "data" not in config and (config or not found.process):
         return None
     log, validation = read_rows(folder / LOG), read_rows(folder / VALIDATION)
     steps, saved = config.get("steps", 0), place.get("step", 0)
