@@ -304,7 +304,7 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
     found = []
     for config in (TrainConfig(batch_size=8), TrainConfig(batch_size=8, accumulate=parts)):
         model.zero_grad()
-        losses = step_losses(model, batch, config, accelerator)
+        losses = step_losses(model, batch, None, config, accelerator)
         found.append(
             (vars(losses), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         )
