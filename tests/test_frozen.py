@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -35,6 +36,7 @@ from pipelines.pictures import to_tensor
 from pipelines.run_folder import StoppedError
 from pipelines.tokenizer import MAX_TOKENS
 from pipelines.train import TrainConfig, train
+from pipelines.validate import draw_samples
 from ui.cli import main
 from ui.generate_tab import Drawing, Request, forming
 from ui.reading import read
@@ -513,6 +515,15 @@ def test_masks_of_words_hold_the_maps_of_latents_too(
     assert pipe.tokenizer.model_max_length == MAX_TOKENS
 
 
+def test_samples_leave_each_network_training_or_not_as_it_was(
+    make_pipe: Callable[..., TextToImagePipeline], tmp_path: Path
+) -> None:
+    pipe = make_pipe("t5", "tiny")
+    pipe.unet.train()
+    draw_samples(pipe, SceneExamples(32, 0).validation(1), tmp_path, 1)
+    assert pipe.unet.training and not pipe.text_encoder.training  # whose dropout would be noise in the memory
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -620,6 +631,23 @@ def test_half_precision_draws_nearly_the_same_picture(
         assert (draw(half, latents=latents) - wanted).abs().max() < 50 * torch.finfo(dtype).eps
     half.save_pretrained(tmp_path / "half")
     assert TextToImagePipeline.from_pretrained(tmp_path / "half").text_encoder.dtype == torch.float32
+
+
+def test_parts_are_called_so_that_accelerates_hooks_run(make_pipe: Callable[..., TextToImagePipeline]) -> None:
+    pipe, called = make_pipe(), []
+
+    class Hook(ModelHook):
+        def __init__(self, name: str):
+            self.name = name
+
+        def pre_forward(self, module: nn.Module, *args: object, **kwargs: object) -> tuple:
+            called.append(self.name)
+            return args, kwargs
+
+    for name in pipe.model_cpu_offload_seq.split("->"):
+        add_hook_to_module(getattr(pipe, name), Hook(name))
+    draw(pipe, num_inference_steps=1)
+    assert called == ["text_encoder", "unet", "vae"]
 
 
 def test_negative_prompts_and_batches_work(pipe: TextToImagePipeline) -> None:
