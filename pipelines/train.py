@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, s
 from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel
+from pipelines.processes import check_share, share, this_process
 from pipelines.run_folder import (
     LOG,
     SETTINGS,
@@ -39,6 +40,7 @@ from pipelines.run_folder import (
     run_lock,
     unused,
 )
+from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
@@ -100,7 +102,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     out = Path(config.out)
     if not resume and not unused(out):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
-    with run_lock(out) if PartialState().is_main_process else nullcontext(), StopSignals() as stop:
+    with run_lock(out) if this_process().is_main_process else nullcontext(), StopSignals() as stop:
         state = load_state(out / "checkpoint") if resume else None
         if state is not None:
             config = settings_of(TrainConfig, state, out)
@@ -117,7 +119,9 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         log_with="tensorboard",
         project_dir=out / "logs",
+        fsdp_plugin=fsdp_plugin(),
     )
+    check_share(config.batch_size, accelerator.num_processes)
     torch.manual_seed(config.seed)
     examples = load_examples(config)
     validation = examples.validation(128)
@@ -134,8 +138,9 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     grid = config.size // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
     collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
     first, last = start * config.batch_size, config.steps * config.batch_size
-    loader = batches(examples, collator, config.batch_size, first, last, workers=1)
-    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    loader = accelerator.prepare(batches(examples, collator, config.batch_size, first, last, workers=1))
+    wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are
+    trained, average, stepping = prepare(accelerator, *wholes, lambda copy: muon(copy, config))
     accelerator.init_trackers("tensorboard")
     shown = [e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][:16]
     pipe = as_pipeline(tokenizer, averaged)
@@ -156,25 +161,29 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     seconds, began = state.get("seconds", 0.0) if state else 0.0, time.monotonic()
     stopping = False
     for step, batch in enumerate(loader, start):
-        for group in optimizer.param_groups:
+        for group in stepping.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
         with attention_kernel(accelerator.device.type):
             losses: Losses = trained(batch, use_masks=config.mask_weight > 0 and bool(batch.masks.any()))
-        accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
+        text = losses.text * share(accelerator, batch.target_mask[:, 1:])
+        accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * text)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update_parameters(accelerator.unwrap_model(trained))
+        stepping.step()
+        stepping.zero_grad()
+        average.update_parameters(accelerator.unwrap_model(trained))
 
         done = step + 1
         progress.update()
         if done % 50 == 0 or done == 1:
+            flow_loss, token_loss, text_loss = accelerator.reduce(
+                torch.stack([losses.flow, losses.tokens, text]).detach(), "mean"
+            ).tolist()
             values = {
-                "loss": losses.flow.item(),
-                "token loss": losses.tokens.item(),
-                "text loss": losses.text.item(),
-                "gradient norm": float(norm),
-                "learning rate": optimizer.param_groups[0]["lr"],
+                "loss": flow_loss,
+                "token loss": token_loss,
+                "text loss": text_loss,
+                "gradient norm": float(whole(norm)),
+                "learning rate": stepping.param_groups[0]["lr"],
                 "pictures/s": (progress.format_dict["rate"] or 0) * config.batch_size,
             }
             accelerator.log(values, step=done)
@@ -183,6 +192,8 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
                 append_row(out / LOG, {"step": done} | values | {"seconds": seconds + time.monotonic() - began})
         due = done % config.every == 0 or done == config.steps
         stopping = done < config.steps and asked_to_stop(accelerator, stop)
+        if due or stopping:
+            gather(accelerator, (trained, average, stepping), wholes)
         if due and accelerator.is_main_process:
             report = validate(averaged, collator, validation, accelerator.device)
             report |= draw_samples(pipe, shown, out / "samples", done)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedType
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
 from pipelines.dataset import batches, seed_of, shuffled_place
 from pipelines.objective import text_loss
+from pipelines.processes import check_share, share, this_process
 from pipelines.sources import DataError
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
@@ -183,10 +184,13 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
     longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for pair in train_pairs + held_out for text in pair)
     tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
 
+    check_share(config.batch_size, this_process().num_processes)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("train-text trains small models, whole ones only: launch it without --use_fsdp")
     torch.manual_seed(config.seed)
     text_encoder = Transformer(
         len(tokenizer), config.width, 4, config.layers, decoder_layers=config.layers, dropout=config.dropout
@@ -216,9 +220,10 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
-        torch.manual_seed(seed_of(config.seed, step))  # dropout, so that a resumed run drops the same units
+        # Dropout, so that a resumed run drops the same units, and each process others.
+        torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))
         with attention_kernel(accelerator.device.type):
-            loss = trained(batch)
+            loss = trained(batch) * share(accelerator, batch.target_mask[:, 1:])
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
@@ -229,14 +234,15 @@ def train_text(config: TextConfig, resume: bool = False) -> Path:
         progress.update()
         if done % config.every and done != config.steps:
             continue
+        mean_loss = accelerator.reduce(loss.detach(), "mean").item()
         value = validate(ema.module, tokenizer, held_out, accelerator.device)  # type: ignore[arg-type]
         waited = 0 if value < best else waited + 1
         if accelerator.is_main_process:
             if value < best:
                 pipe.save_pretrained(out)
-            progress.write(f"step {done}: loss {loss.item():.3f}, held out {value:.3f}" + (", best" * (value < best)))
+            progress.write(f"step {done}: loss {mean_loss:.3f}, held out {value:.3f}" + (", best" * (value < best)))
             with open(out / "validation.jsonl", "a") as file:
-                file.write(json.dumps({"step": done, "loss": loss.item(), "held out": value}) + "\n")
+                file.write(json.dumps({"step": done, "loss": mean_loss, "held out": value}) + "\n")
             best = min(best, value)
             state = {"step": done, "best": best, "waited": waited, "config": asdict(config)}
             save_checkpoint(checkpoint, model, ema, optimizer, state)
