@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, S tokens of a translation, M width of the memory, V words of the vocabulary.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from pipelines.dataset import Batch
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation."""
+class Losses(NamedTuple):
+    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation.
+
+    The first two are means over pictures, the last over real tokens.
+    """
 
     flow: Tensor
     tokens: Tensor

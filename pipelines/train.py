@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel, split
+from pipelines.processes import any_process, check_share, share, this_process
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
     CHECKPOINTS,
@@ -46,6 +47,7 @@ from pipelines.run_folder import (
     unused,
     write_whole,
 )
+from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.text_to_text import TranslationPipeline
@@ -124,7 +126,7 @@ def train(
         StoppedError: one of these signals came; it says which, and where the run stands.
     """
     out = Path(config.out)
-    main = PartialState().is_main_process
+    main = this_process().is_main_process
     if not resume and (changes or allow_changes):
         raise ValueError("changes are to a run that goes on: they need --resume")
     if not resume and not unused(out):
@@ -145,7 +147,9 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         log_with="tensorboard",
         project_dir=out / "logs",
+        fsdp_plugin=fsdp_plugin(),
     )
+    check_share(config.batch_size, accelerator.num_processes)
     torch.manual_seed(config.seed)
     examples = load_examples(config)
     circumstances = {"data": examples.fingerprint(), "processes": accelerator.num_processes}
@@ -174,8 +178,9 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     grid = side // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
     collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
     end = seen + (config.steps - start) * config.batch_size
-    loader = batches(examples, collator, config.batch_size, seen, end, workers=1)
-    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, workers=1))
+    wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are
+    trained, average, stepping = prepare(accelerator, *wholes, lambda copy: muon(copy, config))
     accelerator.init_trackers("tensorboard")
     shown = [
         e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
@@ -199,28 +204,31 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     began = saved = time.monotonic()
     stopping = False
     for step, batch in enumerate(loader, start):
-        for group in optimizer.param_groups:
+        for group in stepping.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
-        torch.manual_seed(seed_of(config.seed, step))  # of dropout, where a model has it
+        torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))  # of dropout, where a model has it
         batch, memory = frozen(batch)
         losses = step_losses(trained, batch, memory, config, accelerator)
-        norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        norm = whole(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
         # On a GPU this waits for the backward pass, as the average of the weights does anyhow a few lines later.
         if not torch.isfinite(norm):
             raise DivergedError(step + 1, norm, vars(losses), examples.name(range(seen, seen + config.batch_size)))
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update_parameters(accelerator.unwrap_model(trained))
+        stepping.step()
+        stepping.zero_grad()
+        average.update_parameters(accelerator.unwrap_model(trained))
 
         done, seen = step + 1, seen + config.batch_size
         progress.update()
         if done % 50 == 0 or done == 1:
+            flow_loss, token_loss, text_loss = accelerator.reduce(
+                torch.stack([losses.flow, losses.tokens, losses.text]), "mean"
+            ).tolist()
             values = {
-                "loss": losses.flow.item(),
-                "token loss": losses.tokens.item(),
-                "text loss": losses.text.item(),
+                "loss": flow_loss,
+                "token loss": token_loss,
+                "text loss": text_loss,
                 "gradient norm": float(norm),
-                "learning rate": optimizer.param_groups[0]["lr"],
+                "learning rate": stepping.param_groups[0]["lr"],
                 "pictures/s": (progress.format_dict["rate"] or 0) * config.batch_size,
             }
             accelerator.log(values, step=done)
@@ -228,20 +236,23 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             if accelerator.is_main_process:
                 append_row(out / LOG, {"step": done} | values | {"seconds": seconds + time.monotonic() - began})
         due = done % config.every == 0 or done == config.steps
-        stopping = done < config.steps and asked_to_stop(accelerator, stop)
+        stopping = done < config.steps and any_process(accelerator, stop.received is not None)
+        saving = due or stopping or any_process(accelerator, config.due(done, time.monotonic() - saved))
+        if saving:
+            gather(accelerator, (trained, average, stepping), wholes)
         if due and accelerator.is_main_process:
             report = validate(averaged, collator, validation, accelerator.device, frozen)
             report |= draw_samples(pipe, shown, out / "samples", done)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             append_row(out / VALIDATION, {"step": done} | report)
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
-        if (due or stopping or config.due(done, time.monotonic() - saved)) and accelerator.is_main_process:
+        if saving and accelerator.is_main_process:
             save_model(pipe, out)
             spent = seconds + time.monotonic() - began
             place = {"step": done, "seen": seen, "seconds": spent, "config": asdict(config)} | circumstances
             kept = config.keep, config.is_milestone(done)
             save_checkpoint(out / CHECKPOINTS, model, ema, optimizer, place, *kept)
-            saved = time.monotonic()
+        saved = time.monotonic() if saving else saved
         accelerator.wait_for_everyone()
         if stopping:
             break
@@ -259,6 +270,7 @@ def step_losses(
     memory (B, T, M) is what a text encoder that is not trained made of the captions; None where there is no such.
     """
     use_masks = config.mask_weight > 0 and bool(batch.masks.any())
+    text_share = share(accelerator, batch.target_mask[:, 1:])
     *parts, last = split(batch, config.accumulate)
     memories = [None] * (len(parts) + 1) if memory is None else memory.chunk(config.accumulate)
     found: list[Losses] = []
@@ -266,7 +278,8 @@ def step_losses(
         # Processes add up their gradients once a step, with the last part.
         with nullcontext() if part is last[0] else accelerator.no_sync(trained):
             with attention_kernel(accelerator.device.type):
-                losses = trained(part, use_masks, remembered).weighed(shares)
+                losses = trained(part, use_masks, remembered)
+            losses = losses.weighed(Losses(shares.flow, shares.tokens, shares.text * text_share))
             accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         found.append(losses)
     return Losses(*(torch.stack([vars(each)[name].detach() for each in found]).sum() for name in vars(found[0])))
@@ -313,15 +326,6 @@ def save_model(pipe: TextToImagePipeline | TranslationPipeline, out: Path) -> No
         target.parent.mkdir(exist_ok=True)
         file.replace(target)
     shutil.rmtree(new)
-
-
-def asked_to_stop(accelerator: Accelerator, stop: StopSignals) -> bool:
-    """Whether any of the processes was: they must all leave after the same step, or one waits for ever."""
-    if accelerator.num_processes == 1:
-        return stop.received is not None
-    if stop.received is not None:
-        accelerator.set_trigger()
-    return accelerator.check_trigger()
 
 
 def muon(model: TextToImageModel, config: TrainConfig) -> Muon:

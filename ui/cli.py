@@ -32,6 +32,8 @@ from pipelines.evaluate_grounding import calibrate, evaluate_grounding
 from pipelines.evaluate_grounding import table as grounding_table
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
+from pipelines.processes import this_process
+from pipelines.prompts import draw_prompts
 from pipelines.run_folder import StoppedError
 from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
@@ -80,7 +82,11 @@ def load(model: str) -> TextToImagePipeline:
 
 @app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Draw a file of them: a .txt with one a line, or a .jsonl that may say more of each."),
+    ] = None,
     model: Model = "shapes",
     seed: Annotated[str, typer.Option(help="Names the picture: 0 to 2^64 - 1.")] = "0",
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
@@ -89,8 +95,24 @@ def generate(
     keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a picture, and a sheet with where each word landed."""
+    """Draw a picture, and a sheet with where each word landed.
+
+    Or, with --prompts, the pictures of a file and a results.jsonl; stopped, the same command goes on where it was.
+    """
     number = parse_seed(seed)
+    if prompts is not None:
+        if prompt is not None or keep or overwrite:
+            raise ValueError(
+                "--prompts draws a file of them; a PROMPT, --keep and --overwrite are for one: leave one out"
+            )
+        process = this_process()  # several of them share the file, each on a device of its own
+        results = draw_prompts(load(model), prompts, out, number, steps, guidance, model)
+        if process.is_main_process:
+            print(results)
+        process.destroy_process_group()
+        return
+    if prompt is None:
+        raise ValueError("there is nothing to draw: give a PROMPT, or --prompts and a file of them")
     check_prompt(prompt)
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
