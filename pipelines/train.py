@@ -24,8 +24,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.card import CARD, write_card
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
 from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
+from pipelines.machine import Pace, brief, code_version, machine
+from pipelines.memorise import leave_memorised
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel
 from pipelines.run_folder import (
@@ -140,7 +143,15 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     shown = [e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][:16]
     pipe = as_pipeline(tokenizer, averaged)
     if accelerator.is_main_process:
-        settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
+        settings = {
+            "config": asdict(config),
+            "prompts": [e.caption for e in shown],
+            "data": {},
+            "machine": machine(accelerator.device.type),
+            "code": code_version(),
+        }
+        if isinstance(examples, FolderExamples):
+            settings["data"] = {"pictures": len(examples.rows), "held out": len(examples.validation_rows)}
         (out / SETTINGS).write_text(json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
@@ -152,8 +163,12 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
         disable=not accelerator.is_main_process,
         file=sys.stdout,
         mininterval=0.1 if sys.stdout.isatty() else 10.0,  # seconds: a file keeps every line
+        smoothing=0,  # what is left is reckoned at the mean pace, as in the log
     )
+    if accelerator.is_main_process and not accelerator.log_with:
+        progress.write("no TensorBoard logs, for it is not installed; log.jsonl has the same figures")
     seconds, began = state.get("seconds", 0.0) if state else 0.0, time.monotonic()
+    pace = Pace(start, config.steps, config.batch_size)
     stopping = False
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
@@ -168,17 +183,17 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
 
         done = step + 1
         progress.update()
-        if done % 50 == 0 or done == 1:
+        if done % 50 == 0 or done in (1, config.steps):
             values = {
                 "loss": losses.flow.item(),
                 "token loss": losses.tokens.item(),
                 "text loss": losses.text.item(),
                 "gradient norm": float(norm),
                 "learning rate": optimizer.param_groups[0]["lr"],
-                "pictures/s": (progress.format_dict["rate"] or 0) * config.batch_size,
             }
+            values |= pace.read(done)  # after the losses, which wait for the GPU to be done
             accelerator.log(values, step=done)
-            progress.set_postfix_str(f"loss {values['loss']:.3f}, {values['pictures/s']:.0f} pictures/s")
+            progress.set_postfix_str(f"loss {values['loss']:.3f}, {brief(values)}")
             if accelerator.is_main_process:
                 append_row(out / LOG, {"step": done} | values | {"seconds": seconds + time.monotonic() - began})
         due = done % config.every == 0 or done == config.steps
@@ -194,12 +209,19 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
             place = {"step": done, "seconds": seconds + time.monotonic() - began, "config": asdict(config)}
             save_checkpoint(checkpoint, model, ema, optimizer, place)
         accelerator.wait_for_everyone()
+        if due:
+            pace.restart(done)
         if stopping:
             break
     progress.close()
     accelerator.end_training()
     if stopping:
         raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
+    if accelerator.is_main_process:
+        averaged.eval()
+        leave_memorised(pipe, examples, out / "samples")
+        if not (out / CARD).exists():  # it may be somebody's own by now
+            write_card(out, out)
 
 
 def build(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
+from pipelines import TranslationPipeline, attribute, trace
 from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
@@ -27,6 +27,8 @@ from pipelines.evaluate_faithfulness import evaluate_faithfulness
 from pipelines.evaluate_faithfulness import table as faithfulness_table
 from pipelines.evaluate_grounding import calibrate, evaluate_grounding
 from pipelines.evaluate_grounding import table as grounding_table
+from pipelines.evaluate_pairs import evaluate_pairs
+from pipelines.machine import in_words
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.run_folder import StoppedError
@@ -36,7 +38,9 @@ from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
+from ui.command import load, refuse_existing, write_json
 from ui.export import export, stem
+from ui.finished import memorised, publish
 from ui.models import RUNS
 from ui.runs import list_runs
 from unet_xattn import AttentionTrace
@@ -57,13 +61,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
 
 
-def load(model: str) -> TextToImagePipeline:
-    """A pipeline on the GPU if there is one, else on the CPU."""
-    pipe = TextToImagePipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
@@ -80,7 +77,7 @@ def generate(
     check_prompt(prompt)
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
-    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
+    refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([prompt], 15)  # the sheet will need it
     pipe = load(model)
     if unknown := unknown_words(prompt, pipe.tokenizer):
@@ -108,7 +105,7 @@ def attribute_words(
     """Read a picture that is already there: a sheet with where each word of its caption lies, and the trace."""
     check_prompt(caption)
     files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
-    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
+    refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([caption], 15)
     try:
         with Image.open(picture) as shown:
@@ -190,12 +187,14 @@ def train(
 @app.command(epilog="Example: unet-xattn runs")
 def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in.")] = RUNS) -> None:
     """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
-    names = ("state", "step", "data", "loss", "agreement", "pointing")
+    names = ("state", "step", "data", "loss", "agreement", "pointing", "pictures/s", "left")
     listed = Table(Column("run", overflow="fold"), *names, box=box.SIMPLE_HEAD, pad_edge=False)
     for run in list_runs(folder):
         last = run.validation[-1] if run.validation else {}
         figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]
-        cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures]
+        pace = f"{run.log[-1]['pictures/s']:.0f}" if run.log else ""
+        left = in_words(run.seconds_left) if run.seconds_left is not None else ""
+        cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures, pace, left]
         listed.add_row(*map(Text, cells))
     Console().print(listed if listed.row_count else Text(f"there are no runs in {folder}"))
 
@@ -239,9 +238,10 @@ def evaluate(
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
-    Where it also translates: how many of the captions still mean the same.
+    Minimal pairs too: whether a picture follows the one thing in which two prompts differ. Where it also translates:
+    how many of the captions still mean the same.
     """
-    _refuse_existing([json_file], "name for --json")
+    refuse_existing([json_file], "name for --json")
     pipe = load(model)
     report: dict = {"model": model}
     if grounding:
@@ -249,22 +249,22 @@ def evaluate(
         print(grounding_table(report), end="\n\n")
         report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
         print(faithfulness_table(report["faithfulness"]))
-        _write_json(json_file, report)
+        write_json(json_file, report)
         return
     for language in LANGUAGES:
         if language == "en" or not any(
             unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)
         ):
-            report[language] = evaluate_pipe(
-                pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language
-            )
+            settings: dict = {"num_inference_steps": steps, "guidance_scale": guidance, "language": language}
+            report[language] = evaluate_pipe(pipe, prompts, **settings)
+            report[language]["pairs"] = evaluate_pairs(pipe, prompts, **settings)
             print(table(report[language]), end="\n\n")
     if len(pipe.text_encoder.decoder):
         report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
-    _write_json(json_file, report)
+    write_json(json_file, report)
 
 
 @app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
@@ -280,9 +280,13 @@ def calibrate_model(
     if not index.is_file():
         raise ValueError(f"{model} is no folder with a model: it has no model_index.json")
     calibration = calibrate(load(str(model)), scenes)
-    _write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
+    write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
     for layer, weights in calibration.items():
         print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
+
+
+app.command(epilog="Example: unet-xattn memorised runs/emoji --data emoji-data --out memorised.png")(memorised)
+app.command(epilog="Example: unet-xattn publish runs/first --to me/first")(publish)
 
 
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
@@ -294,7 +298,7 @@ def translate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is already there.")] = False,
 ) -> None:
     """Say a text in the other language, from the same memory that pictures are drawn from."""
-    _refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
+    refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
     check_prompt(text)
     (translation,) = TranslationPipeline.from_pretrained(model)(text, beams=beams)
     print(translation.text)
@@ -332,7 +336,7 @@ def bench(
     trained heads differ. text: tokens a second with and without the decoder's cache, and a training step beside
     torch.nn.Transformer's.
     """
-    _refuse_existing([json_file], "name for --json")
+    refuse_existing([json_file], "name for --json")
     kinds: dict[str, Callable[[], dict]] = {
         "train": lambda: bench_train(device),
         "sample": lambda: bench_sample(load(model), device),
@@ -348,20 +352,7 @@ def bench(
         raise ValueError("no CUDA device can be used here: bench with --device cpu")
     report = kinds[what]()
     Console().print_json(data=report)
-    _write_json(json_file, report)
-
-
-def _refuse_existing(files: Iterable[Path | None], instead: str) -> None:
-    if there := [str(file) for file in files if file is not None and file.exists()]:
-        raise ValueError(f"{', '.join(there)} already exists: choose another {instead}")
-
-
-def _write_json(file: Path | None, report: dict) -> None:
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.new")  # a model's own index is never left half written
-        unfinished.write_text(json.dumps(report, indent=1) + "\n")
-        unfinished.replace(file)
+    write_json(json_file, report)
 
 
 def main() -> None:
