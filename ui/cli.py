@@ -187,16 +187,18 @@ def train(
 @app.command(epilog="Example: unet-xattn runs")
 def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in.")] = RUNS) -> None:
     """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
-    names = ("state", "step", "data", "loss", "agreement", "pointing", "pictures/s", "left")
+    names = ("state", "step", "data", "loss", "agreement", "pointing")
     listed = Table(Column("run", overflow="fold"), *names, box=box.SIMPLE_HEAD, pad_edge=False)
-    for run in list_runs(folder):
+    found = list_runs(folder)
+    for run in found:
         last = run.validation[-1] if run.validation else {}
         figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]
-        pace = f"{run.log[-1]['pictures/s']:.0f}" if run.log else ""
-        left = in_words(run.seconds_left) if run.seconds_left is not None else ""
-        cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures, pace, left]
+        cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures]
         listed.add_row(*map(Text, cells))
     Console().print(listed if listed.row_count else Text(f"there are no runs in {folder}"))
+    for run in found:
+        if run.seconds_left is not None:
+            print(f"{run.name}: {run.log[-1]['pictures/s']:.0f} pictures/s, {in_words(run.seconds_left)} left")
 
 
 @app.command("train-text", epilog="Example: unet-xattn train-text --pairs names.tsv --out runs/names")
