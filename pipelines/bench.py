@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.capture import trace
 from pipelines.dataset import Batch, Collator, SceneExamples
+from pipelines.machine import machine
 from pipelines.objective import TextToImageModel
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import train_tokenizer
@@ -147,13 +148,6 @@ def _peak_memory(model: str, keep: str, device: str) -> int:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-
-
-def machine(device: str = "cpu") -> str:
-    """The machine a figure was measured on, in words."""
-    if device != "cpu":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _step(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.bench import machine, seconds
+from pipelines.bench import seconds
 from pipelines.components import can_translate
 from pipelines.evaluate import fixed_scenes
+from pipelines.machine import machine
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import Transformer, flow
 from unet_xattn.attention import MultiHeadAttention, Record

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines import captions
-from pipelines.captions import Vocabulary, Word, caption, meaning
+from pipelines.captions import OPPOSITE, Vocabulary, Word, caption, meaning
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -92,6 +92,12 @@ DIFFERENT = {"one": 1, "count": 1, "two": 2, "relation": 2, "three": 3}
 """A kind -> how many different things it shows."""
 
 
+SWAPS = {"colours": "two", "relation": "relation"}
+"""What is exchanged between the two scenes of a minimal pair -> the kind of scene that is done with."""
+
+REVERSED = OPPOSITE | {other: relation for relation, other in OPPOSITE.items()}
+
+
 @dataclass(frozen=True)
 class Object:
     """One thing in the picture: its centre (x, y) and its radius in units of the shorter side.
@@ -124,13 +130,22 @@ class Scene:
     data: str = "shapes"
 
 
-def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False, language: str = "en") -> Scene:
+def scene(
+    seed: int,
+    index: int,
+    kind: str | None = None,
+    held_out: bool = False,
+    language: str = "en",
+    swap: str | None = None,
+) -> Scene:
     """The scene at place `index` of the endless series `seed`.
 
     Args:
         kind: one of `KINDS`, or None for training's mixture of them.
         held_out: False never shows a pair of `HELD_OUT`; True shows one in every scene, for testing.
         language: of the caption, one of `captions.LANGUAGES`; the picture is the same in all.
+        swap: one of `SWAPS`: that exchanged, of a scene with two different objects, and all else as without it, the
+            wording of the caption too.
     """
     rng = np.random.default_rng((seed, index))
     kind = kind_of(rng) if kind is None else kind
@@ -138,6 +153,8 @@ def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False
     described = _describe_objects(rng, kind, held_out)
     sized = [replace(o, radius=SIZES[o.size] * rng.uniform(0.95, 1.05)) for o in described]
     objects, relation = place(rng, kind, sized, reach=1.15, gap=0.02)  # a diamond is the tallest shape for its radius
+    if swap:
+        objects, relation = _swapped(objects, relation, swap)
     said = relation and relation[1]
     text, words = caption(rng, objects, kind == "count", ground, said, language)
     return Scene(kind, objects, ground, relation, text, words)
@@ -206,6 +223,19 @@ def _in_reading_order(objects: tuple[Object, ...]) -> tuple[Object, ...]:
     """
     spread = np.ptp([(o.x, o.y) for o in objects], axis=0)
     return tuple(sorted(objects, key=lambda o: o.x if spread[0] > spread[1] else o.y))
+
+
+def _swapped(
+    objects: tuple[Object, ...], relation: tuple[int, str, int] | None, swap: str
+) -> tuple[tuple[Object, ...], tuple[int, str, int] | None]:
+    a, b = objects
+    if swap == "colours":
+        return (replace(a, colour=b.colour), replace(b, colour=a.colour)), relation
+    assert swap == "relation" and relation
+    # Mirrored, they are as far apart and as far from the edge as they were.
+    across = relation[1] in ("left of", "right of")
+    mirrored = tuple(replace(o, x=1 - o.x) if across else replace(o, y=1 - o.y) for o in objects)
+    return mirrored, (relation[0], REVERSED[relation[1]], relation[2])
 
 
 def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:

@@ -25,11 +25,14 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.card import CARD, write_card
 from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
 from pipelines.dataset import Batch, Collator, Examples, FolderExamples, SceneExamples, batches, seed_of
 from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
+from pipelines.machine import Pace, brief, code_version, machine
+from pipelines.memorise import leave_memorised
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel, split
 from pipelines.processes import any_process, check_share, share, this_process
@@ -187,7 +190,15 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     ][:16]
     pipe = as_pipeline(tokenizer, averaged, frozen)
     if accelerator.is_main_process:
-        settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
+        settings = {
+            "config": asdict(config),
+            "prompts": [e.caption for e in shown],
+            "data": {},
+            "machine": machine(accelerator.device.type),
+            "code": code_version(),
+        }
+        if isinstance(examples, FolderExamples):
+            settings["data"] = {"pictures": len(examples.rows), "held out": len(examples.validation_rows)}
         write_whole(out / SETTINGS, json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
@@ -199,9 +210,13 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         disable=not accelerator.is_main_process,
         file=sys.stdout,
         mininterval=0.1 if sys.stdout.isatty() else 10.0,  # seconds: a file keeps every line
+        smoothing=0,  # what is left is reckoned at the mean pace, as in the log
     )
+    if accelerator.is_main_process and not accelerator.log_with:
+        progress.write("no TensorBoard logs, for it is not installed; log.jsonl has the same figures")
     seconds = state.get("seconds", 0.0)
     began = saved = time.monotonic()
+    pace = Pace(start, config.steps, config.batch_size)
     stopping = False
     for step, batch in enumerate(loader, start):
         for group in stepping.param_groups:
@@ -219,7 +234,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
 
         done, seen = step + 1, seen + config.batch_size
         progress.update()
-        if done % 50 == 0 or done == 1:
+        if done % 50 == 0 or done in (1, config.steps):
             flow_loss, token_loss, text_loss = accelerator.reduce(
                 torch.stack([losses.flow, losses.tokens, losses.text]), "mean"
             ).tolist()
@@ -229,10 +244,10 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
                 "text loss": text_loss,
                 "gradient norm": float(norm),
                 "learning rate": stepping.param_groups[0]["lr"],
-                "pictures/s": (progress.format_dict["rate"] or 0) * config.batch_size,
             }
+            values |= pace.read(done)  # after the losses, which wait for the GPU to be done
             accelerator.log(values, step=done)
-            progress.set_postfix_str(f"loss {values['loss']:.3f}, {values['pictures/s']:.0f} pictures/s")
+            progress.set_postfix_str(f"loss {values['loss']:.3f}, {brief(values)}")
             if accelerator.is_main_process:
                 append_row(out / LOG, {"step": done} | values | {"seconds": seconds + time.monotonic() - began})
         due = done % config.every == 0 or done == config.steps
@@ -254,12 +269,19 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             save_checkpoint(out / CHECKPOINTS, model, ema, optimizer, place, *kept)
         saved = time.monotonic() if saving else saved
         accelerator.wait_for_everyone()
+        if due:
+            pace.restart(done)
         if stopping:
             break
     progress.close()
     accelerator.end_training()
     if stopping:
         raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
+    if accelerator.is_main_process:
+        averaged.eval()
+        leave_memorised(pipe, examples, out / "samples")
+        if not (out / CARD).exists():  # it may be somebody's own by now
+            write_card(out, out)
 
 
 def step_losses(

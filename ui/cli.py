@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
-from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
+from pipelines import TranslationPipeline, attribute, trace
 from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
@@ -30,6 +30,8 @@ from pipelines.evaluate_faithfulness import evaluate_faithfulness
 from pipelines.evaluate_faithfulness import table as faithfulness_table
 from pipelines.evaluate_grounding import calibrate, evaluate_grounding
 from pipelines.evaluate_grounding import table as grounding_table
+from pipelines.evaluate_pairs import evaluate_pairs
+from pipelines.machine import in_words
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.processes import this_process
@@ -41,7 +43,9 @@ from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
+from ui.command import load, refuse_existing, write_json
 from ui.export import export, stem
+from ui.finished import memorised, publish
 from ui.models import RUNS
 from ui.runs import list_runs
 from unet_xattn import AttentionTrace
@@ -71,13 +75,6 @@ Milestone = Annotated[int, typer.Option(help="Keep a checkpoint for good every s
 Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
-
-
-def load(model: str) -> TextToImagePipeline:
-    """A pipeline on the GPU if there is one, else on the CPU."""
-    pipe = TextToImagePipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
@@ -116,7 +113,7 @@ def generate(
     check_prompt(prompt)
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
-    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
+    refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([prompt], 15)  # the sheet will need it
     pipe = load(model)
     if unknown := unknown_words(prompt, pipe.tokenizer):
@@ -144,7 +141,7 @@ def attribute_words(
     """Read a picture that is already there: a sheet with where each word of its caption lies, and the trace."""
     check_prompt(caption)
     files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
-    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
+    refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([caption], 15)
     try:
         with Image.open(picture) as shown:
@@ -249,12 +246,16 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in
     """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
     names = ("state", "step", "data", "loss", "agreement", "pointing")
     listed = Table(Column("run", overflow="fold"), *names, box=box.SIMPLE_HEAD, pad_edge=False)
-    for run in list_runs(folder):
+    found = list_runs(folder)
+    for run in found:
         last = run.validation[-1] if run.validation else {}
         figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]
         cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures]
         listed.add_row(*map(Text, cells))
     Console().print(listed if listed.row_count else Text(f"there are no runs in {folder}"))
+    for run in found:
+        if run.seconds_left is not None:
+            print(f"{run.name}: {run.log[-1]['pictures/s']:.0f} pictures/s, {in_words(run.seconds_left)} left")
 
 
 @app.command("train-text", epilog="Example: unet-xattn train-text --pairs names.tsv --out runs/names")
@@ -305,9 +306,10 @@ def evaluate(
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
-    Where it also translates: how many of the captions still mean the same.
+    Minimal pairs too: whether a picture follows the one thing in which two prompts differ. Where it also translates:
+    how many of the captions still mean the same.
     """
-    _refuse_existing([json_file], "name for --json")
+    refuse_existing([json_file], "name for --json")
     pipe = load(model)
     report: dict = {"model": model}
     if grounding:
@@ -315,22 +317,22 @@ def evaluate(
         print(grounding_table(report), end="\n\n")
         report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
         print(faithfulness_table(report["faithfulness"]))
-        _write_json(json_file, report)
+        write_json(json_file, report)
         return
     for language in LANGUAGES:
         if language == "en" or not any(
             unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)
         ):
-            report[language] = evaluate_pipe(
-                pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language
-            )
+            settings: dict = {"num_inference_steps": steps, "guidance_scale": guidance, "language": language}
+            report[language] = evaluate_pipe(pipe, prompts, **settings)
+            report[language]["pairs"] = evaluate_pairs(pipe, prompts, **settings)
             print(table(report[language]), end="\n\n")
     if can_translate(pipe.text_encoder):
         report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
-    _write_json(json_file, report)
+    write_json(json_file, report)
 
 
 @app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
@@ -346,9 +348,13 @@ def calibrate_model(
     if not index.is_file():
         raise ValueError(f"{model} is no folder with a model: it has no model_index.json")
     calibration = calibrate(load(str(model)), scenes)
-    _write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
+    write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
     for layer, weights in calibration.items():
         print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
+
+
+app.command(epilog="Example: unet-xattn memorised runs/emoji --data emoji-data --out memorised.png")(memorised)
+app.command(epilog="Example: unet-xattn publish runs/first --to me/first")(publish)
 
 
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
@@ -360,7 +366,7 @@ def translate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is already there.")] = False,
 ) -> None:
     """Say a text in the other language, from the same memory that pictures are drawn from."""
-    _refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
+    refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
     check_prompt(text)
     (translation,) = TranslationPipeline.from_pretrained(model)(text, beams=beams)
     print(translation.text)
@@ -403,7 +409,7 @@ def bench(
     trained heads differ. text: tokens a second with and without the decoder's cache, and a training step beside
     torch.nn.Transformer's.
     """
-    _refuse_existing([json_file], "name for --json")
+    refuse_existing([json_file], "name for --json")
     kinds: dict[str, Callable[[], dict]] = {
         "train": lambda: bench_train(device),
         "sample": lambda: bench_sample(load(model), device),
@@ -419,7 +425,7 @@ def bench(
         raise ValueError("no CUDA device can be used here: bench with --device cpu")
     report = kinds[what]()
     Console().print_json(data=report)
-    _write_json(json_file, report)
+    write_json(json_file, report)
 
 
 def _given(context: typer.Context, config: TrainConfig | TextConfig) -> dict[str, Any]:
@@ -427,19 +433,6 @@ def _given(context: typer.Context, config: TrainConfig | TextConfig) -> dict[str
     sources = {name: context.get_parameter_source(name) for name in context.params}
     typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     return {name: value for name, value in vars(config).items() if name in typed and name != "out"}
-
-
-def _refuse_existing(files: Iterable[Path | None], instead: str) -> None:
-    if there := [str(file) for file in files if file is not None and file.exists()]:
-        raise ValueError(f"{', '.join(there)} already exists: choose another {instead}")
-
-
-def _write_json(file: Path | None, report: dict) -> None:
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.new")  # a model's own index is never left half written
-        unfinished.write_text(json.dumps(report, indent=1) + "\n")
-        unfinished.replace(file)
 
 
 def main() -> None:
