@@ -26,6 +26,9 @@ class Row:
     translation: str = ""  # the same in another language, if somebody has said it
     masks: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # a phrase of the caption -> where it is
     weight: float = 1.0  # how often it comes, relative to others
+    digest: str = ""  # sha256 of its picture's bytes, in hex, and below its size upright, once somebody has looked
+    width: int = 0
+    height: int = 0
 
 
 def read_folder(folder: str | Path) -> list[tuple[Path, str]]:

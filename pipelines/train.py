@@ -25,9 +25,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, settings_of
-from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
+from pipelines.dataset import Collator, Examples, SceneExamples, batches
+from pipelines.folder_rows import folder_rows
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel
+from pipelines.picture_examples import PictureExamples
+from pipelines.pictures import FITS, shapes_near
 from pipelines.run_folder import (
     LOG,
     SETTINGS,
@@ -40,7 +43,7 @@ from pipelines.run_folder import (
     unused,
 )
 from pipelines.sources import DataError
-from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_image import TextToImagePipeline, locate
 from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
 from pipelines.validate import draw_samples, validate
 from unet_xattn import CrossAttentionUNet, Transformer
@@ -57,6 +60,9 @@ class TrainConfig:
     batch_size: int = 64  # of all processes together
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
+    buckets: bool = False  # leave wide and upright pictures so, at about as many pixels as a square one has
+    fit: str = "crop"  # what becomes of a picture of another shape: "crop" to its middle, or "pad" with white
+    flip: bool = False  # show half of the pictures as in a mirror
     learning_rate: float = 2e-3
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
@@ -72,6 +78,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be {' or '.join(FITS)}, got {self.fit!r}")
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
             ("weight_decay", 0.0, 1.0),
@@ -120,10 +128,10 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     )
     torch.manual_seed(config.seed)
     examples = load_examples(config)
-    validation = examples.validation(128)
-    translates = config.text_weight > 0 and any(e.translation for e in validation)
-    tokenizer, text_encoder, unet = build(config, examples, translates)
+    tokenizer, text_encoder, unet = build(config, examples, config.text_weight > 0 and examples.translates)
     unet.check_size(config.size, config.size)
+    with PartialState().local_main_process_first():  # whose decoded pictures the others find
+        validation = examples.validation(128)
     model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(accelerator.device)
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
@@ -131,8 +139,8 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     if state:
         load_checkpoint(checkpoint, model, ema, optimizer)
 
-    grid = config.size // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
-    collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
+    cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)  # of the finest grid that attends
+    collator = Collator(tokenizer, config.seed, config.caption_dropout, cell)
     first, last = start * config.batch_size, config.steps * config.batch_size
     loader = batches(examples, collator, config.batch_size, first, last, workers=1)
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -140,6 +148,8 @@ def fit(config: TrainConfig, out: Path, state: dict | None, stop: StopSignals) -
     shown = [e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][:16]
     pipe = as_pipeline(tokenizer, averaged)
     if accelerator.is_main_process:
+        for note in examples.notes:
+            print(note, file=sys.stderr)
         settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
         (out / SETTINGS).write_text(json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
@@ -266,7 +276,17 @@ def load_examples(config: TrainConfig) -> Examples:
         return SceneExamples(config.size, config.seed)
     if not Path(config.data).is_dir():
         raise DataError(f"there is no data {config.data!r}: give 'shapes' or a folder of captioned pictures")
-    return FolderExamples(config.data, config.size, config.seed)
+    shapes = [(config.size, config.size)]
+    if config.buckets:
+        shapes = shapes_near(config.size, size_multiple(config.begin_from))
+    return PictureExamples(folder_rows(config.data), shapes, config.seed, config.batch_size, config.fit, config.flip)
+
+
+def size_multiple(begin_from: str) -> int:
+    """What sides the model of a run can draw are multiples of; the model itself is made once the captions are known."""
+    settings = CrossAttentionUNet.load_config(locate(begin_from), subfolder="unet") if begin_from else {}
+    with torch.device("meta"):  # no weights
+        return CrossAttentionUNet.from_config(settings).size_multiple
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

@@ -266,7 +266,7 @@ def model(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAtte
 
 @pytest.fixture
 def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
-    return Collator(tokenizer, seed=0, caption_dropout=0.0, grid=8)
+    return Collator(tokenizer, seed=0, caption_dropout=0.0, cell=4)
 
 
 @pytest.fixture

@@ -163,6 +163,13 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
     seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TrainConfig.seed,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = TrainConfig.size,
+    buckets: Annotated[
+        bool, typer.Option("--buckets", help="Leave wide and upright pictures so, at about size² pixels.")
+    ] = False,
+    fit: Annotated[
+        str, typer.Option(help="Bring pictures to shape: crop (keep the middle) or pad (with white).")
+    ] = TrainConfig.fit,
+    flip: Annotated[bool, typer.Option("--flip", help="Show half of the pictures as in a mirror.")] = False,
     mask_weight: Annotated[
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
@@ -181,6 +188,9 @@ def train(
         batch_size=batch_size,
         seed=seed,
         size=size,
+        buckets=buckets,
+        fit=fit,
+        flip=flip,
         mask_weight=mask_weight,
         every=every,
     )
