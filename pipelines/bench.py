@@ -37,7 +37,7 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
     """
     examples = SceneExamples(64, seed=0)
     tokenizer = train_tokenizer(examples.captions())
-    batch = Collator(tokenizer, 0, 0.1, 16)([(i, examples.example(i)) for i in range(batch_size)]).to(
+    batch = Collator(tokenizer, 0, 0.1, cell=4)([(i, examples.example(i)) for i in range(batch_size)]).to(
         torch.device(device)
     )
     ours = CrossAttentionUNet()

@@ -1,4 +1,4 @@
-"""Scenes, or a folder of captioned pictures, as batches ready for a training step.
+"""Examples to train on, the endless scenes among them, as batches ready for a training step.
 
 Everything random about an example (which one, dropped caption, noise, time) is a function of (seed, place in the
 endless stream of examples). So a resumed run needs one number, and the batch size or the number of processes decides
@@ -8,12 +8,10 @@ Shapes: B batch, T tokens, h×w pixels.
 """
 
 import hashlib
-import json
-import os
 import signal
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.captions import LANGUAGES
-from pipelines.pictures import load_picture, to_tensor
+from pipelines.pictures import to_tensor
 from pipelines.scenes import Scene, word_mask
-from pipelines.sources import read_folder
 from pipelines.worlds import WORLDS
 from unet_xattn import flow
 from unet_xattn.words import tokens_of
@@ -58,9 +55,15 @@ class Stream(Protocol):
 class Examples(Protocol):
     """An endless stream of training examples, and a fixed set of others to validate on.
 
-    `fingerprint` is the same as long as the data is, `name` says in a line what is at some places of the stream.
+    `translates`: whether some say their caption in another language as well; `notes`: what whoever trains on them
+    should know, a line each, once there are examples. `fingerprint` is the same as long as the data is, `name` says in
+    a line what is at some places of the stream.
     """
 
+    @property
+    def translates(self) -> bool: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
     def example(self, place: int) -> Example: ...
     def validation(self, count: int) -> list[Example]: ...
     def captions(self) -> Iterable[str]: ...
@@ -70,6 +73,9 @@ class Examples(Protocol):
 
 class SceneExamples:
     """The endless scenes of one seed, every other one captioned in Chinese; `data` is one of `worlds.WORLDS`."""
+
+    translates = True
+    notes = ()
 
     def __init__(self, size: int, seed: int, data: str = "shapes"):
         self.size, self.seed, self.world = size, seed, WORLDS[data]
@@ -104,53 +110,13 @@ class SceneExamples:
         return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None], translation, scene)
 
 
-class FolderExamples:
-    """A folder of pictures with a `metadata.jsonl` (or .csv) of `file_name` and `text`, read by datasets' imagefolder.
-
-    Each epoch visits every picture once, in an order that is a function of (seed, epoch). One picture in twenty is
-    kept for validation.
-    """
-
-    def __init__(self, folder: str | Path, size: int, seed: int):
-        self.folder, self.size, self.seed = folder, size, seed
-        self.rows = read_folder(folder)
-        held_back = range(7 % len(self.rows), len(self.rows), 20) if len(self.rows) >= 20 else range(len(self.rows))
-        self.validation_rows = [self.rows[i] for i in held_back]
-        if len(self.rows) >= 20:
-            self.rows = [row for i, row in enumerate(self.rows) if i not in held_back]
-
-    def example(self, place: int) -> Example:
-        return self._load(self.rows[shuffled_place(place, len(self.rows), self.seed)])
-
-    def validation(self, count: int) -> list[Example]:
-        return [self._load(row) for row in self.validation_rows[:count]]
-
-    def captions(self) -> Iterable[str]:
-        return (caption for _, caption in self.rows)
-
-    def fingerprint(self) -> str:
-        """Of the pictures' files, their names and their captions, in their order."""
-        digest = hashlib.sha256()
-        for path, caption in self.rows + self.validation_rows:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(json.dumps([os.path.relpath(path, self.folder), caption, content]).encode())
-        return digest.hexdigest()[:16]
-
-    def name(self, places: range) -> str:
-        paths = [self.rows[shuffled_place(place, len(self.rows), self.seed)][0] for place in places]
-        return ", ".join(path.name for path in paths)
-
-    def _load(self, row: tuple[Path, str]) -> Example:
-        return Example(load_picture(row[0], self.size), row[1])
-
-
 @dataclass
 class Batch:
     """What one step trains on.
 
     pictures (B, 3, h, w) in [-1, 1], noise likewise, times (B,) in (0, 1), ids and token_mask (B, T),
-    masks (B, T, grid, grid): where each token's meaning lies, zero everywhere if unknown; target_ids and target_mask
-    (B, S): the translations, and which of their tokens are real: none where there is no translation.
+    masks (B, T, h / cell, w / cell): where each token's meaning lies, zero everywhere if unknown; target_ids and
+    target_mask (B, S): the translations, and which of their tokens are real: none where there is no translation.
     """
 
     pictures: Tensor
@@ -172,11 +138,11 @@ class Collator:
     Args:
         caption_dropout: share of captions replaced by the empty one. This is what makes guidance work: the model
             learns what a picture is without being told what it shows.
-        grid: side of the masks given to mask supervision, the finest grid that attends.
+        cell: side, in pixels, of a cell of the masks given to mask supervision: of the finest grid that attends.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, caption_dropout: float, grid: int):
-        self.tokenizer, self.seed, self.caption_dropout, self.grid = tokenizer, seed, caption_dropout, grid
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, caption_dropout: float, cell: int):
+        self.tokenizer, self.seed, self.caption_dropout, self.cell = tokenizer, seed, caption_dropout, cell
 
     def __call__(self, items: Sequence[tuple[int, Example]]) -> Batch:
         captions, translations, noise, times = [], [], [], []
@@ -187,22 +153,25 @@ class Collator:
             translations.append("" if dropped else example.translation)
             times.append(flow.sample_times(1, generator))
             noise.append(torch.randn(3, *example.picture.shape[:2], generator=generator))
-        ids, token_mask, masks = self.read(captions, [example.regions for _, example in items])
         pictures = to_tensor(np.stack([example.picture for _, example in items]))
+        ids, token_mask, masks = self.read(captions, [example.regions for _, example in items], pictures.shape[2:])
         return Batch(pictures, torch.stack(noise), torch.cat(times), ids, token_mask, masks, *self.write(translations))
 
     def read(
-        self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]]
+        self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]], shape: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Captions and their regions -> ids (B, T), token_mask (B, T), masks (B, T, grid, grid)."""
+        """Captions and their regions, of pictures of one shape (h, w) -> ids (B, T), token_mask (B, T), masks.
+
+        masks (B, T, h / cell, w / cell)
+        """
         read = self.tokenizer(captions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt")
-        masks = np.zeros((*read["input_ids"].shape, self.grid, self.grid), np.float32)
+        height, width = (side // self.cell for side in shape)
+        masks = np.zeros((*read["input_ids"].shape, height, width), np.float32)
         for row, (caption, offsets, spans) in enumerate(
             zip(captions, read["offset_mapping"].tolist(), regions, strict=True)
         ):
             for start, end, mask in spans if caption else ():
-                side = mask.shape[0] // self.grid
-                pooled = mask.reshape(self.grid, side, self.grid, side).mean(axis=(1, 3))
+                pooled = mask.reshape(height, self.cell, width, self.cell).mean(axis=(1, 3))
                 masks[row, list(tokens_of(start, end, offsets))] = pooled
         return read["input_ids"], read["attention_mask"].bool(), torch.from_numpy(masks)
 
@@ -213,10 +182,43 @@ class Collator:
         return target["input_ids"], target["attention_mask"].bool() & said[:, None]
 
 
-def shuffled_place(place: int, count: int, seed: int) -> int:
-    """Which of `count` rows stands at a place of the endless stream: each epoch has all, in an order of its own."""
-    epoch, position = divmod(place, count)
-    return int(np.random.default_rng((seed, epoch)).permutation(count)[position])
+class Shuffled:
+    """Rows again and again, each epoch in an order of its own, and each as often as its weight says.
+
+    A row of weight 2 comes twice in every epoch, one of weight ½ in every other epoch. What comes when is a function of
+    (seed, place).
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        self.weights, self.seed = np.asarray(weights, np.float64), seed
+        assert (self.weights >= 0).all() and self.weights.sum() > 0
+        # Rows of weight ½ do not all come in the same epochs. Steps of 2⁻²⁰ leave whole weights exact.
+        self.offsets = np.random.default_rng(seed).integers(2**20, size=len(weights)) / 2**20
+        self._epoch: tuple[int, np.ndarray, np.ndarray] = (0, np.empty(0, int), np.empty(0, int))
+
+    def __getitem__(self, place: int) -> tuple[int, int]:
+        """The row at a place, and how often it has come before."""
+        start, rows, times = self._epoch
+        if not 0 <= place - start < len(rows):
+            start, rows, times = self._epoch = self._shuffle(place)
+        return int(rows[place - start]), int(times[place - start])
+
+    def _shuffle(self, place: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """The epoch around a place: where it starts, its rows, and how often each has come before."""
+        latest = int((place + len(self.weights)) / self.weights.sum()) + 2
+        epoch = bisect_right(range(latest), place, key=lambda epoch: self._before(epoch).sum()) - 1
+        before = self._before(epoch)
+        copies = self._before(epoch + 1) - before
+        rows = np.repeat(np.arange(len(copies)), copies)
+        times = before[rows] + np.arange(len(rows)) - np.repeat(copies.cumsum() - copies, copies)
+        shuffled = np.random.default_rng((self.seed, epoch)).permutation(rows)
+        in_order = np.empty_like(times)
+        in_order[np.argsort(shuffled, kind="stable")] = times
+        return int(before.sum()), shuffled, in_order
+
+    def _before(self, epoch: int) -> np.ndarray:
+        """How often each row has come before an epoch."""
+        return np.floor(epoch * self.weights + self.offsets).astype(np.int64)
 
 
 def seed_of(*numbers: int) -> int:

@@ -42,7 +42,7 @@ UNCOUNTED = ("bread", "broccoli", "fire", "popcorn")
 def write_emoji(
     folder: str | Path, count: int = 600, size: int = 64, font_folders: Sequence[str | Path] = FONT_FOLDERS
 ) -> int:
-    """Write a new folder of `count` captioned pictures, size×size pixels, for `dataset.FolderExamples`.
+    """Write a new folder of `count` captioned pictures, size×size pixels, to train on.
 
     Every emoji is shown once before any is shown again, on another ground; 600 pictures show each three times. The
     folder (PNG files and a metadata.jsonl) appears whole or, if anything stops the work, not at all. Returns `count`.

@@ -21,9 +21,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.dataset import Example, Examples, FolderExamples
+from pipelines.dataset import Example, Examples
 from pipelines.evaluate import share_of
 from pipelines.overlay import label_font
+from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import to_tensor
 from pipelines.sources import DataError
 
@@ -47,7 +48,7 @@ PERCENTILE = 0.05
 class Nearest:
     """The nearest training picture of each of Q pictures.
 
-    place (Q,): its place in the stream of examples. distance (Q,): the root of the mean squared difference of their
+    place (Q,): its number among those. distance (Q,): the root of the mean squared difference of their
     pixels, in [0, 1]. relative (Q,): that by its mean to the `NEIGHBOURS` nearest ones, in [0, 1]; near 0 for a copy.
     """
 
@@ -57,7 +58,7 @@ class Nearest:
 
 
 def nearest(pictures: np.ndarray, training: Callable[[int], np.ndarray], count: int) -> Nearest:
-    """Look pictures (Q, h, w, 3) uint8 up among `count` training pictures; `training(place)` gives one, of that size.
+    """Look pictures (Q, h, w, 3) uint8 up among `count` training pictures; `training(number)` gives one, of that size.
 
     A flat or blurred picture is near to everything, so a plain distance takes it for a copy. Held against the distance
     of its other neighbours it is not (Carlini et al., section 5.1). Memory does not depend on `count`.
@@ -86,17 +87,19 @@ def _numbers(pictures: np.ndarray) -> Tensor:
     return F.interpolate(values, size, mode="area").flatten(1).double()
 
 
-def training_size(examples: Examples) -> int:
-    """How many pictures one can train on: the places from 0 on have each of them once.
+def comparable(examples: Examples) -> PictureExamples:
+    """Examples of which some are held out, all of one shape.
 
     Raises:
-        DataError: they are without end, or too few for some to be held out.
+        DataError: they are others.
     """
-    if not isinstance(examples, FolderExamples):
-        raise DataError("these are scenes without end, none is trained on twice: give a folder of captioned pictures")
-    if {path for path, _ in examples.rows} & {path for path, _ in examples.validation_rows}:
-        raise DataError(f"only {len(examples.rows)} pictures: with fewer than 20 none is held out to compare with")
-    return len(examples.rows)
+    if not isinstance(examples, PictureExamples):
+        raise DataError("these are scenes without end, none is trained on twice: give captioned pictures")
+    if set(examples.trained) & set(examples.kept):
+        raise DataError(f"only {len(examples.rows)} pictures: with so few none is held out to compare with")
+    if len(set(examples.shapes)) > 1:
+        raise DataError("these are pictures of several shapes, which cannot be compared")
+    return examples
 
 
 Pictures = list[tuple[np.ndarray, np.ndarray]]
@@ -123,10 +126,11 @@ def memorised(
     Raises:
         DataError: the data has no end, or nothing held out.
     """
-    known = training_size(examples)
-    kept = examples.validation(HELD_OUT)
+    data = comparable(examples)
+    known = len(data.trained)
+    kept = data.validation(HELD_OUT)
     drawn: dict[str, list[Example]] = {
-        "training_captions": _readable(pipe, (examples.example(place) for place in range(known)), count),
+        "training_captions": _readable(pipe, map(data.trained_on, range(known)), count),
         "validation_captions": _readable(pipe, iter(kept), count),
     }
     groups = {"held_out_pictures": (np.stack([e.picture for e in kept]), [e.caption for e in kept])}
@@ -135,7 +139,7 @@ def memorised(
         groups[name] = (_draw(pipe, captions, batch_size), captions)
     found = nearest(
         np.concatenate([pictures for pictures, _ in groups.values()]),
-        lambda place: examples.example(place).picture,
+        lambda place: data.trained_on(place).picture,
         known,
     )
     threshold = float(found.relative[: len(kept)].quantile(PERCENTILE))
@@ -154,7 +158,7 @@ def memorised(
             report[name] |= share_of(flagged)
         report[name]["nearest"], shown[name] = [], []
         for i in sorted(range(len(pictures)), key=relative.__getitem__)[:count]:
-            near = examples.example(int(found.place[here][i]))
+            near = data.trained_on(int(found.place[here][i]))
             row = {"caption": captions[i], "near_caption": near.caption, "flagged": flagged[i]}
             report[name]["nearest"].append(row | {"distance": distances[i], "relative": relative[i]})
             shown[name].append((pictures[i], near.picture))

@@ -1,6 +1,8 @@
 """Captioned pictures as people keep them -> rows."""
 
 import glob
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -8,6 +10,25 @@ from PIL import Image
 
 class DataError(ValueError):
     """What is wrong with the data somebody gave."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One captioned picture as somebody keeps it. Its files are read when asked for, not before.
+
+    `read` and the values of `masks` give a picture file's bytes, and can be pickled. Raises nothing but OSError.
+    """
+
+    name: str  # the picture's path in its source, "cats/1.png"
+    where: str  # where its caption stands, "metadata.jsonl:3", "cats/1.txt"
+    caption: str
+    read: Callable[[], bytes]
+    translation: str = ""  # the same in another language, if somebody has said it
+    masks: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # a phrase of the caption -> where it is
+    weight: float = 1.0  # how often it comes, relative to others
+    digest: str = ""  # sha256 of its picture's bytes, in hex, and below its size upright, once somebody has looked
+    width: int = 0
+    height: int = 0
 
 
 def read_folder(folder: str | Path) -> list[tuple[Path, str]]:

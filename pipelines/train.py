@@ -28,13 +28,16 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.card import CARD, write_card
 from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
-from pipelines.dataset import Batch, Collator, Examples, FolderExamples, SceneExamples, batches, seed_of
+from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches, seed_of
 from pipelines.failures import DivergedError, explained
+from pipelines.folder_rows import folder_rows
 from pipelines.frozen import Frozen
 from pipelines.machine import Pace, brief, code_version, machine
 from pipelines.memorise import leave_memorised
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel, split
+from pipelines.picture_examples import PictureExamples
+from pipelines.pictures import FITS, shapes_near
 from pipelines.processes import any_process, check_share, share, this_process
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
@@ -52,7 +55,7 @@ from pipelines.run_folder import (
 )
 from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.sources import DataError
-from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_image import TextToImagePipeline, locate
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
 from pipelines.validate import draw_samples, validate
@@ -79,6 +82,9 @@ class TrainConfig(Saving):
     size: int = 64  # side of the pictures, in pixels
     text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
     vae: str = ""  # a VAE of diffusers whose latents are drawn; pictures themselves if there is none
+    buckets: bool = False  # leave wide and upright pictures so, at about as many pixels as a square one has
+    fit: str = "crop"  # what becomes of a picture of another shape: "crop" to its middle, or "pad" with white
+    flip: bool = False  # show half of the pictures as in a mirror
     learning_rate: float = 2e-3
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
@@ -98,6 +104,8 @@ class TrainConfig(Saving):
             raise ValueError(f"accumulate must be at most the batch size, {self.batch_size}, got {self.accumulate}")
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be {' or '.join(FITS)}, got {self.fit!r}")
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
             ("weight_decay", 0.0, 1.0),
@@ -159,10 +167,10 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     if before:
         for line in before.said + check_unchanged(state, circumstances, allow_changes):
             accelerator.print(line)
-    validation = examples.validation(128)
-    translates = config.text_weight > 0 and any(e.translation for e in validation)
-    tokenizer, text_encoder, unet, vae = build(config, examples, translates)
+    tokenizer, text_encoder, unet, vae = build(config, examples, config.text_weight > 0 and examples.translates)
     check_size(unet, vae, config.size, config.size)
+    with accelerator.local_main_process_first():  # whose decoded pictures the others find
+        validation = examples.validation(128)
     trains_text = isinstance(text_encoder, Transformer)
     model = TextToImageModel(text_encoder if trains_text else None, unet.to(memory_format=torch.channels_last))
     model = model.to(accelerator.device)
@@ -177,9 +185,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     if before:
         load_checkpoint(before.checkpoint, model, ema, optimizer)
 
-    side = unet.config.sample_size
-    grid = side // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
-    collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
+    cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)  # of the finest grid that attends
+    collator = Collator(tokenizer, config.seed, config.caption_dropout, cell * scale_factor(vae))
     end = seen + (config.steps - start) * config.batch_size
     loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, workers=1))
     wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are
@@ -190,6 +197,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     ][:16]
     pipe = as_pipeline(tokenizer, averaged, frozen)
     if accelerator.is_main_process:
+        for note in examples.notes:
+            print(note, file=sys.stderr)
         settings = {
             "config": asdict(config),
             "prompts": [e.caption for e in shown],
@@ -197,8 +206,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             "machine": machine(accelerator.device.type),
             "code": code_version(),
         }
-        if isinstance(examples, FolderExamples):
-            settings["data"] = {"pictures": len(examples.rows), "held out": len(examples.validation_rows)}
+        if isinstance(examples, PictureExamples):
+            settings["data"] = {"pictures": len(examples.trained), "held out": len(examples.kept)}
         write_whole(out / SETTINGS, json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
@@ -379,7 +388,17 @@ def load_examples(config: TrainConfig) -> Examples:
         return SceneExamples(config.size, config.seed, config.data)
     if not Path(config.data).is_dir():
         raise DataError(f"there is no data {config.data!r}: give 'shapes', 'emoji' or a folder of captioned pictures")
-    return FolderExamples(config.data, config.size, config.seed)
+    shapes = [(config.size, config.size)]
+    if config.buckets:
+        shapes = shapes_near(config.size, size_multiple(config.begin_from))
+    return PictureExamples(folder_rows(config.data), shapes, config.seed, config.batch_size, config.fit, config.flip)
+
+
+def size_multiple(begin_from: str) -> int:
+    """What sides the model of a run can draw are multiples of; the model itself is made once the captions are known."""
+    settings = CrossAttentionUNet.load_config(locate(begin_from), subfolder="unet") if begin_from else {}
+    with torch.device("meta"):  # no weights
+        return CrossAttentionUNet.from_config(settings).size_multiple
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

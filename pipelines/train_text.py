@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
-from pipelines.dataset import batches, seed_of, shuffled_place
+from pipelines.dataset import Shuffled, batches, seed_of
 from pipelines.failures import DivergedError, explained
 from pipelines.objective import text_loss
 from pipelines.processes import any_process, check_share, share, this_process
@@ -161,10 +161,11 @@ class PairStream:
     """The pairs again and again, each epoch in an order that is a function of (seed, epoch)."""
 
     def __init__(self, pairs: list[Pair], seed: int):
-        self.pairs, self.seed = pairs, seed
+        self.pairs = pairs
+        self.order = Shuffled([1] * len(pairs), seed)
 
     def example(self, place: int) -> Pair:
-        return self.pairs[shuffled_place(place, len(self.pairs), self.seed)]
+        return self.pairs[self.order[place][0]]
 
 
 def collate(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> PairBatch:

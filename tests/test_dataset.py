@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
 from pipelines.captions import LANGUAGES
-from pipelines.dataset import Batch, Collator, Example, FolderExamples, SceneExamples, batches, seed_of
-from pipelines.pictures import load_picture, to_tensor
+from pipelines.dataset import Batch, Collator, Example, SceneExamples, Shuffled, batches, seed_of
+from pipelines.pictures import to_tensor
 from pipelines.sources import DataError, read_folder
 from pipelines.tokenizer import train_tokenizer
 from unet_xattn import flow
@@ -25,7 +25,7 @@ GRID = 8
 
 
 def collator(tokenizer: PreTrainedTokenizerFast, seed: int = 0, dropout: float = 0.3) -> Collator:
-    return Collator(tokenizer, seed, caption_dropout=dropout, grid=GRID)
+    return Collator(tokenizer, seed, caption_dropout=dropout, cell=32 // GRID)
 
 
 def rows(batch: Batch) -> list[tuple]:
@@ -110,6 +110,52 @@ def test_seeds_of_neighbouring_places_have_nothing_in_common() -> None:
     assert len(set(seeds)) == len(seeds)
     assert seed_of(1, 2) != seed_of(2, 1)
     torch.Generator().manual_seed(max(seeds))  # torch takes them all
+
+
+# The order of rows.
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30])
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own(count: int) -> None:
+    order = Shuffled([1] * count, seed=3)
+    epochs = [[order[epoch * count + i] for i in range(count)] for epoch in range(4)]
+    for epoch, rows in enumerate(epochs):
+        assert sorted(row for row, _ in rows) == list(range(count))
+        assert {times for _, times in rows} == {epoch}
+    if count == 30:
+        assert len({tuple(row for row, _ in epoch) for epoch in epochs}) == 4
+        assert [order[i] for i in range(30)] != [Shuffled([1] * 30, seed=4)[i] for i in range(30)]
+
+
+def test_rows_come_as_often_as_they_weigh_and_each_time_is_counted() -> None:
+    weights = [2, 1, 0.5, 0.25, 0, 1 / 3, 2.5]
+    order, epochs = Shuffled(weights, seed=0), 120
+    found = [order[place] for place in range(int(sum(weights) * epochs))]
+    for row, weight in enumerate(weights):
+        times = [t for r, t in found if r == row]
+        assert len(times) == pytest.approx(weight * epochs, abs=4)
+        assert times == list(range(len(times)))
+
+
+def test_a_row_of_weight_two_comes_twice_in_every_epoch_and_of_weight_a_half_in_every_other() -> None:
+    order = Shuffled([2, 1, 0.5], seed=0)
+    for start in range(0, 70, 7):
+        rows = [order[place][0] for place in range(start, start + 7)]  # two epochs
+        assert [rows.count(row) for row in range(3)] == [4, 2, 1]
+
+
+def test_the_order_is_the_same_from_wherever_one_begins() -> None:
+    order = Shuffled([1, 0.4, 3, 0.7], seed=5)
+    expected = [order[place] for place in range(100)]
+    for place in (99, 0, 57, 56, 98, 3):
+        assert Shuffled([1, 0.4, 3, 0.7], seed=5)[place] == order[place] == expected[place]
+
+
+def test_rows_of_half_a_weight_do_not_all_come_in_the_same_epoch() -> None:
+    order = Shuffled([0.5] * 100, seed=0)
+    first = {order[place][0] for place in range(40)}
+    assert len(first) == 40
+    assert len({order[place][0] for place in range(100)} | first) > 80
 
 
 # Captions.
@@ -248,48 +294,6 @@ def test_file_names_that_sound_like_splits_are_only_names(make_folder: MakeFolde
     assert sorted(caption for _, caption in read_folder(folder)) == sorted(names)
 
 
-def grey(example: Example) -> int:
-    """Which of `make_folder`'s pictures this is."""
-    assert (example.picture == example.picture[0, 0, 0]).all()
-    return int(example.picture[0, 0, 0]) // 8
-
-
-@pytest.mark.parametrize("count", [5, 30])
-def test_each_epoch_shows_every_picture_once_in_an_order_of_its_own(make_folder: MakeFolder, count: int) -> None:
-    folder = make_folder("pictures", [f"number {i}" for i in range(count)])
-    examples = FolderExamples(folder, 32, seed=0)
-    held_back = {grey(example) for example in examples.validation(99)} if count >= 20 else set()
-    length = count - len(held_back)
-    epochs = [[grey(examples.example(e * length + i)) for i in range(length)] for e in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == sorted(set(range(count)) - held_back)
-    assert epochs[0] != epochs[1] != epochs[2]
-    again = FolderExamples(folder, 32, seed=0)
-    assert [grey(again.example(length + i)) for i in range(length)] == epochs[1]
-    other = FolderExamples(folder, 32, seed=1)
-    assert [grey(other.example(i)) for i in range(length)] != epochs[0]
-
-
-def test_a_caption_stays_with_its_picture(make_folder: MakeFolder) -> None:
-    examples = FolderExamples(make_folder("pictures", [f"number {i}" for i in range(25)]), 32, seed=0)
-    for example in [*map(examples.example, range(24)), *examples.validation(9)]:
-        assert example.caption == f"number {grey(example)}"
-
-
-def test_one_picture_in_twenty_is_kept_for_validation_and_never_trained_on(make_folder: MakeFolder) -> None:
-    examples = FolderExamples(make_folder("pictures", [f"number {i}" for i in range(31)]), 16, seed=0)
-    held_back = {grey(example) for example in examples.validation(128)}
-    assert len(held_back) == 2
-    assert held_back.isdisjoint(grey(examples.example(i)) for i in range(29))
-    assert len(examples.validation(1)) == 1
-    assert not any(f"number {i}" in examples.captions() for i in held_back)
-
-
-def test_a_handful_of_pictures_is_validated_on_itself(make_folder: MakeFolder) -> None:
-    examples = FolderExamples(make_folder("pictures", ["one"]), 16, seed=0)
-    assert grey(examples.example(0)) == grey(examples.example(1)) == grey(examples.validation(4)[0]) == 0
-
-
 # Folders that cannot be used.
 
 
@@ -379,62 +383,3 @@ def test_every_bad_row_is_named_at_once(make_folder: MakeFolder) -> None:
     (folder / "3.png").write_bytes(b"")
     message = refusal(folder)
     assert "2 of 4 rows" in message and "1.png" in message and "3.png" in message
-
-
-# Pictures as people bring them.
-
-
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (32, 32), "white")
-    picture.paste("black", (0, 0, 32, 8))  # the top, as stored
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise: the stored top is the right side
-    picture.save(tmp_path / "turned.png", exif=exif)
-    shown = load_picture(tmp_path / "turned.png", 32)
-    assert (shown[:, 24:] == 0).all() and (shown[:, :24] == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white_whatever_colour_hides_there(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    picture.paste((0, 0, 0, 255), (0, 0, 8, 16))
-    picture.convert(mode).save(tmp_path / "cut-out.png")
-    shown = load_picture(tmp_path / "cut-out.png", 16)
-    assert (shown[:, 8:] == 255).all() and (shown[:, :8] == 0).all()
-
-
-def test_half_transparent_is_half_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (16, 16), (0, 0, 0, 128)).save(tmp_path / "half.png")
-    assert np.abs(load_picture(tmp_path / "half.png", 16).astype(int) - 127).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [("1", "png"), ("L", "png"), ("CMYK", "tiff"), ("P", "gif"), ("RGB", "jpg")]
-)
-def test_pictures_of_every_mode_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
-    Image.new("RGB", (20, 20), "white").convert(mode).save(tmp_path / f"picture.{suffix}")
-    shown = load_picture(tmp_path / f"picture.{suffix}", 16)
-    assert shown.shape == (16, 16, 3) and shown.dtype == np.uint8
-    assert shown.min() >= 254
-
-
-def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
-    ramp = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
-    Image.fromarray(ramp).save(tmp_path / "scan.png")
-    shown = load_picture(tmp_path / "scan.png", 32)[0, :, 0].astype(int)
-    assert np.abs(shown - np.linspace(0, 255, 32)).max() <= 2
-
-
-@pytest.mark.parametrize("tall", [False, True])
-def test_the_middle_is_kept_of_pictures_that_are_not_square(tmp_path: Path, tall: bool) -> None:
-    bands = np.zeros((30, 90, 3), np.uint8)
-    bands[:, 30:60] = (0, 200, 0)
-    Image.fromarray(bands.transpose(1, 0, 2) if tall else bands).save(tmp_path / "bands.png")
-    shown = load_picture(tmp_path / "bands.png", 30)
-    assert shown.shape == (30, 30, 3) and (shown == (0, 200, 0)).all()
-
-
-def test_the_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert load_picture(tmp_path / "moving.gif", 16).min() == 255

@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 import pipelines.memorise
 from pipelines import TextToImagePipeline
-from pipelines.dataset import FolderExamples, SceneExamples
+from pipelines.dataset import SceneExamples
+from pipelines.folder_rows import folder_rows
 from pipelines.memorise import leave_memorised, memorised, memorised_sheet, memorised_text, nearest
+from pipelines.picture_examples import PictureExamples
 from pipelines.scenes import render, scene
 from pipelines.sources import DataError
 
@@ -22,7 +24,7 @@ SIDE, COUNT = 32, 240
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> FolderExamples:
+def examples(tmp_path_factory: pytest.TempPathFactory) -> PictureExamples:
     """A folder of 240 scenes: 228 to train on, 12 held out."""
     import datasets
 
@@ -36,7 +38,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> FolderExamples:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         datasets.disable_progress_bars()
-        return FolderExamples(folder, SIDE, seed=0)
+        return PictureExamples(folder_rows(folder), [(SIDE, SIDE)], 0)
 
 
 class Source:
@@ -51,16 +53,16 @@ class Source:
         return SimpleNamespace(images=np.stack([self.choose(g.initial_seed()) for g in generator]) / 255)
 
 
-def training(examples: FolderExamples) -> list[np.ndarray]:
+def training(examples: PictureExamples) -> list[np.ndarray]:
     return [examples.example(place).picture for place in range(len(examples.rows))]
 
 
-def shares(pipe: Source, examples: FolderExamples) -> list[float]:
+def shares(pipe: Source, examples: PictureExamples) -> list[float]:
     report, _ = memorised(pipe, examples)
     return [report[name]["share"] for name in ("training_captions", "validation_captions")]
 
 
-def test_a_model_that_copies_is_found_out(examples: FolderExamples, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_model_that_copies_is_found_out(examples: PictureExamples, tokenizer: PreTrainedTokenizerFast) -> None:
     shown = training(examples)
     pipe = Source(tokenizer, lambda i: shown[14 * i])
     report, pictures = memorised(pipe, examples)
@@ -73,7 +75,7 @@ def test_a_model_that_copies_is_found_out(examples: FolderExamples, tokenizer: P
     assert pipe.prompts[16:] == [e.caption for e in examples.validation(99)]
 
 
-def test_copies_with_noise_on_them_are_found_too(examples: FolderExamples, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_copies_with_noise_on_them_are_found_too(examples: PictureExamples, tokenizer: PreTrainedTokenizerFast) -> None:
     shown, rng = training(examples), np.random.default_rng(0)
 
     def noisy(i: int) -> np.ndarray:
@@ -83,7 +85,7 @@ def test_copies_with_noise_on_them_are_found_too(examples: FolderExamples, token
 
 
 def test_pictures_that_are_nobodys_copy_are_mostly_not_flagged(
-    examples: FolderExamples, tokenizer: PreTrainedTokenizerFast
+    examples: PictureExamples, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     held_out = [e.picture for e in examples.validation(99)]
     assert max(shares(Source(tokenizer, lambda i: held_out[i % 12]), examples)) <= 0.15
@@ -144,7 +146,7 @@ def test_large_pictures_are_compared_at_a_smaller_side() -> None:
 
 
 def test_the_sheet_and_the_lines_say_what_the_figures_say(
-    examples: FolderExamples, tokenizer: PreTrainedTokenizerFast
+    examples: PictureExamples, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     shown = training(examples)
     report, pictures = memorised(Source(tokenizer, shown.__getitem__), examples, count=3)
@@ -162,7 +164,7 @@ def test_the_sheet_and_the_lines_say_what_the_figures_say(
 def test_data_without_an_end_or_without_held_out_pictures_is_refused(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    few = FolderExamples(make_folder("few", ["a", "b"]), SIDE, 0)
+    few = PictureExamples(folder_rows(make_folder("few", ["a", "b"])), [(SIDE, SIDE)], 0)
     with pytest.raises(DataError, match="only 2 pictures: with fewer than 20 none is held out"):
         memorised(tiny_pipe, few)
     with pytest.raises(DataError, match="scenes without end"):
@@ -175,7 +177,7 @@ def test_captions_a_model_cannot_read_whole_are_left_out(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     captions = ["a red circle " * (40 if i % 2 else 1) for i in range(20)]
-    examples = FolderExamples(make_folder("long", captions), SIDE, 0)
+    examples = PictureExamples(folder_rows(make_folder("long", captions)), [(SIDE, SIDE)], 0)
     examples.validation_rows[0] = (examples.validation_rows[0][0], "a red circle")
     report = leave_memorised(tiny_pipe, examples, tmp_path / "samples")
     assert report is not None and report["training_captions"]["n"] == 10

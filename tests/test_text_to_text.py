@@ -130,11 +130,11 @@ def test_captions_are_learnt_to_be_said_in_the_other_language(tokenizer: PreTrai
     torch.manual_seed(0)
     text_encoder = Transformer(len(tokenizer), width=64, heads=4, encoder_layers=1, decoder_layers=1)
     optimizer = torch.optim.Adam(text_encoder.parameters(), 3e-3)
-    collator = Collator(tokenizer, 0, 0.0, 8)
+    collator = Collator(tokenizer, 0, 0.0, cell=4)
     for step in range(300):
         source, target = ("en", "zh") if step % 2 else ("zh", "en")
         places = range(32 * step, 32 * step + 32)
-        ids, token_mask, _ = collator.read(captions(5, places, source), [()] * 32)
+        ids, token_mask, _ = collator.read(captions(5, places, source), [()] * 32, (32, 32))
         memory = text_encoder.encode(ids, token_mask)
         loss = text_loss(text_encoder, memory, token_mask, *collator.write(captions(5, places, target)))
         optimizer.zero_grad()

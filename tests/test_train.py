@@ -27,9 +27,11 @@ import pipelines.train
 import pipelines.validate
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import checkpoints, last_state, save_checkpoint
-from pipelines.dataset import Batch, Collator, FolderExamples, SceneExamples
+from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.failures import DivergedError
+from pipelines.folder_rows import folder_rows
 from pipelines.objective import Losses, TextToImageModel
+from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import to_tensor
 from pipelines.resume import check_unchanged
 from pipelines.run_folder import StoppedError
@@ -308,12 +310,12 @@ def test_the_same_folder_has_the_same_fingerprint_wherever_it_lies_and_no_other_
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder("a", ["one", "two"])
-    print_of = FolderExamples(folder, 32, 0).fingerprint()
+    print_of = PictureExamples(folder_rows(folder), [(32, 32)], 0).fingerprint()
     shutil.copytree(folder, tmp_path / "b")
-    assert FolderExamples(tmp_path / "b", 16, 1).fingerprint() == print_of
+    assert PictureExamples(folder_rows(tmp_path / "b"), [(16, 16)], 1).fingerprint() == print_of
     others = [make_folder("c", ["one", "three"]), make_folder("d", ["one", "two", "three"])]
     Image.new("RGB", (32, 32), "red").save(tmp_path / "b" / "1.png")
-    prints = [FolderExamples(each, 32, 0).fingerprint() for each in (*others, tmp_path / "b")]
+    prints = [PictureExamples(folder_rows(each), [(32, 32)], 0).fingerprint() for each in (*others, tmp_path / "b")]
     assert len({print_of, *prints}) == 4
     assert SceneExamples(32, 0).fingerprint() == SceneExamples(32, 0).fingerprint()
     assert SceneExamples(32, 0).fingerprint() != SceneExamples(32, 1).fingerprint()
@@ -359,7 +361,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_harms_anything(
         changes = {"steps": 8, "every": 8, "milestone": 5}
         train(TrainConfig(out=copied.out), resume=True, changes=changes)
     said = str(error.value)
-    examples = FolderExamples(copied.data, 32, 0)
+    examples = PictureExamples(folder_rows(copied.data), [(32, 32)], 0)
     assert said.startswith("step 6 was not taken: its gradient's norm is nan (losses: flow nan, tokens 0, text 0), on ")
     assert examples.name(range(10, 12)) in said and ".png, " in said and "\n" not in said
     after = contents(Path(copied.out) / "checkpoints")
@@ -498,7 +500,7 @@ def model(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAtte
 
 @pytest.fixture
 def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
-    return Collator(tokenizer, seed=0, caption_dropout=0.0, grid=8)
+    return Collator(tokenizer, seed=0, caption_dropout=0.0, cell=4)
 
 
 @pytest.fixture

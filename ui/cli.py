@@ -203,6 +203,13 @@ def train(
     vae: Annotated[
         str, typer.Option(help="Draw the latents of this VAE of diffusers, left as it is: a folder or a hub id.")
     ] = TrainConfig.vae,
+    buckets: Annotated[
+        bool, typer.Option("--buckets", help="Leave wide and upright pictures so, at about size² pixels.")
+    ] = False,
+    fit: Annotated[
+        str, typer.Option(help="Bring pictures to shape: crop (keep the middle) or pad (with white).")
+    ] = TrainConfig.fit,
+    flip: Annotated[bool, typer.Option("--flip", help="Show half of the pictures as in a mirror.")] = False,
     mask_weight: Annotated[
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
@@ -229,6 +236,9 @@ def train(
         size=size,
         text_encoder=text_encoder,
         vae=vae,
+        buckets=buckets,
+        fit=fit,
+        flip=flip,
         mask_weight=mask_weight,
         every=every,
         accumulate=accumulate,

@@ -69,6 +69,16 @@ def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [w.text for w in split_words(prompt, tokenizer) if any(ids[i] == unknown for i in w.tokens)]
 
 
+def phrase_spans(query: str, prompt: str) -> list[tuple[int, int]]:
+    """The characters [start, end) of a word or phrase each time a prompt says it, whatever its case."""
+    pattern = re.compile(r"\s+".join(map(re.escape, query.split())), re.IGNORECASE)
+    words = list(_WORD.finditer(prompt))
+    ends = {word.end() for word in words}
+    # From each word's start, so that it begins at a word and may overlap the occurrence before.
+    matches = [pattern.match(prompt, word.start()) for word in words]
+    return [m.span() for m in matches if m and m.end() in ends]
+
+
 def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int = 0) -> tuple[int, ...]:
     """Positions of the tokens of a word or phrase, whatever its case.
 
@@ -78,11 +88,7 @@ def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int 
     Raises:
         ValueError: the prompt does not say it, or not that often.
     """
-    pattern = re.compile(r"\s+".join(map(re.escape, query.split())), re.IGNORECASE)
-    ends = {w.end for w in words}
-    # From each word's start, so that it begins at a word and may overlap the occurrence before.
-    matches = [pattern.match(prompt, word.start) for word in words]
-    places = [m.span() for m in matches if m and m.end() in ends]
+    places = phrase_spans(query, prompt)
     if not places:
         raise ValueError(f"{query!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}")
     if not 0 <= occurrence < len(places):

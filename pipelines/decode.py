@@ -1,0 +1,98 @@
+"""Rows -> the pixels of their pictures and masks, each file decoded once.
+
+Shapes: h×w pixels.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from pipelines.picture_cache import VERSION, DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
+from pipelines.pictures import Shape, fit_mask, fit_picture
+from pipelines.sources import DataError, Row
+
+IN_MEMORY = 2**24
+"""Bytes of decoded pictures and masks that are not worth a file."""
+
+
+class DecodedRows:
+    """The pixels of rows, in memory if they are few, else in the cache on disk.
+
+    Args:
+        rows: with their digests and sizes.
+        shapes: what to bring each of them to.
+        fit: one of `pictures.FITS`.
+
+    Raises:
+        DataError: a picture or a mask that cannot be used, or there is no room for them on disk.
+    """
+
+    def __init__(self, rows: Sequence[Row], shapes: Sequence[Shape], fit: str):
+        self.rows, self.shapes, self.fit = rows, shapes, fit
+        size = sum(h * w * (3 + len(row.masks)) for (h, w), row in zip(shapes, rows, strict=True))
+        self.folder = None if size <= IN_MEMORY else cache_folder() / VERSION
+        with ThreadPoolExecutor() as pool:
+            self._mask_keys = list(pool.map(_mask_keys, rows))
+        self._pictures: dict[Shape, DecodedArrays] = {}
+        self._masks: dict[Shape, DecodedArrays] = {}
+        for shape in dict.fromkeys(shapes):
+            pictures: dict[str, Callable[[], np.ndarray]] = {}
+            masks: dict[str, Callable[[], np.ndarray]] = {}
+            for row, keys, own_shape in zip(rows, self._mask_keys, shapes, strict=True):
+                if own_shape != shape:
+                    continue
+                pictures[row.digest] = partial(_picture, row, shape, fit)
+                masks |= {key: partial(_mask, row, phrase, shape, fit) for phrase, key in keys.items()}
+            self._pictures[shape] = self._decode(pictures, (*shape, 3), "")
+            self._masks[shape] = self._decode(masks, shape, "-masks")
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture of a row, (h, w, 3) uint8."""
+        return self._pictures[self.shapes[index]][self.rows[index].digest]
+
+    def mask(self, index: int, phrase: str) -> np.ndarray:
+        """Where a phrase of a row lies in its picture, (h, w) uint8."""
+        return self._masks[self.shapes[index]][self._mask_keys[index][phrase]]
+
+    def _decode(self, wanted: dict[str, Callable[[], np.ndarray]], shape: tuple[int, ...], kind: str) -> DecodedArrays:
+        if self.folder is None or not wanted:
+            return decode_in_memory(wanted, shape)
+        folder = self.folder / f"{shape[0]}x{shape[1]}-{self.fit}{kind}"
+        try:
+            return decode_on_disk(wanted, shape, folder)
+        except OSError as error:
+            raise DataError(
+                f"decoded pictures cannot be kept in {folder}: {error.strerror or error}; "
+                "set UNET_XATTN_CACHE to a folder that has room for them"
+            ) from error
+
+
+def _picture(row: Row, shape: Shape, fit: str) -> np.ndarray:
+    with _blamed_on(row.name), Image.open(BytesIO(row.read())) as picture:
+        return fit_picture(picture, shape, fit)
+
+
+def _mask(row: Row, phrase: str, shape: Shape, fit: str) -> np.ndarray:
+    with _blamed_on(f"{row.name}, mask of {phrase!r}"), Image.open(BytesIO(row.masks[phrase]())) as mask:
+        return fit_mask(mask, (row.width, row.height), shape, fit)
+
+
+def _mask_keys(row: Row) -> dict[str, str]:
+    """Phrase -> what the pixels of its mask depend on: its file, and the size of the picture it is brought to."""
+    size = f"{row.width}x{row.height} ".encode()
+    with _blamed_on(f"{row.name}, its masks"):
+        return {phrase: hashlib.sha256(size + read()).hexdigest() for phrase, read in row.masks.items()}
+
+
+@contextmanager
+def _blamed_on(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: {error}") from error
