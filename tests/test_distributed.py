@@ -14,6 +14,7 @@ from one_of_several import exact, settings, text_settings
 from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
+from pipelines.checkpoint import checkpoints
 from pipelines.train import train
 from pipelines.train_text import train_text
 from unet_xattn import CrossAttentionUNet
@@ -73,7 +74,9 @@ def assert_same_weights(folder: Path, expected: str, found: str, tolerance: floa
     gradients that move them are what rounding leaves.
     """
     for file in ("model", "ema", "optimizer"):
-        wanted, got = (load_file(folder / run / "checkpoint" / f"{file}.safetensors") for run in (expected, found))
+        wanted, got = (
+            load_file(checkpoints(folder / run / "checkpoints")[0] / f"{file}.safetensors") for run in (expected, found)
+        )
         assert got.keys() == wanted.keys()
         off = {name: (got[name] - wanted[name]).abs().max().item() for name in wanted if "to_k.bias" not in name}
         worst = max(off, key=lambda name: off[name])

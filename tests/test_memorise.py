@@ -54,7 +54,7 @@ class Source:
 
 
 def training(examples: PictureExamples) -> list[np.ndarray]:
-    return [examples.example(place).picture for place in range(len(examples.rows))]
+    return [examples.trained_on(i).picture for i in range(len(examples.trained))]
 
 
 def shares(pipe: Source, examples: PictureExamples) -> list[float]:
@@ -71,7 +71,7 @@ def test_a_model_that_copies_is_found_out(examples: PictureExamples, tokenizer: 
         assert report[name]["distance"] < 1e-6
         assert all(np.array_equal(sample, near) for sample, near in pictures[name])
     assert report["training_captions"]["n"] == 16 and report["validation_captions"]["n"] == 12
-    assert pipe.prompts[:16] == [examples.example(place).caption for place in range(16)]
+    assert pipe.prompts[:16] == [examples.trained_on(i).caption for i in range(16)]
     assert pipe.prompts[16:] == [e.caption for e in examples.validation(99)]
 
 

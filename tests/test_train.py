@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,8 +353,8 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_harms_anything(
     forward = TextToImageModel.forward
     steps = iter(range(9))
 
-    def spoilt(self: TextToImageModel, batch: Batch, use_masks: bool = True) -> Losses:
-        losses = forward(self, batch, use_masks)
+    def spoilt(self: TextToImageModel, *arguments: Any) -> Losses:
+        losses = forward(self, *arguments)
         return replace(losses, flow=losses.flow * float("nan")) if next(steps) == 1 else losses
 
     with monkeypatch.context() as patch, pytest.raises(DivergedError) as error:
