@@ -263,9 +263,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_the_command_takes_a_prompt_or_a_file_of_them(command: Callable, file: Path, tmp_path: Path) -> None:
     for arguments, says in [
-        (["a red circle", "--prompts", file], "leave one out"),
-        (["--prompts", file, "--keep", "full"], "leave one out"),
-        ([], "nothing to draw"),
+        (["a red circle", "--prompts", file], "give a PROMPT or --prompts"),
+        (["--prompts", file, "--keep", "full"], "give a PROMPT or --prompts"),
+        ([], "give a PROMPT or --prompts"),
         (["--prompts", tmp_path / "none.txt"], "there is no file"),
     ]:
         code, _, err = command(*arguments, "--out", tmp_path / "out")
