@@ -229,7 +229,7 @@ def test_another_file_or_setting_is_refused_and_so_is_a_folder_of_something_else
 def test_a_file_that_is_no_list_of_prompts_is_refused(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, name: str, says: str
 ) -> None:
-    if name != "no.txt":
+    if name != "none.txt":
         (tmp_path / name).write_text("\n")
     with pytest.raises(DataError, match=says):
         read_prompt_file(tmp_path / name, tiny_pipe.tokenizer)
