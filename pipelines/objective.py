@@ -26,7 +26,7 @@ class Losses(NamedTuple):
 
     def weighed(self, shares: "Losses") -> "Losses":
         """Each times its share."""
-        return Losses(*(getattr(self, name) * share for name, share in vars(shares).items()))
+        return Losses(*(loss * share for loss, share in zip(self, shares, strict=True)))
 
 
 class TextToImageModel(nn.Module):

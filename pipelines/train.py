@@ -236,7 +236,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         norm = whole(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
         # On a GPU this waits for the backward pass, as the average of the weights does anyhow a few lines later.
         if not torch.isfinite(norm):
-            raise DivergedError(step + 1, norm, vars(losses), examples.name(range(seen, seen + config.batch_size)))
+            raise DivergedError(step + 1, norm, losses._asdict(), examples.name(range(seen, seen + config.batch_size)))
         stepping.step()
         stepping.zero_grad()
         average.update_parameters(accelerator.unwrap_model(trained))
@@ -244,9 +244,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         done, seen = step + 1, seen + config.batch_size
         progress.update()
         if done % 50 == 0 or done in (1, config.steps):
-            flow_loss, token_loss, text_loss = accelerator.reduce(
-                torch.stack([losses.flow, losses.tokens, losses.text]), "mean"
-            ).tolist()
+            flow_loss, token_loss, text_loss = accelerator.reduce(torch.stack(list(losses)), "mean").tolist()
             values = {
                 "loss": flow_loss,
                 "token loss": token_loss,
@@ -313,7 +311,7 @@ def step_losses(
             losses = losses.weighed(Losses(shares.flow, shares.tokens, shares.text * text_share))
             accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         found.append(losses)
-    return Losses(*(torch.stack([vars(each)[name].detach() for each in found]).sum() for name in vars(found[0])))
+    return Losses(*(torch.stack(parts).detach().sum() for parts in zip(*found, strict=True)))
 
 
 def build(

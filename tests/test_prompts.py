@@ -229,7 +229,7 @@ def test_another_file_or_setting_is_refused_and_so_is_a_folder_of_something_else
 def test_a_file_that_is_no_list_of_prompts_is_refused(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, name: str, says: str
 ) -> None:
-    if name != "no.txt":
+    if name != "none.txt":
         (tmp_path / name).write_text("\n")
     with pytest.raises(DataError, match=says):
         read_prompt_file(tmp_path / name, tiny_pipe.tokenizer)
@@ -263,9 +263,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_the_command_takes_a_prompt_or_a_file_of_them(command: Callable, file: Path, tmp_path: Path) -> None:
     for arguments, says in [
-        (["a red circle", "--prompts", file], "leave one out"),
-        (["--prompts", file, "--keep", "full"], "leave one out"),
-        ([], "nothing to draw"),
+        (["a red circle", "--prompts", file], "give a PROMPT or --prompts"),
+        (["--prompts", file, "--keep", "full"], "give a PROMPT or --prompts"),
+        ([], "give a PROMPT or --prompts"),
         (["--prompts", tmp_path / "none.txt"], "there is no file"),
     ]:
         code, _, err = command(*arguments, "--out", tmp_path / "out")

@@ -337,7 +337,7 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
         model.zero_grad()
         losses = step_losses(model, batch, None, config, accelerator)
         found.append(
-            (vars(losses), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+            (losses._asdict(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         )
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
@@ -355,7 +355,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_harms_anything(
 
     def spoilt(self: TextToImageModel, *arguments: Any) -> Losses:
         losses = forward(self, *arguments)
-        return replace(losses, flow=losses.flow * float("nan")) if next(steps) == 1 else losses
+        return losses._replace(flow=losses.flow * float("nan")) if next(steps) == 1 else losses
 
     with monkeypatch.context() as patch, pytest.raises(DivergedError) as error:
         patch.setattr(TextToImageModel, "forward", spoilt)

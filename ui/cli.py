@@ -80,10 +80,7 @@ KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step
 @app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="Draw a file of them: a .txt with one a line, or a .jsonl that may say more of each."),
-    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Draw a file of prompts instead, a .txt or .jsonl.")] = None,
     model: Model = "shapes",
     seed: Annotated[str, typer.Option(help="Names the picture: 0 to 2^64 - 1.")] = "0",
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
@@ -97,19 +94,16 @@ def generate(
     Or, with --prompts, the pictures of a file and a results.jsonl; stopped, the same command goes on where it was.
     """
     number = parse_seed(seed)
+    if (prompt is None) == (prompts is None) or (prompts and (keep or overwrite)):
+        raise ValueError("give a PROMPT or --prompts with a file of them, which goes without --keep and --overwrite")
     if prompts is not None:
-        if prompt is not None or keep or overwrite:
-            raise ValueError(
-                "--prompts draws a file of them; a PROMPT, --keep and --overwrite are for one: leave one out"
-            )
         process = this_process()  # several of them share the file, each on a device of its own
         results = draw_prompts(load(model), prompts, out, number, steps, guidance, model)
         if process.is_main_process:
             print(results)
         process.destroy_process_group()
         return
-    if prompt is None:
-        raise ValueError("there is nothing to draw: give a PROMPT, or --prompts and a file of them")
+    assert prompt is not None
     check_prompt(prompt)
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
