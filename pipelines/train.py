@@ -311,7 +311,7 @@ def step_losses(
             losses = losses.weighed(Losses(shares.flow, shares.tokens, shares.text * text_share))
             accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         found.append(losses)
-    return Losses(*(torch.stack(parts).detach().sum() for parts in zip(*found, strict=True)))
+    return Losses(*(torch.stack(alike).detach().sum() for alike in zip(*found, strict=True)))
 
 
 def build(
