@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pipelines.bench import machine, seconds
 from pipelines.evaluate import fixed_scenes
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.worlds import world_of
 from unet_xattn import Transformer, flow
 from unet_xattn.attention import MultiHeadAttention, Record
 from unet_xattn.decoding import greedy
@@ -96,7 +97,7 @@ def trained_heads(pipe: TextToImagePipeline, prompts: int = 8) -> dict[str, dict
     in tokens, where it reads its own sentence; `overlap` of two heads' weights, Σ min(p, q), their pairs' mean: 1 where
     all heads look alike. The UNet is looked at half way to noise.
     """
-    captions = [s.caption for s in fixed_scenes(prompts // 4, False)][:prompts]
+    captions = [s.caption for s in fixed_scenes(prompts // 4, False, data=world_of(pipe.tokenizer))][:prompts]
     pairs: dict[str, list[dict[str, float]]] = {}
     for i, caption in enumerate(captions):  # one by one: no padding in the way
 

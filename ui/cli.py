@@ -35,6 +35,7 @@ from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
 from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
+from pipelines.worlds import world_of
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
 from ui.export import export, stem
@@ -240,6 +241,7 @@ def evaluate(
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
+    The prompts are of shapes or of emoji, as the model's own words are.
     Where it also translates: how many of the captions still mean the same.
     """
     _refuse_existing([json_file], "name for --json")
@@ -252,16 +254,19 @@ def evaluate(
         print(faithfulness_table(report["faithfulness"]))
         _write_json(json_file, report)
         return
+    data = world_of(pipe.tokenizer)
     for language in LANGUAGES:
         if language == "en" or not any(
-            unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)
+            unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language, data)
         ):
             report[language] = evaluate_pipe(
-                pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language
+                pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language, data=data
             )
             print(table(report[language]), end="\n\n")
     if len(pipe.text_encoder.decoder):
-        report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
+        report["translation"] = evaluate_translation(
+            TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts, data=data
+        )
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
