@@ -17,6 +17,7 @@ from pipelines.components import can_translate
 from pipelines.evaluate import fixed_scenes
 from pipelines.machine import machine
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.worlds import world_of
 from unet_xattn import Transformer, flow
 from unet_xattn.attention import MultiHeadAttention, Record
 from unet_xattn.decoding import greedy
@@ -98,7 +99,7 @@ def trained_heads(pipe: TextToImagePipeline, prompts: int = 8) -> dict[str, dict
     in tokens, where it reads its own sentence; `overlap` of two heads' weights, Σ min(p, q), their pairs' mean: 1 where
     all heads look alike. The UNet is looked at half way to noise.
     """
-    captions = [s.caption for s in fixed_scenes(prompts // 4, False)][:prompts]
+    captions = [s.caption for s in fixed_scenes(prompts // 4, False, data=world_of(pipe.tokenizer))][:prompts]
     pairs: dict[str, list[dict[str, float]]] = {}
     for i, caption in enumerate(captions):  # one by one: no padding in the way
 

@@ -93,11 +93,15 @@ def appearing_whole(target: Path) -> Iterator[Path]:
         raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
+class FontError(ValueError):
+    """There is no emoji font here that Pillow can draw with."""
+
+
 def find_font(folders: Sequence[str | Path] = FONT_FOLDERS) -> ImageFont.FreeTypeFont:
     """The emoji font, from the first folder that has it.
 
     Raises:
-        ValueError: none has it, or only as outlines (COLRv1), of which Pillow draws nothing.
+        FontError: none has it, or only as outlines (COLRv1), of which Pillow draws nothing.
     """
     for path in (path for folder in folders for path in sorted(Path(folder).expanduser().rglob(FONT_FILE))):
         with suppress(OSError):
@@ -105,7 +109,7 @@ def find_font(folders: Sequence[str | Path] = FONT_FOLDERS) -> ImageFont.FreeTyp
             if font.getmask(EVERYDAY[0], mode="RGBA").getbbox():
                 return font
     places = ", ".join(map(str, folders))
-    raise ValueError(f"the font {FONT_FILE} is missing: apt-get install fonts-noto-color-emoji (looked in {places})")
+    raise FontError(f"the font {FONT_FILE} is missing: apt-get install fonts-noto-color-emoji (looked in {places})")
 
 
 def emoji_on_grounds(font: ImageFont.FreeTypeFont) -> list[tuple[str, str]]:

@@ -19,7 +19,8 @@ from PIL import Image, ImageFont
 from pipelines import scenes
 from pipelines.captions import caption
 from pipelines.emoji import GROUNDS, appearing_whole, bitmap, clear_grounds, find_font, free_folder
-from pipelines.emoji_words import EMOJI, THINGS
+from pipelines.emoji_words import EMOJI as VOCABULARY
+from pipelines.emoji_words import THINGS
 from pipelines.scenes import DIFFERENT, Object, Scene, kind_of, place, word_mask
 
 SIZES: dict[str, float] = {"small": 0.28, "medium": 0.35, "big": 0.43}
@@ -64,13 +65,13 @@ def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False
         described *= int(rng.integers(2, 4))
     objects, relation = place(rng, kind, described, reach=1.0, gap=0.01)
     said = relation and relation[1]
-    text, words = caption(rng, objects, kind == "count", ground, said, language, EMOJI)
+    text, words = caption(rng, objects, kind == "count", ground, said, language, VOCABULARY)
     return Scene(kind, objects, ground, relation, text, words, "emoji")
 
 
 def described(text: str) -> Scene | None:
     """The scene a caption describes, its things placed nowhere in particular; None for a text that describes none."""
-    found = scenes.described(text, EMOJI)
+    found = scenes.described(text, VOCABULARY)
     return found and replace(found, data="emoji")
 
 

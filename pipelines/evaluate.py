@@ -17,14 +17,15 @@ import torch
 
 from pipelines.captions import LANGUAGES, is_chinese, meaning
 from pipelines.judge import GENEVAL, Verdict, judge
-from pipelines.scenes import KINDS, Scene, render, scene
+from pipelines.scenes import KINDS, Scene
 from pipelines.text_to_text import TranslationPipeline
+from pipelines.worlds import WORLDS, render
 
 TEST_SEED = 2_718_281_828
 """The series of scenes kept for testing: no training and no validation may use it."""
 
 SPLITS = {"seen": False, "held_out": True}
-"""Name of a split -> whether each of its scenes shows a shape in a colour that no training scene shows it in."""
+"""Name of a split -> whether each of its scenes shows a pair, as a shape in a colour, that no training scene shows."""
 
 
 def evaluate(
@@ -35,6 +36,7 @@ def evaluate(
     guidance_scale: float = 3.0,
     batch_size: int = 50,
     language: str = "en",
+    data: str = "shapes",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw the test prompts with `pipe`, judge the pictures, count.
@@ -44,13 +46,15 @@ def evaluate(
         count_per_kind: prompts of each kind in each split, two or more.
         seeds: each prompt is drawn once for every seed; two prompts of a kind never share their noise.
         language: of the prompts, one of `captions.LANGUAGES`; they say the same of the same scenes.
+        data: which scenes, one of `worlds.WORLDS`; `worlds.world_of` tells which a model speaks of.
         progress: told (pictures done, pictures in all) after each batch.
 
     Returns:
         {"settings": {...}, "seen": {...}, "held_out": {...}}, ready for JSON. A split holds "model", "ceiling" and
         "floor"; each of them has an entry for every tag of `GENEVAL`, one for "all_correct", and under "kinds"
-        all-correct for each kind of prompt. An entry is {"k", "n", "share", "low", "high"}: k right out of n, and the
-        Wilson interval. It takes all n for independent, so with several seeds it is a little too narrow.
+        all-correct for each kind of prompt; emoji have colours of their own and no tags of colours. An entry is {"k",
+        "n", "share", "low", "high"}: k right out of n, and the Wilson interval. It takes all n for independent, so with
+        several seeds it is a little too narrow.
 
     Raises:
         ValueError: too few prompts or seeds to say anything.
@@ -64,6 +68,7 @@ def evaluate(
         "settings": {
             "test_seed": TEST_SEED,
             "language": language,
+            "data": data,
             "count_per_kind": count_per_kind,
             "prompts": prompts,
             "seeds": list(seeds),
@@ -80,7 +85,7 @@ def evaluate(
             progress(done, prompts * len(seeds))
 
     for split, held_out in SPLITS.items():
-        scenes = fixed_scenes(count_per_kind, held_out, language)
+        scenes = fixed_scenes(count_per_kind, held_out, language, data)
         jobs = [(s, seed * count_per_kind + i % count_per_kind) for seed in seeds for i, s in enumerate(scenes)]
         verdicts, size = draw_and_judge(
             pipe, jobs, batch_size, tell, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
@@ -123,30 +128,33 @@ def draw_and_judge(
     return verdicts, pictures.shape[1:3]
 
 
-def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en") -> list[Scene]:
+def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en", data: str = "shapes") -> list[Scene]:
     """The scenes of a split, kind by kind; a larger count begins each kind with the same scenes."""
     return [
-        scene(TEST_SEED, index * len(KINDS) + place, kind, held_out, language)
+        WORLDS[data].scene(TEST_SEED, index * len(KINDS) + place, kind, held_out, language)
         for place, kind in enumerate(KINDS)
         for index in range(count_per_kind)
     ]
 
 
-def evaluate_translation(pipe: TranslationPipeline, count_per_kind: int = 50, batch_size: int = 50) -> dict[str, Any]:
+def evaluate_translation(
+    pipe: TranslationPipeline, count_per_kind: int = 50, batch_size: int = 50, data: str = "shapes"
+) -> dict[str, Any]:
     """Translate the captions of the test scenes and count those that mean the same (`captions.meaning`).
 
     Returns:
         {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, entries as `evaluate` gives them.
     """
     report: dict[str, Any] = {}
+    vocabulary = WORLDS[data].VOCABULARY
     for split, held_out in SPLITS.items():
         report[split] = {}
         for source, target in (("en", "zh"), ("zh", "en")):
-            texts = [s.caption for s in fixed_scenes(count_per_kind, held_out, source)]
+            texts = [s.caption for s in fixed_scenes(count_per_kind, held_out, source, data)]
             batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
             written = [translation.text for batch in batches for translation in pipe(batch)]
             right = [
-                meaning(text) == meaning(said) and is_chinese(said) == (target == "zh")
+                meaning(text, vocabulary) == meaning(said, vocabulary) and is_chinese(said) == (target == "zh")
                 for text, said in zip(texts, written, strict=True)
             ]
             report[split][f"{source} → {target}"] = share_of(right)
@@ -154,7 +162,8 @@ def evaluate_translation(pipe: TranslationPipeline, count_per_kind: int = 50, ba
 
 
 def _count(verdicts: list[Verdict]) -> dict[str, Any]:
-    tags = {tag: share_of([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL}
+    measured = set().union(*(v.tags for v in verdicts))
+    tags = {tag: share_of([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL if tag in measured}
     kinds = {kind: share_of([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
     return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
 
@@ -181,7 +190,7 @@ def table(report: dict[str, Any]) -> str:
     """
     settings = report["settings"]
     lines = [
-        f"{settings['prompts']} prompts in {LANGUAGES[settings['language']]}, "
+        f"{settings['prompts']} prompts of {settings['data']} in {LANGUAGES[settings['language']]}, "
         f"seeds {', '.join(map(str, settings['seeds']))}, "
         f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}; % right (95 % interval).",
         "Ceiling and floor (seen / held-out) are the judge's, on exact renders and under exchanged captions.",

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipelines.capture import trace
 from pipelines.evaluate import fixed_scenes
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.worlds import world_of
 from unet_xattn.grounding import deletion_curve
 from unet_xattn.words import Word, tokens_of
 
@@ -39,7 +40,11 @@ def evaluate_faithfulness(pipe: TextToImagePipeline, count_per_kind: int = 10) -
         many times denser the change is where the map has at least half its peak than elsewhere (1 by chance); "curve"
         is the mean deletion curve at `SHARES` of the area.
     """
-    scenes = [s for s in fixed_scenes(count_per_kind, held_out=False) if s.kind in ("two", "relation", "three")]
+    scenes = [
+        s
+        for s in fixed_scenes(count_per_kind, False, data=world_of(pipe.tokenizer))
+        if s.kind in ("two", "relation", "three")
+    ]
     found: dict[float, dict[str, list[tuple[float, float, np.ndarray]]]] = {c: defaultdict(list) for c in CUTS}
     for seed, described in enumerate(scenes):
         offsets = pipe.tokenizer(described.caption, return_offsets_mapping=True)["offset_mapping"]

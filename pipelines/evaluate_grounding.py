@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from pipelines.capture import attribute, trace
 from pipelines.evaluate import fixed_scenes, wilson
 from pipelines.judge import locate
-from pipelines.scenes import Scene, render, scene
+from pipelines.scenes import Scene
 from pipelines.text_to_image import TextToImagePipeline
+from pipelines.worlds import WORLDS, render, world_of
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside
 from unet_xattn.recording import Calibration
@@ -86,8 +87,9 @@ def calibrate(pipe: TextToImagePipeline, scenes: int = 100, steps: int = 100) ->
     """
     layers, heads = pipe.unet.attention_layers, pipe.unet.config.heads
     found, true = [], []
+    world = WORLDS[world_of(pipe.tokenizer)]
     for index in range(scenes):
-        attention, words = read(pipe, scene(CALIBRATION_SEED, index))
+        attention, words = read(pipe, world.scene(CALIBRATION_SEED, index))
         for kind, word, mask in words:
             if kind in OBJECT_WORDS:
                 each = [attention.heatmap(word, layer=layer, head=h) for layer in layers for h in range(heads)]
@@ -131,7 +133,7 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
         or a miss, else of 1,000 bootstrap draws over words.
     """
     rows: Rows = defaultdict(lambda: defaultdict(list))
-    scenes = fixed_scenes(count_per_kind, held_out=False)
+    scenes = fixed_scenes(count_per_kind, held_out=False, data=world_of(pipe.tokenizer))
     for seed, described in enumerate(scenes):
         attention, words = read(pipe, described, keep="full")
         for kind, word, mask in words:

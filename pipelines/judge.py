@@ -1,14 +1,16 @@
 """Picture -> scene by exact rules, no learned model: does a picture show what its caption says?
 
-The ground is what the border mostly is. What stands clear of it falls into connected parts of one colour each, the
-objects. How far a pixel has gone from the ground's colour to the object's own is how much of it the object covers, and
-the template that overlaps this coverage best, at the same area and centroid, is its shape.
+Emoji are seen by `emoji_judge`, shapes here. The ground is what the border mostly is. What stands clear of it falls
+into connected parts of one colour each, the objects. How far a pixel has gone from the ground's colour to the object's
+own is how much of it the object covers, and the template that overlaps this coverage best, at the same area and
+centroid, is its shape.
 
 Shapes: h×w pixels, P palette colours. Places and radii are in the units of `scenes`: an object's centre is a share of
 the picture's width and height, its radius one of the shorter side.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +18,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
+from pipelines.emoji_judge import see_emoji
 from pipelines.scenes import (
     COLOURS,
     GROUNDS,
@@ -27,17 +30,12 @@ from pipelines.scenes import (
     relation_between,
     unit_area,
 )
-
-UNKNOWN = "?"
-"""The name of a shape, a colour or a ground that is none of ours; it agrees with no caption."""
+from pipelines.sight import UNKNOWN, Sight, check_picture, ground_of, name_of_colour
 
 PALETTE = COLOURS | GROUNDS
 
 CLEAR = 48.0
 """RGB distance at which a pixel is clear of the ground: half the smallest contrast of an object with a ground."""
-
-COLOUR_REACH = 60.0
-"""RGB distance up to which a colour bears the name of the nearest palette colour."""
 
 SPECK = 0.0025
 """Area, in squares of the shorter side, below which something is no object: a quarter of the smallest object's."""
@@ -62,15 +60,6 @@ which it does not ask for, count in all-correct alone. All-correct is measured o
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a picture shows: its objects, their coverage (objects, h, w) float32 in [0, 1], and its ground."""
-
-    objects: tuple[Object, ...]
-    masks: np.ndarray
-    ground: str
-
-
-@dataclass(frozen=True)
 class Check:
     """One thing a caption says, or leaves to be assumed, and whether the picture shows it."""
 
@@ -92,11 +81,15 @@ class Verdict:
 
     @property
     def tags(self) -> dict[str, bool]:
-        """The tags of `GENEVAL` that this kind of prompt is measured on, and whether the picture is right by each."""
+        """The tags of `GENEVAL` that this kind of prompt is measured on, and whether the picture is right by each.
+
+        None of colours where things have their own.
+        """
+        said = {check.fact for check in self.checks}
         return {
             tag: all(check.ok for check in self.checks if check.fact in facts)
             for tag, (kinds, facts) in GENEVAL.items()
-            if self.kind in kinds
+            if self.kind in kinds and said.issuperset(facts)
         }
 
 
@@ -106,7 +99,7 @@ def judge(described: Scene, picture: np.ndarray) -> Verdict:
     Each described object is held against one seen object. What the caption leaves unsaid is checked like the rest: a
     described scene has its sizes and its ground even where they go without saying.
     """
-    sight = see(picture)
+    sight = SEE[described.data](picture)
     matched = [None if i is None else sight.objects[i] for i in _match(described.objects, sight.objects)]
     found: dict[tuple[str, str], bool] = {}
 
@@ -117,25 +110,27 @@ def judge(described: Scene, picture: np.ndarray) -> Verdict:
     check("count", f"count: {len(described.objects)}", len(sight.objects) == len(described.objects))
     for said, seen in zip(described.objects, matched, strict=True):
         check("shape", said.shape, seen is not None and seen.shape == said.shape)
-        check("colour", f"{said.shape}: {said.colour}", seen is not None and seen.colour == said.colour)
-        check("size", f"{said.colour} {said.shape}: {said.size}", seen is not None and seen.size == said.size)
+        if said.colour:
+            check("colour", f"{said.shape}: {said.colour}", seen is not None and seen.colour == said.colour)
+        check("size", f"{_name_of(said)}: {said.size}", seen is not None and seen.size == said.size)
     if described.relation:
         subject, relation, other = described.relation
         a, b = matched[subject], matched[other]
         # A person accepts any "left of" that is more left than above or below: no margin here.
         holds = a is not None and b is not None and relation_between(a, b, margin=1.0) == relation
-        check("relation", f"{_name_of(described, subject)} {relation} {_name_of(described, other)}", holds)
+        names = [_name_of(described.objects[i]) for i in (subject, other)]
+        check("relation", f"{names[0]} {relation} {names[1]}", holds)
     check("ground", f"ground: {described.ground}", sight.ground == described.ground)
     return Verdict(described.kind, tuple(Check(fact, text, ok) for (fact, text), ok in found.items()))
 
 
-def _name_of(described: Scene, index: int) -> str:
-    return f"{described.objects[index].colour} {described.objects[index].shape}"
+def _name_of(o: Object) -> str:
+    return f"{o.colour} {o.shape}".strip()
 
 
 def locate(described: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
     """Where each described object is, coverage (h, w) in [0, 1], or None where no such thing is in such a colour."""
-    sight = see(picture)
+    sight = SEE[described.data](picture)
     found: list[np.ndarray | None] = []
     for said, i in zip(described.objects, _match(described.objects, sight.objects), strict=True):
         there = i is not None and (sight.objects[i].shape, sight.objects[i].colour) == (said.shape, said.colour)
@@ -157,13 +152,12 @@ def _match(described: tuple[Object, ...], seen: tuple[Object, ...]) -> list[int 
 
 
 def see(picture: np.ndarray) -> Sight:
-    """What a picture (h, w, 3) uint8 shows.
+    """What a picture (h, w, 3) uint8 of shapes shows.
 
     Raises ValueError for anything but an 8-bit colour picture.
     """
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"the judge needs a picture (h, w, 3) of uint8, got {picture.shape} of {picture.dtype}")
-    ground = _ground(picture)
+    check_picture(picture)
+    ground = ground_of(picture, GROUNDS)
     pixels = picture - ground  # (h, w, 3)
     parts, solid = _parts(pixels, ground)  # (h, w), (h, w)
     objects, masks = [], [np.zeros((0, *parts.shape), np.float32)]
@@ -173,17 +167,9 @@ def see(picture: np.ndarray) -> Sight:
         own = core[np.linalg.norm(core - np.median(core, axis=0), axis=1).argmin()]  # (3,), a colour that is there
         around = ndimage.binary_dilation(inside, iterations=2) & ((parts == 0) | inside)
         mask = np.clip(pixels @ (own / (own @ own)), 0, 1) * around  # (h, w)
-        objects.append(_object(mask, _nearest(own + ground, PALETTE)))
+        objects.append(_object(mask, name_of_colour(own + ground, PALETTE)))
         masks.append(mask[None])
-    return Sight(tuple(objects), np.concatenate(masks), _nearest(ground, GROUNDS))
-
-
-def _ground(picture: np.ndarray) -> np.ndarray:
-    """The colour (3,) of the ground: the median of the border's pixels of the commonest ground colour."""
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(np.float32)
-    palette = np.array(list(GROUNDS.values()), np.float32)
-    nearest = np.linalg.norm(border[:, None] - palette, axis=2).argmin(axis=1)
-    return np.median(border[nearest == np.bincount(nearest).argmax()], axis=0)
+    return Sight(tuple(objects), np.concatenate(masks), name_of_colour(ground, GROUNDS))
 
 
 def _parts(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -217,11 +203,6 @@ def _parts(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return parts, solid
 
 
-def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
-    distance = np.linalg.norm(np.array(list(palette.values())) - colour, axis=1)
-    return list(palette)[distance.argmin()] if distance.min() <= COLOUR_REACH else UNKNOWN
-
-
 def _object(mask: np.ndarray, colour: str) -> Object:
     """The object whose coverage is `mask` (h, w)."""
     height, width = mask.shape
@@ -252,3 +233,7 @@ def unit_centroid(shape: str) -> tuple[float, float]:
     x1, y1 = np.roll(x, -1), np.roll(y, -1)
     cross = x * y1 - x1 * y
     return float(((x + x1) * cross).sum() / cross.sum() / 3), float(((y + y1) * cross).sum() / cross.sum() / 3)
+
+
+SEE: dict[str, Callable[[np.ndarray], Sight]] = {"shapes": see, "emoji": see_emoji}
+"""How the pictures of each of `worlds.WORLDS` are looked at."""

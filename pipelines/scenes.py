@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines import captions
 from pipelines.captions import OPPOSITE, Vocabulary, Word, caption, meaning
+from pipelines.captions import SHAPES as VOCABULARY
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -165,7 +165,7 @@ def kind_of(rng: np.random.Generator) -> str:
     return str(rng.choice(KINDS, p=[0.15, 0.2, 0.2, 0.3, 0.15]))
 
 
-def described(text: str, vocabulary: Vocabulary = captions.SHAPES) -> Scene | None:
+def described(text: str, vocabulary: Vocabulary = VOCABULARY) -> Scene | None:
     """The scene a caption describes, its things placed nowhere in particular; None for a text that describes none."""
     said = meaning(text, vocabulary)
     if said is None:

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pipelines import worlds
 from pipelines.evaluate import SPLITS, evaluate, fixed_scenes, table, wilson
 from pipelines.judge import GENEVAL
-from pipelines.scenes import HELD_OUT, KINDS, Scene, render, scene
+from pipelines.scenes import HELD_OUT, KINDS, Scene, scene
 
 COUNT = 3
 KNOWN = {described.caption: described for split in SPLITS.values() for described in fixed_scenes(COUNT, split)}
@@ -27,7 +28,7 @@ class Painter:
         assert output_type == "np"
         self.drawn += [(text, g.initial_seed()) for text, g in zip(prompt, generator, strict=True)]
         self.settings.append((num_inference_steps, guidance_scale))
-        return SimpleNamespace(images=np.stack([render(self.choose(text))[0] for text in prompt]) / 255)
+        return SimpleNamespace(images=np.stack([worlds.render(self.choose(text))[0] for text in prompt]) / 255)
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,15 @@ def test_nothing_to_draw_is_refused(wrong):
 )
 def test_wilson_gives_the_textbooks_intervals(k, n, low, high):
     assert wilson(k, n) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_an_emoji_model_is_evaluated_on_emoji_as_it_draws_them() -> None:
+    known = {s.caption: s for split in SPLITS.values() for s in fixed_scenes(2, split, "zh", "emoji")}
+    report = evaluate(Painter(known.__getitem__), 2, seeds=(0,), language="zh", data="emoji")
+    for split in SPLITS:
+        assert report[split]["model"]["all_correct"] == report[split]["ceiling"]["all_correct"]
+        assert report[split]["ceiling"]["all_correct"]["share"] == 1
+        assert report[split]["floor"]["all_correct"]["share"] == 0
+        assert {"single_object", "counting", "position"} < set(report[split]["model"])
+        assert "colour_attribution" not in report[split]["model"]
+    assert "emoji in Chinese" in table(report)

@@ -41,6 +41,7 @@ from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
 from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
+from pipelines.worlds import world_of
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
 from ui.command import load, refuse_existing, write_json
@@ -310,8 +311,9 @@ def evaluate(
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
-    Minimal pairs too: whether a picture follows the one thing in which two prompts differ. Where it also translates:
-    how many of the captions still mean the same.
+    The prompts are of shapes or of emoji, as the model's own words are. Of shapes, minimal pairs too: whether a picture
+    follows the one thing in which two prompts differ. Where it also translates: how many of the captions still mean
+    the same.
     """
     refuse_existing([json_file], "name for --json")
     pipe = load(model)
@@ -323,16 +325,19 @@ def evaluate(
         print(faithfulness_table(report["faithfulness"]))
         write_json(json_file, report)
         return
+    data = world_of(pipe.tokenizer)
     for language in LANGUAGES:
         if language == "en" or not any(
-            unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)
+            unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language, data)
         ):
             settings: dict = {"num_inference_steps": steps, "guidance_scale": guidance, "language": language}
-            report[language] = evaluate_pipe(pipe, prompts, **settings)
-            report[language]["pairs"] = evaluate_pairs(pipe, prompts, **settings)
+            report[language] = evaluate_pipe(pipe, prompts, data=data, **settings)
+            if data == "shapes":  # an emoji has no colour to exchange
+                report[language]["pairs"] = evaluate_pairs(pipe, prompts, **settings)
             print(table(report[language]), end="\n\n")
     if can_translate(pipe.text_encoder):
-        report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
+        translating = TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
+        report["translation"] = evaluate_translation(translating, prompts, data=data)
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")

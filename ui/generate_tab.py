@@ -16,9 +16,10 @@ from gradio.events import Dependency
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
+from pipelines.emoji import FontError
 from pipelines.judge import judge
 from pipelines.samplers import SAMPLERS, with_sampler
-from pipelines.scenes import described
+from pipelines.worlds import described
 from ui.checks import check_prompt, parse_seed
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, MODEL, Models
@@ -157,11 +158,17 @@ def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, second
 
 
 def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]] | None:
-    """What a prompt says, item by item, and whether the picture shows it; None where the prompt describes no scene."""
+    """What a prompt says, item by item, and whether the picture shows it; None where the prompt describes no scene.
+
+    None as well for a scene of emoji where there is no font to know them by.
+    """
     scene = described(attention.prompts[image])
     if scene is None or attention.pictures is None:
         return None
-    return [(check.text, check.ok) for check in judge(scene, attention.pictures[image].numpy()).checks]
+    try:
+        return [(check.text, check.ok) for check in judge(scene, attention.pictures[image].numpy()).checks]
+    except FontError:
+        return None
 
 
 def draw(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any]]:
