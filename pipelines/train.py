@@ -207,7 +207,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             "code": code_version(),
         }
         if isinstance(examples, PictureExamples):
-            settings["data"] = {"pictures": len(examples.trained), "held out": len(examples.kept)}
+            pictures = {"pictures": len(examples.trained), "held out": len(examples.kept)}
+            settings["data"] = pictures | {"fingerprint": circumstances["data"]}
         write_whole(out / SETTINGS, json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
