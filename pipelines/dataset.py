@@ -21,8 +21,10 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
 from pipelines.captions import LANGUAGES
-from pipelines.pictures import load_picture, to_tensor
-from pipelines.sources import read_folder
+from pipelines.look import decoding, open_picture
+from pipelines.pictures import fit_picture, to_tensor
+from pipelines.preflight import check
+from pipelines.sources import Row
 from unet_xattn import flow
 from unet_xattn.words import tokens_of
 
@@ -84,15 +86,23 @@ class SceneExamples:
 
 
 class FolderExamples:
-    """A folder of pictures with a `metadata.jsonl` (or .csv) of `file_name` and `text`, read by datasets' imagefolder.
+    """Captioned pictures as people keep them, once `preflight.check` has found nothing against them.
 
     Each epoch visits every picture once, in an order that is a function of (seed, epoch). One picture in twenty is
     kept for validation.
     """
 
-    def __init__(self, folder: str | Path, size: int, seed: int):
+    def __init__(
+        self,
+        source: str | Path,
+        size: int,
+        seed: int,
+        on_bad: str = "fail",
+        streaming: bool = False,
+        limit: int | None = None,
+    ):
         self.size, self.seed = size, seed
-        self.rows = read_folder(folder)
+        self.rows = check(source, size=size, on_bad=on_bad, streaming=streaming, limit=limit).rows
         held_back = range(7 % len(self.rows), len(self.rows), 20) if len(self.rows) >= 20 else range(len(self.rows))
         self.validation_rows = [self.rows[i] for i in held_back]
         if len(self.rows) >= 20:
@@ -105,10 +115,11 @@ class FolderExamples:
         return [self._load(row) for row in self.validation_rows[:count]]
 
     def captions(self) -> Iterable[str]:
-        return (caption for _, caption in self.rows)
+        return (row.caption for row in self.rows)
 
-    def _load(self, row: tuple[Path, str]) -> Example:
-        return Example(load_picture(row[0], self.size), row[1])
+    def _load(self, row: Row) -> Example:
+        with decoding():
+            return Example(fit_picture(open_picture(row.read()), self.size), row.caption)
 
 
 @dataclass

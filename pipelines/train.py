@@ -28,6 +28,7 @@ from pipelines.checkpoint import load_checkpoint, load_state, save_checkpoint, s
 from pipelines.dataset import Collator, Examples, FolderExamples, SceneExamples, batches
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel
+from pipelines.preflight import check_on_bad
 from pipelines.run_folder import (
     LOG,
     SETTINGS,
@@ -39,7 +40,6 @@ from pipelines.run_folder import (
     run_lock,
     unused,
 )
-from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
 from pipelines.validate import draw_samples, validate
@@ -50,7 +50,10 @@ from unet_xattn import CrossAttentionUNet, Transformer
 class TrainConfig:
     """What a run is. The same settings, machine and thread count give the same weights."""
 
-    data: str = "shapes"  # "shapes", or a folder of captioned pictures
+    data: str = "shapes"  # "shapes", or captioned pictures: what `sources.read_source` takes
+    on_bad: str = "fail"  # or "skip", of rows that cannot be used
+    streaming: bool = False  # take a hub set's pictures as they come, so many as `limit` says
+    limit: int | None = None  # of pictures
     out: str = "runs/first"
     begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
     steps: int = 4_000
@@ -72,6 +75,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
+        check_on_bad(self.on_bad)
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
             ("weight_decay", 0.0, 1.0),
@@ -261,12 +265,10 @@ def attention_kernel(device: str) -> AbstractContextManager:
 
 
 def load_examples(config: TrainConfig) -> Examples:
-    """The data a run names: the endless scenes, or a folder."""
+    """The data a run names: the endless scenes, or captioned pictures."""
     if config.data == "shapes":
         return SceneExamples(config.size, config.seed)
-    if not Path(config.data).is_dir():
-        raise DataError(f"there is no data {config.data!r}: give 'shapes' or a folder of captioned pictures")
-    return FolderExamples(config.data, config.size, config.seed)
+    return FolderExamples(config.data, config.size, config.seed, config.on_bad, config.streaming, config.limit)
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 
 from pipelines import emoji
 from pipelines.dataset import FolderExamples
-from pipelines.sources import read_folder
+from pipelines.sources import read_source
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def pixels_of(picture: Path) -> np.ndarray:
 
 
 def test_the_trainers_reader_finds_every_picture_with_its_caption(folder: Path) -> None:
-    assert sorted(read_folder(folder)) == sorted(rows_of(folder))
+    rows = read_source(folder).rows
+    assert sorted((folder / row.name, row.caption) for row in rows) == sorted(rows_of(folder))
     assert len(list(folder.iterdir())) == 601
 
 

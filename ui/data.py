@@ -19,17 +19,26 @@ from PIL import Image
 
 from pipelines.dataset import Example, SceneExamples
 from pipelines.emoji import write_emoji
-from pipelines.pictures import load_picture
-from pipelines.sources import DataError, read_folder
+from pipelines.files import is_clutter
+from pipelines.findings import DataError
+from pipelines.look import open_picture
+from pipelines.pictures import fit_picture
+from pipelines.preflight import Report, examine
+from pipelines.tables import TABLES
 from ui.runs import NAME
 
 DATA = Path("data")
 """Where uploads and the emoji are kept, below the folder the page was started in."""
 
 SHAPES, EMOJI = "shapes", "emoji"
-TABLES = ("metadata.jsonl", "metadata.csv")
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
 """Kinds of picture taken from an upload, and what Pillow calls them. It reads others too, some by starting programs."""
+
+TAKEN, CAPTION = ("metadata.jsonl", "metadata.csv"), ".txt"
+"""What may say in an upload what its pictures show."""
+
+SAID = 12
+"""Of what is found in data, the lines shown."""
 
 MOST_BYTES = 2**30
 """Of an upload, unpacked."""
@@ -51,9 +60,11 @@ class Preview:
 
 
 def data_names() -> list[str]:
-    """The scenes, the emoji, then every folder with captions up to two levels below where the page was started."""
+    """The scenes, the emoji, uploads, and folders with a table of captions up to two levels below the page's own."""
     tables = [path for table in TABLES for depth in ("*", "*/*") for path in Path().glob(f"{depth}/{table}")]
-    folders = {path.parent for path in tables if not any(part.startswith(".") for part in path.parts)}
+    uploads = [path for path in DATA.glob("*") if path.is_dir()]
+    there = {path.parent for path in tables} | set(uploads)
+    folders = {folder for folder in there if not any(part.startswith(".") for part in folder.parts)}
     inside = [str(folder) for folder in folders if folder.resolve().is_relative_to(Path.cwd())]
     return [SHAPES, EMOJI, *sorted(set(inside) - {str(DATA / EMOJI)})]
 
@@ -82,26 +93,20 @@ def preview(name: str, size: int, count: int = 8) -> Preview:
             return Preview(
                 examples, ["Scenes without end, captions in English and Chinese, with a mask for each word."]
             )
-        rows = read_captioned(Path(data))
+        report = examine(data, size=size, progress=False)
+        rows = report.rows
         chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-        examples = [Example(load_picture(path, size), caption) for path, caption in (rows[i] for i in chosen)]
+        shown = [rows[i] for i in chosen]
+        examples = [Example(fit_picture(open_picture(row.read()), size), row.caption) for row in shown]
     except (ValueError, OSError) as error:
         return Preview([], [" ".join(str(error).split())], usable=False)
-    different = len({caption for _, caption in rows})
-    return Preview(examples, [f"{len(rows):,} pictures, {different:,} different captions. Every picture opens."])
+    return Preview(examples, report.summary() + _first(report), usable=not report.errors and bool(rows))
 
 
-def read_captioned(folder: Path) -> list[tuple[Path, str]]:
-    """(picture, caption) for every row of a folder.
-
-    Raises:
-        DataError: it cannot be used, or its metadata names files that are not in it.
-    """
-    rows = read_folder(folder)
-    outside = [path.name for path, _ in rows if not path.resolve().is_relative_to(folder.resolve())]
-    if outside:
-        raise DataError(f"{folder} has metadata that names files elsewhere: {', '.join(outside[:5])}")
-    return rows
+def _first(report: Report) -> list[str]:
+    """The first lines of what was found."""
+    said = report.table().splitlines()
+    return said[:SAID] + ([f"… and {len(said) - SAID:,} more lines: unet-xattn data check"] if len(said) > SAID else [])
 
 
 def add_upload(archive: Path) -> str:
@@ -119,7 +124,7 @@ def add_upload(archive: Path) -> str:
             if path.suffix.lower() in PICTURES:
                 _check_kind(path)
         try:
-            read_captioned(new)
+            examine(new, progress=False).raise_if_unfit("fail")
         except DataError as error:
             raise ValueError(str(error).replace(str(new), "the zip")) from error
         names = (stem if i == 1 else f"{stem}-{i}" for i in range(1, 1000))
@@ -152,7 +157,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:
     """The files of a zip with their paths, every one checked before the first is written."""
-    files = [info for info in archive.infolist() if not info.is_dir() and not _is_clutter(info.filename)]
+    files = [info for info in archive.infolist() if not info.is_dir() and not is_clutter(info.filename)]
     if len(files) > MOST_FILES:
         raise ValueError(f"the zip holds {len(files):,} files, the limit is {MOST_FILES:,}")
     size, packed = sum(info.file_size for info in files), sum(info.compress_size for info in files)
@@ -168,16 +173,10 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.
             raise ValueError(f"the zip holds {shown}, which is a link or a device: only plain files are taken")
         if info.flag_bits & 1:
             raise ValueError("the zip is locked with a password: pack it without one")
-        if path.name not in TABLES and path.suffix.lower() not in PICTURES:
-            kinds = ", ".join(PICTURES)
-            raise ValueError(f"the zip holds {shown}: only pictures ({kinds}) and {' or '.join(TABLES)} are taken")
+        if path.name not in TAKEN and path.suffix.lower() not in (*PICTURES, CAPTION):
+            taken = f"pictures ({', '.join(PICTURES)}), {', '.join(TAKEN)} and {CAPTION}"
+            raise ValueError(f"the zip holds {shown}: only {taken} are taken")
         yield path, info
-
-
-def _is_clutter(name: str) -> bool:
-    """Whether a file is what a Mac or Windows adds to every zip or folder by itself."""
-    path = PurePosixPath(name)
-    return path.parts[:1] == ("__MACOSX",) or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def _check_kind(path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 # A Han character stands alone; elsewhere a word is letters and digits, joined by hyphens or apostrophes within it.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
+WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple
 def split_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
     """The words of a prompt in order. Punctuation is in the tokens but is no word."""
     offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in _WORD.finditer(prompt)]
+    return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in WORD.finditer(prompt)]
 
 
 def read_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Text:
