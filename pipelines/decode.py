@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from io import BytesIO
 
 import numpy as np
-from PIL import Image
 
+from pipelines.findings import DataError
+from pipelines.look import decoding, open_picture
 from pipelines.picture_cache import VERSION, DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
 from pipelines.pictures import Shape, fit_mask, fit_picture
-from pipelines.sources import DataError, Row
+from pipelines.rows import Row
 
 IN_MEMORY = 2**24
 """Bytes of decoded pictures and masks that are not worth a file."""
@@ -74,13 +74,13 @@ class DecodedRows:
 
 
 def _picture(row: Row, shape: Shape, fit: str) -> np.ndarray:
-    with _blamed_on(row.name), Image.open(BytesIO(row.read())) as picture:
-        return fit_picture(picture, shape, fit)
+    with _blamed_on(row.name), decoding():
+        return fit_picture(open_picture(row.read()), shape, fit)
 
 
 def _mask(row: Row, phrase: str, shape: Shape, fit: str) -> np.ndarray:
-    with _blamed_on(f"{row.name}, mask of {phrase!r}"), Image.open(BytesIO(row.masks[phrase]())) as mask:
-        return fit_mask(mask, (row.width, row.height), shape, fit)
+    with _blamed_on(f"{row.name}, mask of {phrase!r}"), decoding():
+        return fit_mask(open_picture(row.masks[phrase]()), (row.width, row.height), shape, fit)
 
 
 def _mask_keys(row: Row) -> dict[str, str]:
@@ -94,5 +94,5 @@ def _mask_keys(row: Row) -> dict[str, str]:
 def _blamed_on(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, DataError) as error:
         raise DataError(f"{name}: {error}") from error

@@ -1,81 +1,109 @@
-"""Captioned pictures as people keep them -> rows."""
+"""Captioned pictures as people keep them -> rows.
+
+A source is a folder, a .zip or .tar of one, shards of WebDataset, or a set that `datasets` knows. Nothing of it is
+changed, and no picture is read yet: `pipelines.preflight` does that.
+"""
 
 import glob
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+import os
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from pipelines.captioned import is_picture, read_files
+from pipelines.files import open_folder, open_tar, open_zip
+from pipelines.findings import ERROR, DataError, Finding, printable
+from pipelines.rows import Row, Source
+from pipelines.sets import is_name, is_saved, read_set
+from pipelines.tables import TABLES
 
-
-class DataError(ValueError):
-    """What is wrong with the data somebody gave."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One captioned picture as somebody keeps it. Its files are read when asked for, not before.
-
-    `read` and the values of `masks` give a picture file's bytes, and can be pickled. Raises nothing but OSError.
-    """
-
-    name: str  # the picture's path in its source, "cats/1.png"
-    where: str  # where its caption stands, "metadata.jsonl:3", "cats/1.txt"
-    caption: str
-    read: Callable[[], bytes]
-    translation: str = ""  # the same in another language, if somebody has said it
-    masks: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # a phrase of the caption -> where it is
-    weight: float = 1.0  # how often it comes, relative to others
-    digest: str = ""  # sha256 of its picture's bytes, in hex, and below its size upright, once somebody has looked
-    width: int = 0
-    height: int = 0
+__all__ = ["DataError", "Row", "Source", "read_source"]
 
 
-def read_folder(folder: str | Path) -> list[tuple[Path, str]]:
-    """(picture, caption) for every row of a folder of captioned pictures, each picture opened once.
+def read_source(source: str | os.PathLike, streaming: bool = False, limit: int | None = None) -> Source:
+    """The rows of captioned pictures of any kind we know.
+
+    Args:
+        source: a folder, a .zip, .tar or .tar.gz of one, shards of WebDataset (a folder of .tar files, or a pattern
+            such as "shards/{000..009}.tar"), a folder that `datasets` has saved, or a set's name on the hub.
+        streaming: take the rows of a set of `datasets` as they come; what is beyond `limit` is never downloaded.
+        limit: the first rows only.
 
     Raises:
-        DataError: no such folder, no pictures, no captions, or pictures or captions that cannot be used (all named).
+        DataError: there is no such source, it holds no pictures or no captions, or it cannot be read at all.
     """
-    from datasets import Image as ImageFeature
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: give one with pictures and a metadata.jsonl")
-    # An empty file too: datasets stumbles over it.
-    tables = [folder / f"metadata.{kind}" for kind in ("jsonl", "csv", "parquet")]
-    if not any(f.is_file() and f.read_bytes().strip() for f in tables):
-        raise DataError(
-            f"{folder} has no captions: add a metadata.jsonl with one line a picture, "
-            '{"file_name": "cat.png", "text": "a black cat"}'
-        )
-    if not any(Image.registered_extensions().get(p.suffix.lower()) for p in folder.rglob("*")):
-        raise DataError(f"{folder} has no pictures")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be 1 or more, got {limit}")
+    if streaming and limit is None:
+        raise DataError("streaming needs a limit: how many pictures to take")
     try:
-        # "**" keeps datasets from reading splits into names: a picture called my-test.png is no test set.
-        table = load_dataset(
-            "imagefolder", data_dir=glob.escape(str(folder)), data_files={"train": "**"}, split="train"
-        )
-    except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
-        raise DataError(f"{folder} cannot be read: {error.__cause__ or error}") from error
-    if "text" not in table.column_names:
-        raise DataError(f"{folder}: its metadata has no column 'text' for captions, only {table.column_names}")
-    table = table.cast_column("image", ImageFeature(decode=False))
-    rows, bad = [], []
-    for row in table:
-        path, caption = Path(row["image"]["path"]), row["text"]
-        if not isinstance(caption, str) or not caption.strip():
-            bad.append(f"{path.name}: no caption")
-            continue
+        found = _read(source, streaming, limit)
+    except OSError as error:
+        raise DataError(f"{printable(str(source))} cannot be read: {error.strerror or error}") from error
+    return found if limit is None else Source(found.rows[:limit], found.findings)
+
+
+def _read(source: str | os.PathLike, streaming: bool, limit: int | None) -> Source:
+    name, path = os.fspath(source), Path(source)
+    shown = printable(name)
+    if path.is_dir():
+        if is_saved(path):
+            return read_set(name, streaming, limit)
+        files = open_folder(path)
+        pictures = any(map(is_picture, files.readers))
+        endings = {PurePosixPath(name).suffix for name in files.readers if PurePosixPath(name).name not in TABLES}
+        if not pictures and ".parquet" in endings:  # a set of `datasets` as it lies on the hub
+            return read_set(name, streaming, limit)
+        shards = [path / name for name in files.readers if name.endswith((".tar", ".tar.gz", ".tgz"))]
+        return read_shards(shown, shards) if shards and not pictures else read_files(shown, files)
+    if path.is_file():
+        if path.suffix.lower() == ".zip":
+            return read_files(shown, open_zip(path))
+        if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+            return read_files(shown, open_tar(path))
+        raise DataError(f"{shown} is neither a folder nor a .zip, .tar or .tar.gz of captioned pictures")
+    if re.search(r"[*?{\[]", name):
+        shards = [Path(found) for pattern in expand_braces(name) for found in sorted(glob.glob(pattern))]
+        if not shards:
+            raise DataError(f"no file is called {shown}")
+        return read_shards(shown, shards)
+    if is_name(name):
+        return read_set(name, streaming, limit)
+    raise DataError(f"there is no {shown}: give a folder of captioned pictures, or a .zip or .tar of one")
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """A shell's braces: "{a,b}.tar" -> "a.tar", "b.tar"; "{08..10}" counts from 08 to 10."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", found[1])
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        if not 0 <= last - first < 100_000:
+            raise DataError(f"{printable(found[0])} counts to no end: from a number to a larger one is meant")
+        choices = [f"{number:0{len(numbers[1])}}" for number in range(first, last + 1)]
+    else:
+        choices = found[1].split(",")
+    return [
+        rest for choice in choices for rest in expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
+    ]
+
+
+def read_shards(source: str, shards: list[Path]) -> Source:
+    """The rows of tars, one after another, in each of which a caption's file lies beside its picture."""
+    rows, findings = [], []
+    for shard in shards:
         try:
-            with Image.open(path) as picture:
-                picture.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            bad.append(f"{path.name}: {error}")
+            found = read_files(shard.name, open_tar(shard))
+        except DataError as error:
+            findings.append(Finding(ERROR, "unreadable", shard.name, "", str(error)))
             continue
-        rows.append((path, caption))
-    if bad:
-        raise DataError(f"{folder}: {len(bad)} of {len(table)} rows cannot be used: {'; '.join(bad)}")
-    return rows
+        where = [f"{shard.name}: {row.where}" for row in found.rows]
+        rows += [
+            replace(row, name=f"{shard.name}/{row.name}", where=w) for row, w in zip(found.rows, where, strict=True)
+        ]
+        findings += [replace(f, where=f"{shard.name}: {f.where}".rstrip(": ")) for f in found.findings]
+    if not rows and not findings:
+        raise DataError(f"{source} has no captioned pictures")
+    return Source(rows, findings)

@@ -30,7 +30,6 @@ from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
 from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches, seed_of
 from pipelines.failures import DivergedError, explained
-from pipelines.folder_rows import folder_rows
 from pipelines.frozen import Frozen
 from pipelines.machine import Pace, brief, code_version, machine
 from pipelines.memorise import leave_memorised
@@ -38,6 +37,7 @@ from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel, split
 from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import FITS, shapes_near
+from pipelines.preflight import check, check_on_bad
 from pipelines.processes import any_process, check_share, share, this_process
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
@@ -54,7 +54,6 @@ from pipelines.run_folder import (
     write_whole,
 )
 from pipelines.sharding import fsdp_plugin, gather, prepare, whole
-from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline, locate
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
@@ -72,7 +71,10 @@ LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --
 class TrainConfig(Saving):
     """What a run is. The same settings, machine and thread count give the same weights."""
 
-    data: str = "shapes"  # "shapes", "emoji", or a folder of captioned pictures
+    data: str = "shapes"  # "shapes", "emoji", or captioned pictures: what `sources.read_source` takes
+    on_bad: str = "fail"  # or "skip", of rows that cannot be used
+    streaming: bool = False  # take a hub set's pictures as they come, so many as `limit` says
+    limit: int | None = None  # of pictures
     out: str = "runs/first"
     begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
     steps: int = 4_000
@@ -106,6 +108,7 @@ class TrainConfig(Saving):
             raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
         if self.fit not in FITS:
             raise ValueError(f"fit must be {' or '.join(FITS)}, got {self.fit!r}")
+        check_on_bad(self.on_bad)
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
             ("weight_decay", 0.0, 1.0),
@@ -382,15 +385,21 @@ def attention_kernel(device: str) -> AbstractContextManager:
 
 
 def load_examples(config: TrainConfig) -> Examples:
-    """The data a run names: the endless scenes, or a folder."""
+    """The data a run names: the endless scenes, or captioned pictures."""
     if config.data in WORLDS:
         return SceneExamples(config.size, config.seed, config.data)
-    if not Path(config.data).is_dir():
-        raise DataError(f"there is no data {config.data!r}: give 'shapes', 'emoji' or a folder of captioned pictures")
+    found = check(
+        config.data,
+        size=config.size,
+        on_bad=config.on_bad,
+        streaming=config.streaming,
+        limit=config.limit,
+        progress=this_process().is_main_process,
+    )
     shapes = [(config.size, config.size)]
     if config.buckets:
         shapes = shapes_near(config.size, size_multiple(config.begin_from))
-    return PictureExamples(folder_rows(config.data), shapes, config.seed, config.batch_size, config.fit, config.flip)
+    return PictureExamples(found.rows, shapes, config.seed, config.batch_size, config.fit, config.flip)
 
 
 def size_multiple(begin_from: str) -> int:

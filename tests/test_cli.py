@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_train_refuses_a_folder_in_use_and_data_it_cannot_read(fails, tmp_path: 
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert "nothing to resume" in fails("train", "--out", tmp_path / "none", "--resume")
-    assert "no captions" in fails("train", "--data", tmp_path / "mine", "--out", tmp_path / "new")
+    assert "has no pictures" in fails("train", "--data", tmp_path / "mine", "--out", tmp_path / "new")
     assert "no-such-data" in fails("train", "--data", "no-such-data", "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -210,3 +211,43 @@ def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> Non
 
 def test_a_model_that_cannot_translate_says_so(fails, tiny_model: Path) -> None:
     assert "has no decoder, so it cannot translate" in fails("translate", "a red circle", "--model", tiny_model)
+
+
+def test_data_check_lists_all_there_is_to_say_and_draws_a_sheet(run, make_folder, tmp_path: Path) -> None:
+    folder = make_folder("pictures", ["a cat", "", "a dog"])
+    (folder / "2.png").write_bytes(b"")
+    arguments = ("data", "check", folder, "--sheet", tmp_path / "sheet.png", "--json", tmp_path / "found.json")
+    code, out, err = run(*arguments)
+    assert code == 1 and "2 errors" in err and len(err.strip().splitlines()) == 1
+    assert "error: 1.png (metadata.jsonl:2): no caption" in out and "error: 2.png (metadata.jsonl:3): empty" in out
+    assert size_of(tmp_path / "sheet.png")[0] > 64
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [f["name"] for f in found["findings"] if f["severity"] == "error"] == ["1.png", "2.png"]
+    assert found["captions"]["words"] == {"a": 1, "cat": 1}
+
+    before = {name: (tmp_path / name).read_bytes() for name in ("sheet.png", "found.json")}
+    assert "already exists" in run(*arguments)[2]
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    code, out, _ = run("data", "check", folder, "--on-bad", "skip")
+    assert code == 0 and "1 pictures, 1 different captions. 2 cannot be used." in out
+
+
+def test_data_check_of_what_cannot_be_is_one_line(fails, make_folder, tmp_path: Path) -> None:
+    folder = make_folder("pictures", ["a cat"])
+    assert "there is no" in fails("data", "check", tmp_path / "none")
+    assert "fail or skip" in fails("data", "check", folder, "--on-bad", "delete")
+    assert ".png" in fails("data", "check", folder, "--sheet", tmp_path / "sheet.pdf")
+    assert "limit" in fails("data", "check", folder, "--streaming")
+
+
+def test_training_takes_a_zip_and_leaves_out_what_it_is_told_to(run, make_folder, tmp_path: Path) -> None:
+    folder = make_folder("pictures", ["a cat", "", "a dog"])
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    settings = ("--steps", "1", "--batch-size", "2", "--size", "32", "--every", "1")
+    arguments = ("train", "--data", tmp_path / "mine.zip", "--out", tmp_path / "run", *settings)
+    code, out, err = run(*arguments)
+    assert code == 1 and "1.png" in out and "--on-bad skip" in err and not (tmp_path / "run").exists()
+    assert run(*arguments, "--on-bad", "skip")[0] == 0
+    assert (tmp_path / "run" / "model_index.json").is_file()

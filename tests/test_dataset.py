@@ -1,21 +1,18 @@
 """Shapes: B batch, T tokens, h×w pixels."""
 
-import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import scenes
 from pipelines.captions import LANGUAGES
 from pipelines.dataset import Batch, Collator, Example, SceneExamples, Shuffled, batches, seed_of
 from pipelines.pictures import to_tensor
-from pipelines.sources import DataError, read_folder
 from pipelines.tokenizer import train_tokenizer
 from unet_xattn import flow
 from unet_xattn.words import split_words, tokens_of
@@ -242,144 +239,3 @@ def test_extra_spaces_make_no_difference(tokenizer: PreTrainedTokenizerFast) -> 
 def test_a_known_word_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
     for word in ("red", "circle", "square", "turquoise", "background", *scenes.SHAPES, *scenes.COLOURS):
         assert len(tokenizer(word)["input_ids"]) == 3, word
-
-
-# Folders of captioned pictures.
-
-
-def test_a_folder_is_read_with_its_captions(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["a cat", "Zwei Hunde", "三只猫"])
-    assert read_folder(folder) == [(folder / f"{i}.png", t) for i, t in enumerate(["a cat", "Zwei Hunde", "三只猫"])]
-    assert read_folder(str(folder)) == read_folder(folder)
-
-
-def test_captions_may_come_as_a_table(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["", ""])
-    (folder / "metadata.jsonl").unlink()
-    (folder / "metadata.csv").write_text('file_name,text\n0.png,a cat\n1.png,"a dog, asleep"\n')
-    assert [caption for _, caption in read_folder(folder)] == ["a cat", "a dog, asleep"]
-
-
-def test_pictures_may_lie_in_folders_within(make_folder: MakeFolder) -> None:
-    folder = make_folder(
-        "pictures", ["a"], rows=[{"file_name": "0.png", "text": "a"}, {"file_name": "x/y.png", "text": "b"}]
-    )
-    (folder / "x").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "x" / "y.png")
-    assert sorted(caption for _, caption in read_folder(folder)) == ["a", "b"]
-
-
-@pytest.mark.parametrize("name", ["my pictures", "2024 [holiday]", "what*", "test", "图片"])
-def test_a_folder_may_be_called_anything_and_hold_other_files(make_folder: MakeFolder, name: str) -> None:
-    folder = make_folder(name, ["a", "b"])
-    (folder / "notes.txt").write_text("taken in spring")
-    (folder / ".DS_Store").write_bytes(b"\x00")
-    assert [(path.name, caption) for path, caption in read_folder(folder)] == [("0.png", "a"), ("1.png", "b")]
-
-
-def test_edited_captions_are_read_anew(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["a cat"])
-    read_folder(folder)
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a very black cat"}')
-    assert read_folder(folder)[0][1] == "a very black cat"
-
-
-def test_file_names_that_sound_like_splits_are_only_names(make_folder: MakeFolder) -> None:
-    """datasets would take test.png for the test split, and the rest for nothing."""
-    names = ["test.png", "train/0.png", "dog.png", "validation.png"]
-    folder = make_folder("pictures", [], rows=[{"file_name": name, "text": name} for name in names])
-    (folder / "train").mkdir()
-    for name in names:
-        Image.new("RGB", (8, 8)).save(folder / name)
-    assert sorted(caption for _, caption in read_folder(folder)) == sorted(names)
-
-
-# Folders that cannot be used.
-
-
-def refusal(folder: Path) -> str:
-    """The one line a folder is refused with; it names the folder."""
-    with pytest.raises(DataError) as caught:
-        read_folder(folder)
-    message = str(caught.value)
-    assert str(folder) in message and "\n" not in message
-    return message
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert "is not a folder" in refusal(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
-    assert "is not a folder" in refusal(tmp_path / "file")
-
-
-def test_a_folder_without_pictures_is_refused(make_folder: MakeFolder) -> None:
-    assert "has no pictures" in refusal(make_folder("pictures", [], rows=[{"file_name": "0.png", "text": "a"}]))
-
-
-def test_a_folder_without_captions_is_refused_with_an_example(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["a"])
-    (folder / "metadata.jsonl").unlink()
-    assert '{"file_name": "cat.png", "text": "a black cat"}' in refusal(folder)
-
-
-@pytest.mark.parametrize("content", ["", "\n", "{", "[1, 2]", '{"file": "0.png", "text": "a"}'])
-def test_metadata_that_is_no_metadata_is_refused(make_folder: MakeFolder, content: str) -> None:
-    folder = make_folder("pictures", ["a", "b"])
-    (folder / "metadata.jsonl").write_text(content)
-    refusal(folder)
-
-
-def test_metadata_without_a_text_column_is_refused_with_the_columns_it_has(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["a"], rows=[{"file_name": "0.png", "caption": "a"}])
-    assert "no column 'text'" in (message := refusal(folder)) and "caption" in message
-
-
-@pytest.mark.parametrize("caption", [None, "", "  \n", 7])
-def test_pictures_without_a_caption_are_named(make_folder: MakeFolder, caption: object) -> None:
-    texts: Sequence[object] = ["a", caption, "c", caption] if not isinstance(caption, int) else [7, 8, 9, 10]
-    bad = [f"{i}.png" for i, text in enumerate(texts) if text not in ("a", "c")]
-    folder = make_folder(
-        "pictures", ["x"] * 4, rows=[{"file_name": f"{i}.png", "text": text} for i, text in enumerate(texts)]
-    )
-    message = refusal(folder)
-    assert f"{len(bad)} of 4 rows cannot be used" in message
-    assert re.findall(r"(\d\.png): no caption", message) == bad
-
-
-def broken_chunk(data: bytes) -> bytes:
-    """A PNG whose second data chunk lost its name."""
-    place = data.index(b"IDAT", data.index(b"IDAT") + 4)
-    return data[:place] + b"\x00\x01\x02\x03" + data[place + 4 :]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: b"this is no picture",
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:20_000] + bytes(100) + data[20_100:],
-        broken_chunk,
-    ],
-    ids=["empty", "text", "cut short", "overwritten", "broken chunk"],
-)
-def test_a_broken_picture_is_named(make_folder: MakeFolder, damage: Callable[[bytes], bytes]) -> None:
-    folder = make_folder("pictures", ["a", "b", "c"])
-    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "1.png")
-    (folder / "1.png").write_bytes(damage((folder / "1.png").read_bytes()))
-    message = refusal(folder)
-    assert "1 of 3 rows cannot be used" in message and "1.png" in message and "0.png" not in message
-
-
-def test_a_picture_that_is_not_there_is_named(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["a", "b"])
-    (folder / "1.png").unlink()
-    assert "1.png" in refusal(folder)
-
-
-def test_every_bad_row_is_named_at_once(make_folder: MakeFolder) -> None:
-    folder = make_folder("pictures", ["a", "", "c", "d"])
-    (folder / "3.png").write_bytes(b"")
-    message = refusal(folder)
-    assert "2 of 4 rows" in message and "1.png" in message and "3.png" in message

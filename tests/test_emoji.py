@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from pipelines import emoji
-from pipelines.folder_rows import folder_rows
 from pipelines.picture_examples import PictureExamples
-from pipelines.sources import read_folder
+from pipelines.preflight import check
+from pipelines.sources import read_source
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,13 @@ def pixels_of(picture: Path) -> np.ndarray:
 
 
 def test_the_trainers_reader_finds_every_picture_with_its_caption(folder: Path) -> None:
-    assert sorted(read_folder(folder)) == sorted(rows_of(folder))
+    rows = read_source(folder).rows
+    assert sorted((folder / row.name, row.caption) for row in rows) == sorted(rows_of(folder))
     assert len(list(folder.iterdir())) == 601
 
 
 def test_validation_pictures_show_what_training_has_seen_on_other_grounds(folder: Path) -> None:
-    examples = PictureExamples(folder_rows(folder), [(64, 64)], seed=0)
+    examples = PictureExamples(check(folder, progress=False).rows, [(64, 64)], seed=0)
     held_back = [parts_of(example.caption)[0] for example in examples.validation(100)]
     assert 15 < len(held_back) < 50
     known = {parts_of(caption)[0] for caption in examples.captions()}

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 import pipelines.memorise
 from pipelines import TextToImagePipeline
 from pipelines.dataset import SceneExamples
-from pipelines.folder_rows import folder_rows
 from pipelines.memorise import leave_memorised, memorised, memorised_sheet, memorised_text, nearest
 from pipelines.picture_examples import PictureExamples
+from pipelines.preflight import check
 from pipelines.scenes import render, scene
 from pipelines.sources import DataError
 
@@ -38,7 +38,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> PictureExamples:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         datasets.disable_progress_bars()
-        return PictureExamples(folder_rows(folder), [(SIDE, SIDE)], 0)
+        return PictureExamples(check(folder, progress=False).rows, [(SIDE, SIDE)], 0)
 
 
 class Source:
@@ -164,7 +164,7 @@ def test_the_sheet_and_the_lines_say_what_the_figures_say(
 def test_data_without_an_end_or_without_held_out_pictures_is_refused(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    few = PictureExamples(folder_rows(make_folder("few", ["a", "b"])), [(SIDE, SIDE)], 0)
+    few = PictureExamples(check(make_folder("few", ["a", "b"]), progress=False).rows, [(SIDE, SIDE)], 0)
     with pytest.raises(DataError, match="only 2 pictures: with fewer than 20 none is held out"):
         memorised(tiny_pipe, few)
     with pytest.raises(DataError, match="scenes without end"):
@@ -177,7 +177,7 @@ def test_captions_a_model_cannot_read_whole_are_left_out(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     captions = ["a red circle " * (40 if i % 2 else 1) for i in range(20)]
-    examples = PictureExamples(folder_rows(make_folder("long", captions)), [(SIDE, SIDE)], 0)
+    examples = PictureExamples(check(make_folder("long", captions), progress=False).rows, [(SIDE, SIDE)], 0)
     examples.validation_rows[0] = (examples.validation_rows[0][0], "a red circle")
     report = leave_memorised(tiny_pipe, examples, tmp_path / "samples")
     assert report is not None and report["training_captions"]["n"] == 10

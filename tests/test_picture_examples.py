@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -372,7 +373,7 @@ def test_a_run_with_every_option_that_is_stopped_and_resumed_ends_as_if_it_had_n
 ) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     rows = [replace(pointing_row(SIZES[i % 3], i), weight=1 + i / 4) for i in range(6)]
-    monkeypatch.setattr(pipelines.train, "folder_rows", lambda _: rows)
+    monkeypatch.setattr(pipelines.train, "check", lambda *_, **__: SimpleNamespace(rows=rows))
     whole = TrainConfig(
         data=str(tmp_path),
         out=str(tmp_path / "whole"),

@@ -30,10 +30,10 @@ from pipelines import TextToImagePipeline
 from pipelines.checkpoint import checkpoints, last_state, save_checkpoint
 from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.failures import DivergedError
-from pipelines.folder_rows import folder_rows
 from pipelines.objective import Losses, TextToImageModel
 from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import to_tensor
+from pipelines.preflight import check
 from pipelines.resume import check_unchanged
 from pipelines.run_folder import StoppedError
 from pipelines.sources import DataError
@@ -311,12 +311,15 @@ def test_the_same_folder_has_the_same_fingerprint_wherever_it_lies_and_no_other_
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder("a", ["one", "two"])
-    print_of = PictureExamples(folder_rows(folder), [(32, 32)], 0).fingerprint()
+    print_of = PictureExamples(check(folder, progress=False).rows, [(32, 32)], 0).fingerprint()
     shutil.copytree(folder, tmp_path / "b")
-    assert PictureExamples(folder_rows(tmp_path / "b"), [(16, 16)], 1).fingerprint() == print_of
+    assert PictureExamples(check(tmp_path / "b", progress=False).rows, [(16, 16)], 1).fingerprint() == print_of
     others = [make_folder("c", ["one", "three"]), make_folder("d", ["one", "two", "three"])]
     Image.new("RGB", (32, 32), "red").save(tmp_path / "b" / "1.png")
-    prints = [PictureExamples(folder_rows(each), [(32, 32)], 0).fingerprint() for each in (*others, tmp_path / "b")]
+    prints = [
+        PictureExamples(check(each, progress=False).rows, [(32, 32)], 0).fingerprint()
+        for each in (*others, tmp_path / "b")
+    ]
     assert len({print_of, *prints}) == 4
     assert SceneExamples(32, 0).fingerprint() == SceneExamples(32, 0).fingerprint()
     assert SceneExamples(32, 0).fingerprint() != SceneExamples(32, 1).fingerprint()
@@ -362,7 +365,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_harms_anything(
         changes = {"steps": 8, "every": 8, "milestone": 5}
         train(TrainConfig(out=copied.out), resume=True, changes=changes)
     said = str(error.value)
-    examples = PictureExamples(folder_rows(copied.data), [(32, 32)], 0)
+    examples = PictureExamples(check(copied.data, progress=False).rows, [(32, 32)], 0)
     assert said.startswith("step 6 was not taken: its gradient's norm is nan (losses: flow nan, tokens 0, text 0), on ")
     assert examples.name(range(10, 12)) in said and ".png, " in said and "\n" not in said
     after = contents(Path(copied.out) / "checkpoints")

@@ -81,6 +81,26 @@ def test_a_zip_of_captioned_pictures_becomes_data_to_train_on(make_zip: MakeZip,
     assert add_upload(archive) == "data/my-pictures-2"
 
 
+def test_a_zip_may_have_a_text_beside_each_picture(make_zip: MakeZip, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "beside.zip", "w") as archive:
+        for i in range(2):
+            archive.writestr(f"all/{i}.png", png(99 * i))
+            archive.writestr(f"all/{i}.txt", f"picture {i}")
+    assert add_upload(tmp_path / "beside.zip") == "data/beside"
+    assert data_names() == ["shapes", "emoji", "data/beside"]
+    assert [example.caption for example in preview("data/beside", 32).examples] == ["picture 0", "picture 1"]
+
+
+def test_the_preview_tells_what_forbids_training(make_zip: MakeZip) -> None:
+    folder = Path(add_upload(make_zip()))
+    (folder / "1.png").write_bytes(b"")
+    found = preview(str(folder), 32)
+    assert not found.usable and any(
+        line.startswith("error: 1.png (metadata.jsonl:2): empty") for line in found.findings
+    )
+    assert len(found.examples) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

@@ -22,6 +22,7 @@ from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
 from pipelines.components import can_translate
+from pipelines.contact_sheet import contact_sheet
 from pipelines.emoji import write_emoji
 from pipelines.emoji_scenes import write_scenes
 from pipelines.evaluate import evaluate as evaluate_pipe
@@ -34,6 +35,7 @@ from pipelines.evaluate_pairs import evaluate_pairs
 from pipelines.machine import in_words
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
+from pipelines.preflight import check_on_bad, examine
 from pipelines.processes import this_process
 from pipelines.prompts import draw_prompts
 from pipelines.run_folder import StoppedError
@@ -75,6 +77,10 @@ Keep = Annotated[int, typer.Option(help="How many of the last checkpoints to kee
 Milestone = Annotated[int, typer.Option(help="Keep a checkpoint for good every so many steps; 0: none.")]
 Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
+Streaming = Annotated[bool, typer.Option("--streaming", help="Take a hub set's pictures as they come, up to --limit.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many pictures.")]
+SOURCES = "a folder, a .zip or .tar, shards of WebDataset, or a set of datasets by its name"
+ON_BAD_HELP = "With pictures that cannot be used: fail, or skip them."
 KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
 
 
@@ -178,7 +184,7 @@ def ui(
 @app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")
 def train(
     context: typer.Context,
-    data: Annotated[str, typer.Option(help="'shapes', 'emoji', or a folder of captioned pictures.")] = TrainConfig.data,
+    data: Annotated[str, typer.Option(help=f"'shapes', 'emoji', or captioned pictures: {SOURCES}.")] = TrainConfig.data,
     out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoints, samples, logs.")] = Path(
         TrainConfig.out
     ),
@@ -205,6 +211,9 @@ def train(
         str, typer.Option(help="Bring pictures to shape: crop (keep the middle) or pad (with white).")
     ] = TrainConfig.fit,
     flip: Annotated[bool, typer.Option("--flip", help="Show half of the pictures as in a mirror.")] = False,
+    on_bad: Annotated[str, typer.Option(help=ON_BAD_HELP)] = TrainConfig.on_bad,
+    streaming: Streaming = TrainConfig.streaming,
+    limit: Limit = TrainConfig.limit,
     mask_weight: Annotated[
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
@@ -234,6 +243,9 @@ def train(
         buckets=buckets,
         fit=fit,
         flip=flip,
+        on_bad=on_bad,
+        streaming=streaming,
+        limit=limit,
         mask_weight=mask_weight,
         every=every,
         accumulate=accumulate,
@@ -382,6 +394,36 @@ def translate(
     if attention is not None:
         attention.parent.mkdir(parents=True, exist_ok=True)
         alignment_sheet(translation).save(attention)
+
+
+@data.command("check", epilog="Example: unet-xattn data check my-pictures --sheet sheet.png --json findings.json")
+def data_check(
+    source: Annotated[str, typer.Argument(help=f"Captioned pictures: {SOURCES}.")],
+    on_bad: Annotated[str, typer.Option(help=ON_BAD_HELP)] = "fail",
+    size: Annotated[int, typer.Option(help="Side of the pictures to train on, in pixels.")] = TrainConfig.size,
+    sheet: Annotated[Path | None, typer.Option(help="Draw up to 64 of them with their captions on one .png.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every finding and word here as well.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; as many as there are cores if not given.")] = None,
+    streaming: Streaming = False,
+    limit: Limit = None,
+) -> None:
+    """Read every file of captioned pictures once and list all that is wrong or odd with them; nothing is changed.
+
+    An error keeps a picture from being trained on, a warning asks for a look, a note says how something is handled.
+    """
+    check_on_bad(on_bad)
+    refuse_existing([sheet, json_file], "name for --sheet or --json")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ValueError(f"the sheet is a PNG: {sheet} should end in .png")
+    report = examine(source, size=size, streaming=streaming, limit=limit, workers=workers)
+    print(*filter(None, [report.table()]), *report.summary(), sep="\n")
+    write_json(json_file, report.as_json())
+    if sheet is not None and report.rows:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        with open(sheet, "xb") as file:
+            contact_sheet(report.rows).save(file, "PNG")
+        print(sheet)
+    report.raise_if_unfit(on_bad)
 
 
 @data.command("emoji", epilog="Example: unet-xattn data emoji emoji-data")

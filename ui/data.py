@@ -18,18 +18,27 @@ import numpy as np
 from PIL import Image
 
 from pipelines.dataset import Example, SceneExamples
-from pipelines.emoji import write_emoji
-from pipelines.pictures import load_picture
-from pipelines.sources import DataError, read_folder
+from pipelines.files import is_clutter
+from pipelines.findings import DataError
+from pipelines.look import open_picture
+from pipelines.pictures import fit_picture
+from pipelines.preflight import Report, examine
+from pipelines.tables import TABLES
+from pipelines.worlds import WORLDS
 from ui.runs import NAME
 
 DATA = Path("data")
-"""Where uploads and the emoji are kept, below the folder the page was started in."""
+"""Where uploads are kept, below the folder the page was started in."""
 
-SHAPES, EMOJI = "shapes", "emoji"
-TABLES = ("metadata.jsonl", "metadata.csv")
+SHAPES = "shapes"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
 """Kinds of picture taken from an upload, and what Pillow calls them. It reads others too, some by starting programs."""
+
+TAKEN, CAPTION = ("metadata.jsonl", "metadata.csv"), ".txt"
+"""What may say in an upload what its pictures show."""
+
+SAID = 12
+"""Of what is found in data, the lines shown."""
 
 MOST_BYTES = 2**30
 """Of an upload, unpacked."""
@@ -51,57 +60,45 @@ class Preview:
 
 
 def data_names() -> list[str]:
-    """The scenes, the emoji, then every folder with captions up to two levels below where the page was started."""
+    """The scenes, the emoji, uploads, and folders with a table of captions up to two levels below the page's own."""
     tables = [path for table in TABLES for depth in ("*", "*/*") for path in Path().glob(f"{depth}/{table}")]
-    folders = {path.parent for path in tables if not any(part.startswith(".") for part in path.parts)}
+    uploads = [path for path in DATA.glob("*") if path.is_dir()]
+    there = {path.parent for path in tables} | set(uploads)
+    folders = {folder for folder in there if not any(part.startswith(".") for part in folder.parts)}
     inside = [str(folder) for folder in folders if folder.resolve().is_relative_to(Path.cwd())]
-    return [SHAPES, EMOJI, *sorted(set(inside) - {str(DATA / EMOJI)})]
+    return [*WORLDS, *sorted(inside)]
 
 
-def prepare(name: str) -> str:
-    """What to give a trainer as its data for a name of `data_names`; the emoji are drawn if they are not there yet.
-
-    Raises:
-        ValueError: there is no such data, or no font to draw emoji with.
-    """
+def check_data(name: str) -> str:
+    """The name, if it is one of `data_names`. Raises ValueError if it is not."""
     if name not in data_names():
         raise ValueError(f"there is no data {str(name)[:80]!r} here: choose one of {', '.join(data_names())}")
-    if name != EMOJI:
-        return name
-    if not (DATA / EMOJI).is_dir():
-        write_emoji(DATA / EMOJI)
-    return str(DATA / EMOJI)
+    return name
 
 
 def preview(name: str, size: int, count: int = 8) -> Preview:
     """A few examples of the data of a name, size×size pixels, and what is found when it is looked through."""
     try:
-        data = prepare(name)
-        if data == SHAPES:
-            examples = [SceneExamples(size, 0).example(place) for place in range(count)]
+        data = check_data(name)
+        if data in WORLDS:
+            examples = [SceneExamples(size, 0, data).example(place) for place in range(count)]
             return Preview(
                 examples, ["Scenes without end, captions in English and Chinese, with a mask for each word."]
             )
-        rows = read_captioned(Path(data))
+        report = examine(data, size=size, progress=False)
+        rows = report.rows
         chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-        examples = [Example(load_picture(path, size), caption) for path, caption in (rows[i] for i in chosen)]
+        shown = [rows[i] for i in chosen]
+        examples = [Example(fit_picture(open_picture(row.read()), size), row.caption) for row in shown]
     except (ValueError, OSError) as error:
         return Preview([], [" ".join(str(error).split())], usable=False)
-    different = len({caption for _, caption in rows})
-    return Preview(examples, [f"{len(rows):,} pictures, {different:,} different captions. Every picture opens."])
+    return Preview(examples, report.summary() + _first(report), usable=not report.errors and bool(rows))
 
 
-def read_captioned(folder: Path) -> list[tuple[Path, str]]:
-    """(picture, caption) for every row of a folder.
-
-    Raises:
-        DataError: it cannot be used, or its metadata names files that are not in it.
-    """
-    rows = read_folder(folder)
-    outside = [path.name for path, _ in rows if not path.resolve().is_relative_to(folder.resolve())]
-    if outside:
-        raise DataError(f"{folder} has metadata that names files elsewhere: {', '.join(outside[:5])}")
-    return rows
+def _first(report: Report) -> list[str]:
+    """The first lines of what was found."""
+    said = report.table().splitlines()
+    return said[:SAID] + ([f"… and {len(said) - SAID:,} more lines: unet-xattn data check"] if len(said) > SAID else [])
 
 
 def add_upload(archive: Path) -> str:
@@ -119,11 +116,11 @@ def add_upload(archive: Path) -> str:
             if path.suffix.lower() in PICTURES:
                 _check_kind(path)
         try:
-            read_captioned(new)
+            examine(new, progress=False).raise_if_unfit("fail")
         except DataError as error:
             raise ValueError(str(error).replace(str(new), "the zip")) from error
         names = (stem if i == 1 else f"{stem}-{i}" for i in range(1, 1000))
-        folder = next(DATA / name for name in names if name != EMOJI and not (DATA / name).exists())
+        folder = next(DATA / name for name in names if name not in WORLDS and not (DATA / name).exists())
         assert NAME.fullmatch(folder.name)
         new.rename(folder)
     return str(folder)
@@ -152,7 +149,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:
     """The files of a zip with their paths, every one checked before the first is written."""
-    files = [info for info in archive.infolist() if not info.is_dir() and not _is_clutter(info.filename)]
+    files = [info for info in archive.infolist() if not info.is_dir() and not is_clutter(info.filename)]
     if len(files) > MOST_FILES:
         raise ValueError(f"the zip holds {len(files):,} files, the limit is {MOST_FILES:,}")
     size, packed = sum(info.file_size for info in files), sum(info.compress_size for info in files)
@@ -168,16 +165,10 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.
             raise ValueError(f"the zip holds {shown}, which is a link or a device: only plain files are taken")
         if info.flag_bits & 1:
             raise ValueError("the zip is locked with a password: pack it without one")
-        if path.name not in TABLES and path.suffix.lower() not in PICTURES:
-            kinds = ", ".join(PICTURES)
-            raise ValueError(f"the zip holds {shown}: only pictures ({kinds}) and {' or '.join(TABLES)} are taken")
+        if path.name not in TAKEN and path.suffix.lower() not in (*PICTURES, CAPTION):
+            taken = f"pictures ({', '.join(PICTURES)}), {', '.join(TAKEN)} and {CAPTION}"
+            raise ValueError(f"the zip holds {shown}: only {taken} are taken")
         yield path, info
-
-
-def _is_clutter(name: str) -> bool:
-    """Whether a file is what a Mac or Windows adds to every zip or folder by itself."""
-    path = PurePosixPath(name)
-    return path.parts[:1] == ("__MACOSX",) or path.name in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def _check_kind(path: Path) -> None:

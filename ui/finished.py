@@ -27,7 +27,7 @@ def memorised(
     if out.suffix.lower() != ".png":
         raise ValueError(f"the sheet is a .png, not {out}")
     pipe = load(model)
-    report, shown = look_up(pipe, load_examples(TrainConfig(data=data, size=pipe.unet.config.sample_size)), prompts)
+    report, shown = look_up(pipe, load_examples(TrainConfig(data=data, size=pipe.picture_size)), prompts)
     out.parent.mkdir(parents=True, exist_ok=True)
     memorised_sheet(report, shown).save(out)
     print(memorised_text(report))

@@ -15,7 +15,7 @@ from pipelines.validate import LEVELS, SHEET_COLUMNS
 from ui import runs
 from ui.album import album
 from ui.album import page as album_page
-from ui.data import SHAPES, add_upload, data_names, prepare, preview
+from ui.data import SHAPES, add_upload, check_data, data_names, preview
 from ui.models import RUNS, Models
 from ui.runs import Run, check_name, find_run, list_runs
 
@@ -59,7 +59,7 @@ def begin(name: str, data: str, steps: int, batch_size: int, seed: int, size: in
             raise ValueError(f"{shown} must be a whole number from {low:,} to {high:,}, got {str(value)[:40]}")
     _check_alone()
     chosen: dict[str, Any] = {what: int(value) for what, value in numbers.items()}
-    return runs.start(TrainConfig(data=prepare(data), out=str(RUNS / name), **chosen))
+    return runs.start(TrainConfig(data=check_data(data), out=str(RUNS / name), **chosen))
 
 
 def go_on(name: str) -> Run:

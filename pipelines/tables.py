@@ -1,0 +1,100 @@
+"""Tables of captions, as people write them -> rows of Python values, each with its line."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+FILE_NAME, CAPTIONS = "file_name", ("text", "caption")
+COLUMNS = (FILE_NAME, *CAPTIONS, "translation", "weight", "masks")
+"""What is read of a table. The caption is in the first of `CAPTIONS` that it has."""
+
+Line = tuple[int, dict[str, Any] | str]
+"""A line's number from 1 on, and its values, or what is wrong with it."""
+
+
+def read_table(name: str, data: bytes) -> Iterator[Line]:
+    """The lines of a .jsonl, .csv or .parquet file, one after another. Whatever it holds, nothing is raised.
+
+    Text that is no UTF-8 comes with surrogates in place of the bytes that are none; `is_utf8` tells.
+    """
+    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[PurePosixPath(name).suffix]
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") and read is not _parquet:
+        return iter([(1, "UTF-16: save it as UTF-8")])
+    return read(data.removeprefix(b"\xef\xbb\xbf"))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _jsonl(data: bytes) -> Iterator[Line]:
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode("utf-8", "surrogateescape"))
+        except (ValueError, RecursionError) as error:
+            yield number, f"no JSON: {error}"
+            continue
+        yield number, values if isinstance(values, dict) else 'no JSON object: {"file_name": …, "text": …} is meant'
+
+
+def _csv(data: bytes) -> Iterator[Line]:
+    text = data.decode("utf-8", "surrogateescape")
+    head = text.split("\n", 1)[0]
+    # Where a comma is for decimals, spreadsheets put semicolons between cells.
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
+    begin = 1
+    try:
+        _ = table.fieldnames  # reads the first line
+        begin = table.line_num + 1
+        for row in table:
+            if None in row:
+                yield begin, "more cells than there are columns: a text with commas needs quotes"
+            else:
+                yield begin, {key.strip(): value for key, value in row.items()}
+            begin = table.line_num + 1  # a cell in quotes may hold several lines
+    except csv.Error as error:
+        yield begin, f"no csv, and nothing after it is read: {error}"
+
+
+def _parquet(data: bytes) -> Iterator[Line]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        if FILE_NAME not in columns or not any(name in columns for name in CAPTIONS):
+            yield 1, dict.fromkeys(file.schema_arrow.names)
+            return
+        number = 0
+        for batch in file.iter_batches(1024, columns=columns):
+            values = [_values(batch.column(i)) for i in range(len(columns))]
+            for row in zip(*values, strict=True):
+                number += 1
+                yield number, dict(zip(columns, row, strict=True))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        yield 1, f"no parquet: {error}"
+
+
+def _values(column: Any) -> list:
+    """A column's values; text that is no UTF-8 as `read_table` says, where Arrow would raise."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+        return [None if v is None else v.decode("utf-8", "surrogateescape") for v in column.to_pylist()]
+    return column.to_pylist()
