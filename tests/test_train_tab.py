@@ -19,7 +19,7 @@ from PIL import Image
 import ui.data
 from pipelines import TextToImagePipeline
 from ui.app import launch
-from ui.data import add_upload, data_names, prepare, preview
+from ui.data import add_upload, check_data, data_names, preview
 from ui.models import Models
 from ui.train_tab import begin, model_of
 
@@ -179,7 +179,7 @@ def test_only_data_that_is_listed_can_be_named(make_zip: MakeZip, tmp_path: Path
     Path("linked").symlink_to(tmp_path / "elsewhere")
     assert data_names() == ["shapes", "emoji"]
     with pytest.raises(ValueError, match="there is no data"):
-        prepare(name)
+        check_data(name)
     assert not preview(name, 32).usable
 
 
