@@ -6,6 +6,7 @@ Shapes: h×w pixels. Lengths and places are in units of the picture's shorter si
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -119,14 +120,25 @@ def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False
         held_out: False never shows a pair of `HELD_OUT`; True shows one in every scene, for testing.
         language: of the caption, one of `captions.LANGUAGES`; the picture is the same in all.
     """
+    return tellings(seed, index, (language,), kind, held_out)[0]
+
+
+def tellings(
+    seed: int, index: int, languages: Sequence[str], kind: str | None = None, held_out: bool = False
+) -> list[Scene]:
+    """A `scene` once in each of these languages: to place its things anew for each would take longer than to say it."""
     rng = np.random.default_rng((seed, index))
     kind = str(rng.choice(KINDS, p=[0.15, 0.2, 0.2, 0.3, 0.15])) if kind is None else kind
     ground = str(rng.choice(list(GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
     described = _describe_objects(rng, kind, held_out)
     objects, relation = _place(rng, kind, described)
     said = relation and relation[1]
-    text, words = caption(rng, objects, kind == "count", ground, said, language)
-    return Scene(kind, objects, ground, relation, text, words)
+    state, told = rng.bit_generator.state, []
+    for language in languages:
+        rng.bit_generator.state = state
+        text, words = caption(rng, objects, kind == "count", ground, said, language)
+        told.append(Scene(kind, objects, ground, relation, text, words))
+    return told
 
 
 def described(text: str) -> Scene | None:
@@ -211,8 +223,9 @@ def render(described: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarr
     picture[:] = GROUNDS[described.ground]
     masks = np.zeros((len(described.objects), height, width), np.float32)
     for mask, o in zip(masks, described.objects, strict=True):
-        mask[:] = coverage(o.shape, *_pixels(o, height, width), height, width)
-        picture += mask[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture)
+        box, covered = _coverage(o.shape, *_pixels(o, height, width), height, width)
+        mask[box] = covered
+        picture[box] += covered[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture[box])
     return picture.round().astype(np.uint8), masks
 
 
@@ -224,6 +237,16 @@ def _pixels(o: Object, height: int, width: int) -> tuple[float, float, float]:
 
 def coverage(shape: str, x: float, y: float, radius: float, height: int, width: int) -> np.ndarray:
     """How much of each pixel a shape covers, (h, w) float32 in [0, 1]; centre and radius in pixels."""
+    out = np.zeros((height, width), np.float32)
+    box, covered = _coverage(shape, x, y, radius, height, width)
+    out[box] = covered
+    return out
+
+
+def _coverage(
+    shape: str, x: float, y: float, radius: float, height: int, width: int
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """`coverage` of the rows and columns that can have any, and which these are."""
     fine = 16  # samples across a pixel: Pillow's polygon draws its border too, half a sample too many all around
     left, top = math.floor(x - 1.3 * radius), math.floor(y - 1.3 * radius)
     box = math.ceil(2.6 * radius) + 2
@@ -231,11 +254,9 @@ def coverage(shape: str, x: float, y: float, radius: float, height: int, width: 
     outline = (SHAPES[shape] * radius + (x - left, y - top)) * fine
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=255)
     patch = np.asarray(canvas.reduce(fine), np.float32) / 255
-    out = np.zeros((height, width), np.float32)
-    y0, y1, x0, x1 = max(top, 0), min(top + box, height), max(left, 0), min(left + box, width)
-    if y0 < y1 and x0 < x1:
-        out[y0:y1, x0:x1] = patch[y0 - top : y1 - top, x0 - left : x1 - left]
-    return out
+    y0, y1 = (min(max(side, 0), height) for side in (top, top + box))
+    x0, x1 = (min(max(side, 0), width) for side in (left, left + box))
+    return (slice(y0, y1), slice(x0, x1)), patch[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def word_mask(word: Word, masks: np.ndarray) -> np.ndarray | None:
