@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -94,7 +95,7 @@ class SceneExamples:
         """Scenes have no version that somebody could forget to raise: it is what some of them look like."""
         digest = hashlib.sha256(repr(self.seed).encode())
         for place in range(32):
-            example = self.example(place)
+            example = self._render(self.seed, place)
             digest.update(example.picture.tobytes() + f"{example.caption}\n{example.translation}\n".encode())
         return digest.hexdigest()[:16]
 
@@ -102,12 +103,11 @@ class SceneExamples:
         return f"the scenes {places.start} to {places.stop - 1} of seed {self.seed}"
 
     def _render(self, seed: int, place: int) -> Example:
-        language, other = ("en", "zh") if place % 2 == 0 else ("zh", "en")
-        scene = self.world.scene(seed, place, language=language)
+        scene, other = self.world.tellings(seed, place, ("en", "zh") if place % 2 == 0 else ("zh", "en"))
         picture, masks = self.world.render(scene, self.size)
-        regions = [(w.start, w.end, word_mask(w, masks)) for w in scene.words]
-        translation = self.world.scene(seed, place, language=other).caption
-        return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None], translation, scene)
+        where = [(w.start, w.end, word_mask(w, masks)) for w in scene.words]
+        regions = [(start, end, mask) for start, end, mask in where if mask is not None]
+        return Example(picture, scene.caption, regions, other.caption, scene)
 
 
 @dataclass
@@ -165,14 +165,14 @@ class Collator:
         masks (B, T, h / cell, w / cell)
         """
         read = self.tokenizer(captions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt")
-        height, width = (side // self.cell for side in shape)
-        masks = np.zeros((*read["input_ids"].shape, height, width), np.float32)
+        masks = np.zeros((*read["input_ids"].shape, *(side // self.cell for side in shape)), np.float32)
         for row, (caption, offsets, spans) in enumerate(
             zip(captions, read["offset_mapping"].tolist(), regions, strict=True)
         ):
-            for start, end, mask in spans if caption else ():
-                pooled = mask.reshape(height, self.cell, width, self.cell).mean(axis=(1, 3))
-                masks[row, list(tokens_of(start, end, offsets))] = pooled
+            if caption and spans:
+                pooled = F.avg_pool2d(torch.from_numpy(np.stack([mask for _, _, mask in spans])), self.cell)
+                for (start, end, _), cells in zip(spans, pooled.numpy(), strict=True):
+                    masks[row, list(tokens_of(start, end, offsets))] = cells
         return read["input_ids"], read["attention_mask"].bool(), torch.from_numpy(masks)
 
     def write(self, translations: list[str]) -> tuple[Tensor, Tensor]:

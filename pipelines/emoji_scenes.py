@@ -8,7 +8,7 @@ Shapes: h×w pixels. Lengths and places are in units of the picture's shorter si
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,11 +17,10 @@ import numpy as np
 from PIL import Image, ImageFont
 
 from pipelines import scenes
-from pipelines.captions import caption
 from pipelines.emoji import GROUNDS, appearing_whole, bitmap, clear_grounds, find_font, free_folder
 from pipelines.emoji_words import EMOJI as VOCABULARY
 from pipelines.emoji_words import THINGS
-from pipelines.scenes import DIFFERENT, Object, Scene, kind_of, place, word_mask
+from pipelines.scenes import DIFFERENT, Object, Scene, kind_of, place, tell, word_mask
 
 SIZES: dict[str, float] = {"small": 0.28, "medium": 0.35, "big": 0.43}
 """Name of a size -> the longer side of the emoji's box: 18, 22 and 28 pixels of 64."""
@@ -54,6 +53,13 @@ def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False
     Raises:
         ValueError: the font is missing.
     """
+    return tellings(seed, index, (language,), kind, held_out)[0]
+
+
+def tellings(
+    seed: int, index: int, languages: Sequence[str], kind: str | None = None, held_out: bool = False
+) -> list[Scene]:
+    """A `scene` once in each of these languages."""
     rng = np.random.default_rng((seed, index))
     kind = kind_of(rng) if kind is None else kind
     names, ground = _choose(rng, DIFFERENT[kind], held_out)
@@ -64,9 +70,7 @@ def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False
     if kind == "count":
         described *= int(rng.integers(2, 4))
     objects, relation = place(rng, kind, described, reach=1.0, gap=0.01)
-    said = relation and relation[1]
-    text, words = caption(rng, objects, kind == "count", ground, said, language, VOCABULARY)
-    return Scene(kind, objects, ground, relation, text, words, "emoji")
+    return tell(rng, Scene(kind, objects, ground, relation, data="emoji"), languages, VOCABULARY)
 
 
 def described(text: str) -> Scene | None:

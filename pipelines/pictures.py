@@ -88,4 +88,4 @@ def nearest_shape(width: int, height: int, shapes: Sequence[Shape]) -> Shape:
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
     """uint8 pictures (B, h, w, 3) -> (B, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -147,6 +147,18 @@ def scene(
         swap: one of `SWAPS`: that exchanged, of a scene with two different objects, and all else as without it, the
             wording of the caption too.
     """
+    return tellings(seed, index, (language,), kind, held_out, swap)[0]
+
+
+def tellings(
+    seed: int,
+    index: int,
+    languages: Sequence[str],
+    kind: str | None = None,
+    held_out: bool = False,
+    swap: str | None = None,
+) -> list[Scene]:
+    """A `scene` once in each of these languages: to place its things anew for each would take longer than to say it."""
     rng = np.random.default_rng((seed, index))
     kind = kind_of(rng) if kind is None else kind
     ground = str(rng.choice(list(GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
@@ -155,9 +167,18 @@ def scene(
     objects, relation = place(rng, kind, sized, reach=1.15, gap=0.02)  # a diamond is the tallest shape for its radius
     if swap:
         objects, relation = _swapped(objects, relation, swap)
-    said = relation and relation[1]
-    text, words = caption(rng, objects, kind == "count", ground, said, language)
-    return Scene(kind, objects, ground, relation, text, words)
+    return tell(rng, Scene(kind, objects, ground, relation), languages, VOCABULARY)
+
+
+def tell(rng: np.random.Generator, untold: Scene, languages: Sequence[str], vocabulary: Vocabulary) -> list[Scene]:
+    """A scene with its caption in each of these languages, as `rng` would have it in each alone."""
+    said = untold.relation and untold.relation[1]
+    state, told = rng.bit_generator.state, []
+    for language in languages:
+        rng.bit_generator.state = state
+        text, words = caption(rng, untold.objects, untold.kind == "count", untold.ground, said, language, vocabulary)
+        told.append(replace(untold, caption=text, words=words))
+    return told
 
 
 def kind_of(rng: np.random.Generator) -> str:
@@ -259,8 +280,9 @@ def render(described: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarr
     picture[:] = GROUNDS[described.ground]
     masks = np.zeros((len(described.objects), height, width), np.float32)
     for mask, o in zip(masks, described.objects, strict=True):
-        mask[:] = coverage(o.shape, *_pixels(o, height, width), height, width)
-        picture += mask[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture)
+        box, covered = _coverage(o.shape, *_pixels(o, height, width), height, width)
+        mask[box] = covered
+        picture[box] += covered[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture[box])
     return picture.round().astype(np.uint8), masks
 
 
@@ -272,6 +294,16 @@ def _pixels(o: Object, height: int, width: int) -> tuple[float, float, float]:
 
 def coverage(shape: str, x: float, y: float, radius: float, height: int, width: int) -> np.ndarray:
     """How much of each pixel a shape covers, (h, w) float32 in [0, 1]; centre and radius in pixels."""
+    out = np.zeros((height, width), np.float32)
+    box, covered = _coverage(shape, x, y, radius, height, width)
+    out[box] = covered
+    return out
+
+
+def _coverage(
+    shape: str, x: float, y: float, radius: float, height: int, width: int
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """`coverage` of the rows and columns that can have any, and which these are."""
     fine = 16  # samples across a pixel: Pillow's polygon draws its border too, half a sample too many all around
     left, top = math.floor(x - 1.3 * radius), math.floor(y - 1.3 * radius)
     box = math.ceil(2.6 * radius) + 2
@@ -279,11 +311,9 @@ def coverage(shape: str, x: float, y: float, radius: float, height: int, width: 
     outline = (SHAPES[shape] * radius + (x - left, y - top)) * fine
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline.tolist()], fill=255)
     patch = np.asarray(canvas.reduce(fine), np.float32) / 255
-    out = np.zeros((height, width), np.float32)
-    y0, y1, x0, x1 = max(top, 0), min(top + box, height), max(left, 0), min(left + box, width)
-    if y0 < y1 and x0 < x1:
-        out[y0:y1, x0:x1] = patch[y0 - top : y1 - top, x0 - left : x1 - left]
-    return out
+    y0, y1 = (min(max(side, 0), height) for side in (top, top + box))
+    x0, x1 = (min(max(side, 0), width) for side in (left, left + box))
+    return (slice(y0, y1), slice(x0, x1)), patch[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def word_mask(word: Word, masks: np.ndarray) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """The scenes without end that models are trained and tested on, by the names `--data` knows them by.
 
-Each is a module with `scene(seed, index, kind, held_out, language)`, `render(scene, size)`, `described(text)`, its
+Each is a module with `scene(seed, index, kind, held_out, language)`, `tellings` of it in several languages,
+`render(scene, size)`, `described(text)`, its
 `VOCABULARY`, and `WORDY`, after how many scenes every word of it has been said.
 """
 

@@ -151,6 +151,7 @@ def test_train_refuses_a_folder_in_use_and_data_it_cannot_read(fails, tmp_path: 
     assert "nothing to resume" in fails("train", "--out", tmp_path / "none", "--resume")
     assert "has no pictures" in fails("train", "--data", tmp_path / "mine", "--out", tmp_path / "new")
     assert "no-such-data" in fails("train", "--data", "no-such-data", "--out", tmp_path / "new")
+    assert "fit must be crop or pad, got 'squash'" in fails("train", "--fit", "squash", "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

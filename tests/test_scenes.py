@@ -1,6 +1,7 @@
 """Properties of the scenes: what is drawn, what is said of it, and that both are exact."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pipelines.scenes import (
     coverage,
     render,
     scene,
+    tellings,
     unit_area,
     word_mask,
 )
@@ -197,3 +199,36 @@ def test_a_shape_cut_by_the_edge_is_drawn_as_far_as_it_goes():
     whole = coverage("circle", 32, 32, 10, 64, 64)
     assert np.array_equal(coverage("circle", 0, 32, 10, 64, 64)[:, :32], whole[:, 32:])
     assert coverage("circle", -40, 32, 10, 64, 64).max() == 0
+
+
+# What is done to be fast changes nothing.
+
+
+def drawn_plainly(shown: Scene, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture and the masks of a scene, every object laid over the whole picture."""
+    picture = np.empty((height, width, 3), np.float32)
+    picture[:] = GROUNDS[shown.ground]
+    side, masks = min(height, width), []
+    for o in shown.objects:
+        mask = coverage(o.shape, o.x * width, o.y * height, o.radius * side, height, width)
+        picture += mask[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture)
+        masks.append(mask)
+    return picture.round().astype(np.uint8), np.stack(masks)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 48)])
+def test_only_the_boxes_around_objects_are_drawn_and_no_pixel_shows_it(shape: tuple[int, int]) -> None:
+    for index in range(150):
+        shown = scene(11, index)
+        if index % 3 == 0:  # half out of the picture, or all of it
+            moved = [replace(o, x=o.x * 2.5 - 0.7, y=1.4 - 2 * o.y) for o in shown.objects]
+            shown = replace(shown, objects=tuple(moved))
+        for found, expected in zip(render(shown, shape), drawn_plainly(shown, *shape), strict=True):
+            assert found.dtype == expected.dtype and np.array_equal(found, expected)
+
+
+def test_a_scene_told_in_two_languages_is_the_scene_told_in_each() -> None:
+    for index in range(100):
+        languages = ("zh", "en") if index % 2 else ("en", "zh")
+        expected = [scene(7, index, language=language) for language in languages]
+        assert tellings(7, index, languages) == expected
