@@ -1,9 +1,11 @@
 """The judge of emoji sees what is there, sees it through small imperfections, and catches each kind of error."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 
@@ -11,8 +13,9 @@ from pipelines import emoji, emoji_scenes, scenes, worlds
 from pipelines.emoji_judge import see_emoji
 from pipelines.emoji_scenes import SIZES, render, scene
 from pipelines.emoji_words import THINGS
-from pipelines.judge import UNKNOWN, judge, locate
+from pipelines.judge import SEE, UNKNOWN, judge, locate
 from pipelines.scenes import KINDS, Object, Scene
+from ui.generate_tab import verdict
 
 SEED = 161_803
 
@@ -160,3 +163,19 @@ def test_each_caption_is_read_and_judged_as_what_it_speaks_of() -> None:
     assert worlds.described("a red cat") is None
     circle = scenes.scene(1, 1, "one")
     assert judge(circle, worlds.render(circle)[0]).all_correct
+
+
+def test_the_page_judges_emoji_and_goes_on_where_there_is_no_font(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = AttentionOf("a cat left of a car on a green background", render(PAIR)[0])
+    assert all(ok for _, ok in verdict(drawn))
+    monkeypatch.setitem(SEE, "emoji", lambda picture: emoji.find_font([tmp_path]))
+    assert verdict(drawn) is None
+
+
+class AttentionOf:
+    """What the page keeps of one drawing: its prompt and its picture."""
+
+    def __init__(self, prompt: str, picture: np.ndarray):
+        self.prompts, self.pictures = [prompt], torch.from_numpy(picture)[None]
