@@ -19,9 +19,9 @@ from pipelines.capture import trace
 from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.machine import machine
 from pipelines.objective import TextToImageModel
+from pipelines.recipe import attention_kernel, bf16_is_fast
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import attention_kernel, bf16_is_fast
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 PROMPT = "a red circle left of a blue square"

@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.data.examples import PictureExamples
+from pipelines.data.sources import DataError
 from pipelines.dataset import Example, Examples
 from pipelines.evaluate import share_of
 from pipelines.overlay import label_font
-from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import to_tensor
-from pipelines.sources import DataError
 
 SIDE = 64
 """Side in pixels at which pictures are compared; larger ones are averaged down to it."""

@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.data.sources import DataError
 from pipelines.processes import this_process
 from pipelines.run_folder import StoppedError, StopSignals, append_row, read_rows
-from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
 
 RESULTS, PLAN, PICTURES = "results.jsonl", "plan.json", "pictures"

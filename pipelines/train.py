@@ -8,19 +8,17 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -28,17 +26,17 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.card import CARD, write_card
 from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
+from pipelines.data.examples import PictureExamples
+from pipelines.data.preflight import check, check_on_bad
 from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches, seed_of
 from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
 from pipelines.machine import Pace, brief, code_version, machine
 from pipelines.memorise import leave_memorised
-from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel, split
-from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import FITS, shapes_near
-from pipelines.preflight import check, check_on_bad
 from pipelines.processes import any_process, check_share, share, this_process
+from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
     CHECKPOINTS,
@@ -184,7 +182,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     )
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
-    optimizer = muon(model, config)
+    rates = config.learning_rate, config.weight_decay
+    optimizer = muon(model, *rates)
     if before:
         load_checkpoint(before.checkpoint, model, ema, optimizer)
 
@@ -193,7 +192,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     end = seen + (config.steps - start) * config.batch_size
     loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, workers=1))
     wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are
-    trained, average, stepping = prepare(accelerator, *wholes, lambda copy: muon(copy, config))
+    trained, average, stepping = prepare(accelerator, *wholes, lambda copy: muon(copy, *rates))
     accelerator.init_trackers("tensorboard")
     shown = [
         e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
@@ -361,29 +360,6 @@ def save_model(pipe: TextToImagePipeline | TranslationPipeline, out: Path) -> No
     shutil.rmtree(new)
 
 
-def muon(model: TextToImageModel, config: TrainConfig) -> Muon:
-    """The optimizer of a run: Muon for the matrices between layers, AdamW for the ends and what is no matrix."""
-    ends = ("conv_in.weight", "conv_out.weight", "embedding.weight")
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        between = parameter.ndim >= 2 and not name.endswith(ends)
-        (matrices if between else others).append(parameter)
-    dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
-    return Muon(matrices, others, config.learning_rate, config.weight_decay, dtype=dtype)
-
-
-def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bf16 much faster than fp32: a GPU, a CPU with AMX or with AVX-512's bf16."""
-    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch we run with
-    return torch.cuda.is_available() or any(capabilities.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
-
-
-def attention_kernel(device: str) -> AbstractContextManager:
-    """On a CPU plain products: to go back through its fused kernel takes torch 2.13 a third of a whole step in bf16."""
-    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" and bf16_is_fast() else nullcontext()
-
-
 def load_examples(config: TrainConfig) -> Examples:
     """The data a run names: the endless scenes, or captioned pictures."""
     if config.data in WORLDS:
@@ -407,25 +383,6 @@ def size_multiple(begin_from: str) -> int:
     settings = CrossAttentionUNet.load_config(locate(begin_from), subfolder="unet") if begin_from else {}
     with torch.device("meta"):  # no weights
         return CrossAttentionUNet.from_config(settings).size_multiple
-
-
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """The learning rate's factor: up over the warm-up, level, then down to nothing over the last third."""
-    return min(1.0, (step + 1) / max(warmup, 1), (steps - step) / steps * 3)
-
-
-def power_function_ema(sigma: float) -> Callable[..., None]:
-    """An average of the weights over a window that grows with the run (EDM2, arXiv 2312.02696, section 3.1).
-
-    `sigma` is the window's standard deviation relative to the length of training.
-    """
-    gamma = np.roots([1, 7, 16 - sigma**-2, 12 - sigma**-2]).real.max()
-
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-        beta = (1 - 1 / (int(updates) + 1)) ** (gamma + 1)
-        torch._foreach_lerp_(averaged, current, 1 - beta)
-
-    return update
 
 
 def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen) -> TextToImagePipeline:

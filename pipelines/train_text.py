@@ -23,10 +23,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
+from pipelines.data.sources import DataError
 from pipelines.dataset import Shuffled, batches, seed_of
 from pipelines.failures import DivergedError, explained
 from pipelines.objective import text_loss
 from pipelines.processes import any_process, check_share, share, this_process
+from pipelines.recipe import attention_kernel, bf16_is_fast, power_function_ema, schedule
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
     CHECKPOINTS,
@@ -40,10 +42,9 @@ from pipelines.run_folder import (
     unused,
     write_whole,
 )
-from pipelines.sources import DataError
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, save_model, schedule
+from pipelines.train import save_model
 from unet_xattn import Transformer
 
 LONGEST_LINE = 10_000

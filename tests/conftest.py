@@ -2,8 +2,9 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything bundled or local works with no connection, the tests too
@@ -16,8 +17,10 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+import pipelines.train
 from pipelines import TextToImagePipeline
 from pipelines.dataset import SceneExamples
+from pipelines.objective import Losses
 from pipelines.tokenizer import train_tokenizer
 from unet_xattn import CrossAttentionUNet, Transformer
 
@@ -106,3 +109,19 @@ def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         return folder
 
     return make
+
+
+@pytest.fixture
+def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function of n: in its n-th step from here on, a training is asked by a signal to stop."""
+    step_losses, steps = pipelines.train.step_losses, count(1)
+
+    def arrange(wanted: int) -> None:
+        def stopping(*arguments: object) -> Losses:
+            if next(steps) == wanted:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step_losses(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pipelines.train, "step_losses", stopping)
+
+    return arrange

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import pipelines.recipe
 import pipelines.train
 import pipelines.train_text
 from pipelines.dataset import SceneExamples
@@ -42,7 +43,7 @@ def text_settings(pairs: Path, out: Path) -> TextConfig:
 
 def exact(patch: pytest.MonkeyPatch) -> None:
     """fp32 on this machine too, or no two ways to add up are as near as is asked here."""
-    for module in (pipelines.train, pipelines.train_text):
+    for module in (pipelines.recipe, pipelines.train, pipelines.train_text):
         patch.setattr(module, "bf16_is_fast", lambda: False)
 
 

@@ -25,7 +25,7 @@ from pipelines.checkpoint import (
     save_checkpoint,
 )
 from pipelines.muon import Muon
-from pipelines.train import power_function_ema
+from pipelines.recipe import power_function_ema
 
 
 class Run:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from pipelines import emoji
-from pipelines.picture_examples import PictureExamples
-from pipelines.preflight import check
-from pipelines.sources import read_source
+from pipelines.data.examples import PictureExamples
+from pipelines.data.preflight import check
+from pipelines.data.sources import read_source
 
 
 @pytest.fixture(scope="module")

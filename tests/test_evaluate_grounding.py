@@ -19,7 +19,7 @@ from pipelines.evaluate_grounding import (
 )
 from pipelines.scenes import render, scene
 from pipelines.text_to_image import TextToImagePipeline
-from ui.cli import calibrate_model
+from ui.commands.measure import calibrate_model
 from unet_xattn import AttentionTrace
 
 

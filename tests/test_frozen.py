@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-import pipelines.train
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace, verify
 from pipelines.components import (
     can_translate,
@@ -470,11 +469,11 @@ def test_a_run_trains_the_unet_and_nothing_else(finished: TrainConfig, folders: 
 
 
 def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
-    finished: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: TrainConfig, tmp_path: Path, stop_in_step: Callable[[int], None]
 ) -> None:
     config = replace(finished, out=str(tmp_path / "run"))
-    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="stopped at step 1 of 2"):
-        patch.setattr(pipelines.train, "asked_to_stop", lambda *_: True)
+    stop_in_step(1)
+    with pytest.raises(StoppedError, match="stopped at step 1 of 2"):
         train(config)
     torch.manual_seed(12345)
     train(TrainConfig(out=config.out), resume=True)
@@ -730,7 +729,7 @@ def test_the_command_trains_with_what_it_is_told(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[TrainConfig] = []
-    monkeypatch.setattr("ui.cli.train_model", lambda config, resume: asked.append(config) or tmp_path)
+    monkeypatch.setattr("ui.commands.train.train_model", lambda config, *_: asked.append(config) or tmp_path)
     names = ["--text-encoder", str(folders["clip"]), "--vae", str(folders["kl"])]
     monkeypatch.setattr("sys.argv", ["unet-xattn", "train", *names, "--size", "256"])
     with pytest.raises(SystemExit) as end:

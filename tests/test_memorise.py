@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 import pipelines.memorise
 from pipelines import TextToImagePipeline
+from pipelines.data.examples import PictureExamples
+from pipelines.data.preflight import check
+from pipelines.data.sources import DataError
 from pipelines.dataset import SceneExamples
 from pipelines.memorise import leave_memorised, memorised, memorised_sheet, memorised_text, nearest
-from pipelines.picture_examples import PictureExamples
-from pipelines.preflight import check
 from pipelines.scenes import render, scene
-from pipelines.sources import DataError
 
 SIDE, COUNT = 32, 240
 
@@ -165,7 +166,7 @@ def test_data_without_an_end_or_without_held_out_pictures_is_refused(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     few = PictureExamples(check(make_folder("few", ["a", "b"]), progress=False).rows, [(SIDE, SIDE)], 0)
-    with pytest.raises(DataError, match="only 2 pictures: with fewer than 20 none is held out"):
+    with pytest.raises(DataError, match="only 2 pictures: with so few none is held out"):
         memorised(tiny_pipe, few)
     with pytest.raises(DataError, match="scenes without end"):
         memorised(tiny_pipe, SceneExamples(SIDE, 0))
@@ -176,10 +177,13 @@ def test_data_without_an_end_or_without_held_out_pictures_is_refused(
 def test_captions_a_model_cannot_read_whole_are_left_out(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    captions = ["a red circle " * (40 if i % 2 else 1) for i in range(20)]
-    examples = PictureExamples(check(make_folder("long", captions), progress=False).rows, [(SIDE, SIDE)], 0)
-    examples.validation_rows[0] = (examples.validation_rows[0][0], "a red circle")
+    captions = ["a red circle " * (40 if i % 2 else 1) for i in range(30)]
+    rows = check(make_folder("long", captions), progress=False).rows
+    examples = PictureExamples(rows, [(SIDE, SIDE)], 0)
+    assert examples.kept and not set(examples.kept) & set(examples.trained)
+    rows[examples.kept[0]] = replace(rows[examples.kept[0]], caption="a red circle")
+    short = [i for i in examples.trained if rows[i].caption == "a red circle "]
     report = leave_memorised(tiny_pipe, examples, tmp_path / "samples")
-    assert report is not None and report["training_captions"]["n"] == 10
+    assert report is not None and report["training_captions"]["n"] == len(short) < len(examples.trained)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["memorised.json", "memorised.png"]
     assert leave_memorised(tiny_pipe, examples, tmp_path / "samples") is None  # it is there

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.picture_cache import DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
+from pipelines.data.cache import DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
 
 SHAPE = (5, 4, 3)
 

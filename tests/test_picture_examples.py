@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-import pipelines.decode
+import pipelines.data.decode
 import pipelines.train
 from pipelines import TextToImagePipeline
+from pipelines.data.examples import PictureExamples, is_kept, split
+from pipelines.data.sources import DataError, Row
 from pipelines.dataset import Collator, Example, batches
 from pipelines.objective import TextToImageModel
-from pipelines.picture_examples import PictureExamples, is_kept, split
 from pipelines.pictures import shapes_near
 from pipelines.run_folder import StoppedError
-from pipelines.sources import DataError, Row
 from pipelines.tokenizer import train_tokenizer
 from pipelines.train import TrainConfig, size_multiple, train
 from pipelines.validate import validate
@@ -292,7 +292,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         return fit
 
     for name in ("fit_picture", "fit_mask"):
-        monkeypatch.setattr(pipelines.decode, name, counted(getattr(pipelines.decode, name)))
+        monkeypatch.setattr(pipelines.data.decode, name, counted(getattr(pipelines.data.decode, name)))
     return done
 
 
@@ -311,7 +311,7 @@ def test_what_is_too_large_for_memory_is_kept_on_disk_and_never_decoded_again(
     expected = PictureExamples(rows, SHAPES, seed=0, batch_size=4)
     assert "in memory" in expected.notes[0] and not any(tmp_path.iterdir())
     opened.clear()
-    monkeypatch.setattr(pipelines.decode, "IN_MEMORY", 0)
+    monkeypatch.setattr(pipelines.data.decode, "IN_MEMORY", 0)
     for more in range(3):
         examples = PictureExamples(rows[: 60 + more], SHAPES, seed=0, batch_size=4)
         assert str(tmp_path) in examples.notes[0]
@@ -332,7 +332,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_that_says_what_to_do(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UNET_XATTN_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(pipelines.decode, "IN_MEMORY", 0)
+    monkeypatch.setattr(pipelines.data.decode, "IN_MEMORY", 0)
     with pytest.raises(DataError, match="set UNET_XATTN_CACHE to a folder that has room") as caught:
         PictureExamples(ROWS, SQUARE, seed=0).example(0)
     assert "\n" not in str(caught.value)
@@ -369,7 +369,11 @@ def test_validation_takes_pictures_of_all_shapes(
 
 
 def test_a_run_with_every_option_that_is_stopped_and_resumed_ends_as_if_it_had_not_been(
-    tiny_pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_pipe: TextToImagePipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_in_step: Callable[[int], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     rows = [replace(pointing_row(SIZES[i % 3], i), weight=1 + i / 4) for i in range(6)]
@@ -390,9 +394,8 @@ def test_a_run_with_every_option_that_is_stopped_and_resumed_ends_as_if_it_had_n
     halved = replace(whole, out=str(tmp_path / "halved"))
     train(whole)
     assert "6 pictures, decoded in memory" in capsys.readouterr().err
-    asked = iter([False, False, True])
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(pipelines.train, "asked_to_stop", lambda *_: next(asked))
+    stop_in_step(3)
+    with pytest.raises(StoppedError):
         train(halved)
     train(halved, resume=True)
     assert (tmp_path / "halved/validation.jsonl").read_text() == (tmp_path / "whole/validation.jsonl").read_text()

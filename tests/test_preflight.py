@@ -19,15 +19,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image, ImageDraw, features
 
-from pipelines import look as look_module
-from pipelines.contact_sheet import contact_sheet
-from pipelines.duplicates import MOST_BITS, alike
-from pipelines.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines
-from pipelines.look import PictureError, decoding, look_at, open_picture
+from pipelines.data import look as look_module
+from pipelines.data.contact_sheet import contact_sheet
+from pipelines.data.duplicates import MOST_BITS, alike
+from pipelines.data.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines
+from pipelines.data.look import PictureError, decoding, look_at, open_picture
+from pipelines.data.preflight import check, examine
+from pipelines.data.rows import Row
+from pipelines.data.sources import DataError
 from pipelines.pictures import fit_picture
-from pipelines.preflight import check, examine
-from pipelines.rows import Row
-from pipelines.sources import DataError
 from pipelines.tokenizer import MAX_TOKENS
 
 MakeFolder = Callable[..., Path]

@@ -28,16 +28,17 @@ import pipelines.train
 import pipelines.validate
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import checkpoints, last_state, save_checkpoint
+from pipelines.data.examples import PictureExamples
+from pipelines.data.preflight import check
+from pipelines.data.sources import DataError
 from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.failures import DivergedError
 from pipelines.objective import Losses, TextToImageModel
-from pipelines.picture_examples import PictureExamples
 from pipelines.pictures import to_tensor
-from pipelines.preflight import check
+from pipelines.recipe import bf16_is_fast, power_function_ema, schedule
 from pipelines.resume import check_unchanged
 from pipelines.run_folder import StoppedError
-from pipelines.sources import DataError
-from pipelines.train import TrainConfig, bf16_is_fast, power_function_ema, schedule, step_losses, train
+from pipelines.train import TrainConfig, step_losses, train
 from pipelines.validate import LEVELS, draw_samples, sheet_of, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
@@ -164,12 +165,11 @@ def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_
 
 
 def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
-    finished: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: TrainConfig, tmp_path: Path, stop_in_step: Callable[[int], None]
 ) -> None:
     config = replace(finished, out=str(tmp_path / "run"))
-    asked = iter([False, False, True])
-    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="stopped at step 3 of 4, and saved"):
-        patch.setattr(pipelines.train, "asked_to_stop", lambda *_: next(asked))
+    stop_in_step(3)
+    with pytest.raises(StoppedError, match="stopped at step 3 of 4, and saved"):
         train(config)
     assert last_state(tmp_path / "run" / "checkpoints")["step"] == 3
     train(TrainConfig(out=config.out), resume=True)
@@ -382,9 +382,9 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_it_too(
 ) -> None:
     forward = TextToImageModel.forward
 
-    def steep(self: TextToImageModel, batch: Batch, use_masks: bool = True) -> Losses:
-        losses = forward(self, batch, use_masks)
-        return replace(losses, flow=losses.flow + (losses.flow - losses.flow.detach()).abs().sqrt())
+    def steep(self: TextToImageModel, batch: Batch, *rest: Any) -> Losses:
+        losses = forward(self, batch, *rest)
+        return losses._replace(flow=losses.flow + (losses.flow - losses.flow.detach()).abs().sqrt())
 
     monkeypatch.setattr(TextToImageModel, "forward", steep)
     with pytest.raises(DivergedError, match=r"step 1 was not taken.*flow \d.*the scenes 0 to 1 of seed 0"):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import pipelines.train_text
 from pipelines import TranslationPipeline
 from pipelines.checkpoint import checkpoints, save_checkpoint
-from pipelines.sources import DataError
+from pipelines.data.sources import DataError
 from pipelines.train_text import TextConfig, read_pairs, split_pairs, train_text
 
 DIGITS = {"1": "One", "2": "Two", "3": "Three", "4": "Four", "5": "Five"}

@@ -17,13 +17,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from pipelines.data.files import is_clutter
+from pipelines.data.findings import DataError
+from pipelines.data.look import open_picture
+from pipelines.data.preflight import Report, examine
+from pipelines.data.tables import TABLES
 from pipelines.dataset import Example, SceneExamples
-from pipelines.files import is_clutter
-from pipelines.findings import DataError
-from pipelines.look import open_picture
 from pipelines.pictures import fit_picture
-from pipelines.preflight import Report, examine
-from pipelines.tables import TABLES
 from pipelines.worlds import WORLDS
 from ui.runs import NAME
 

@@ -35,17 +35,10 @@ from pipelines.bench import machine
 from pipelines.dataset import Batch, Collator, SceneExamples, batches
 from pipelines.evaluate import evaluate
 from pipelines.objective import TextToImageModel
+from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
 from pipelines.text_to_image import read_prompts
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import (
-    TrainConfig,
-    as_pipeline,
-    attention_kernel,
-    bf16_is_fast,
-    muon,
-    power_function_ema,
-    schedule,
-)
+from pipelines.train import TrainConfig, as_pipeline
 from unet_xattn import CrossAttentionUNet, Transformer
 
 MARKS = (0.5, 0.8, 0.9)
@@ -63,7 +56,7 @@ class Ours:
         self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())
         self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(self.config.ema_sigma))
-        self.optimizer = muon(self.model, self.config)
+        self.optimizer = muon(self.model, self.config.learning_rate, self.config.weight_decay)
 
     def step(self, batch: Batch, step: int, share: float) -> None:
         for group in self.optimizer.param_groups:

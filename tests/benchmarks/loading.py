@@ -26,11 +26,12 @@ import torch
 from PIL import Image
 
 from pipelines.bench import machine
+from pipelines.data.examples import PictureExamples
+from pipelines.data.sources import Row
 from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches
 from pipelines.objective import TextToImageModel
-from pipelines.picture_examples import PictureExamples
-from pipelines.sources import Row
-from pipelines.train import TrainConfig, attention_kernel, bf16_is_fast, build, muon
+from pipelines.recipe import attention_kernel, bf16_is_fast, muon
+from pipelines.train import TrainConfig, build
 
 SIZE, BATCH = 64, 64
 WARM_UP = 2
@@ -55,9 +56,9 @@ def rows_of(folder: Path, count: int) -> list[Row]:
 def make_step(examples: Examples) -> tuple[Callable[[Batch], None], Collator]:
     """A whole training step of the default model, as `train` takes it, and what makes its batches."""
     config = TrainConfig(size=SIZE, batch_size=BATCH)
-    tokenizer, text_encoder, unet = build(config, examples, examples.translates)
+    tokenizer, text_encoder, unet, _ = build(config, examples, examples.translates)
     model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last))
-    optimizer = muon(model, config)
+    optimizer = muon(model, config.learning_rate, config.weight_decay)
 
     def step(batch: Batch) -> None:
         with attention_kernel("cpu"), torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast()):

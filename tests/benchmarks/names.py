@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.bench_attention import TorchTransformer
 from pipelines.machine import machine
 from pipelines.names import names
+from pipelines.recipe import schedule
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import schedule
 from pipelines.train_text import PairStream, collate, split_pairs
 from unet_xattn import Transformer
 

@@ -24,7 +24,7 @@ import psutil
 from PIL import Image
 
 from pipelines.bench import machine
-from pipelines.preflight import examine
+from pipelines.data.preflight import examine
 
 SIDE, FILES, ROUNDS = 256, 250, 9
 

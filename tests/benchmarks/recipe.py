@@ -73,14 +73,8 @@ def adamw(learning_rate: float) -> Callable[[], Settings]:
     """AdamW for every weight."""
 
     def change() -> Settings:
-        def optimizer(model: TextToImageModel, config: TrainConfig) -> AdamW:
-            return AdamW(
-                model.parameters(),
-                config.learning_rate,
-                betas=(0.9, 0.99),
-                weight_decay=config.weight_decay,
-                fused=True,
-            )
+        def optimizer(model: TextToImageModel, rate: float, decay: float) -> AdamW:
+            return AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
 
         pipelines.train.muon = optimizer  # type: ignore[assignment]
         return {"learning_rate": learning_rate}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pipelines.findings import ERROR, WARNING, DataError, Finding
+from pipelines.data.findings import ERROR, WARNING, DataError, Finding
 
 Reader = Callable[[], bytes]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.files import Files, Reader, leads_elsewhere
-from pipelines.findings import ERROR, NOTE, WARNING, DataError, Finding, printable
-from pipelines.rows import Row, Source, make_row
-from pipelines.tables import CAPTIONS, FILE_NAME, TABLES, read_table
+from pipelines.data.files import Files, Reader, leads_elsewhere
+from pipelines.data.findings import ERROR, NOTE, WARNING, DataError, Finding, printable
+from pipelines.data.rows import Row, Source, make_row
+from pipelines.data.tables import CAPTIONS, FILE_NAME, TABLES, read_table
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM", "AVIF", "JPEG2000")
 """Kinds of picture that are read, as Pillow calls them. It knows others, some of which start programs."""

@@ -3,10 +3,19 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from pipelines import TextToImagePipeline
+
+Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
+Streaming = Annotated[bool, typer.Option("--streaming", help="Take a hub set's pictures as they come, up to --limit.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many pictures.")]
+SOURCES = "a folder, a .zip or .tar, shards of WebDataset, or a set of datasets by its name"
+ON_BAD_HELP = "With pictures that cannot be used: fail, or skip them."
 
 
 def load(model: str) -> TextToImagePipeline:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipelines.findings import printable
-from pipelines.look import decoding, eight_bits, open_picture
+from pipelines.data.findings import printable
+from pipelines.data.look import decoding, eight_bits, open_picture
+from pipelines.data.rows import Row
 from pipelines.overlay import label_font
-from pipelines.rows import Row
 
 MOST = 64
 COLUMNS, SIDE, LABEL = 8, 112, 16  # pictures in a row; pixels

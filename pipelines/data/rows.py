@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipelines.files import Reader
-from pipelines.findings import ERROR, Finding
-from pipelines.tables import CAPTIONS, is_utf8
+from pipelines.data.files import Reader
+from pipelines.data.findings import ERROR, Finding
+from pipelines.data.tables import CAPTIONS, is_utf8
 
 MOST_CHARACTERS = 10_000
 """Of a caption. Longer ones are no captions."""

@@ -1,7 +1,7 @@
 """Captioned pictures as people keep them -> rows.
 
 A source is a folder, a .zip or .tar of one, shards of WebDataset, or a set that `datasets` knows. Nothing of it is
-changed, and no picture is read yet: `pipelines.preflight` does that.
+changed, and no picture is read yet: `pipelines.data.preflight` does that.
 """
 
 import glob
@@ -10,12 +10,12 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipelines.captioned import is_picture, read_files
-from pipelines.files import open_folder, open_tar, open_zip
-from pipelines.findings import ERROR, DataError, Finding, printable
-from pipelines.rows import Row, Source
-from pipelines.sets import is_name, is_saved, read_set
-from pipelines.tables import TABLES
+from pipelines.data.captioned import is_picture, read_files
+from pipelines.data.files import open_folder, open_tar, open_zip
+from pipelines.data.findings import ERROR, DataError, Finding, printable
+from pipelines.data.rows import Row, Source
+from pipelines.data.sets import is_name, is_saved, read_set
+from pipelines.data.tables import TABLES
 
 __all__ = ["DataError", "Row", "Source", "read_source"]
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.captioned import FORMATS
-from pipelines.files import Reader
-from pipelines.findings import ERROR, NOTE, WARNING, DataError, Finding, printable
-from pipelines.rows import Row
+from pipelines.data.captioned import FORMATS
+from pipelines.data.files import Reader
+from pipelines.data.findings import ERROR, NOTE, WARNING, DataError, Finding, printable
+from pipelines.data.rows import Row
 
 MOST_PIXELS = 89_478_485
 """Of a picture, where Pillow itself begins to warn: a quarter of a GiB as RGB."""

@@ -11,10 +11,10 @@ from functools import cached_property
 
 import numpy as np
 
+from pipelines.data.decode import DecodedRows
+from pipelines.data.sources import DataError, Row
 from pipelines.dataset import Example, Shuffled, seed_of
-from pipelines.decode import DecodedRows
 from pipelines.pictures import Shape, nearest_shape
-from pipelines.sources import DataError, Row
 from unet_xattn.words import phrase_spans
 
 VALIDATION_SHARE = 0.05

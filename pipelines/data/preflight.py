@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.duplicates import alike
-from pipelines.findings import ERROR, NOTE, WARNING, DataError, Finding, as_json, lines, of_severity, printable
-from pipelines.look import Look, look_at_all
-from pipelines.rows import Row
-from pipelines.sources import read_source
+from pipelines.data.duplicates import alike
+from pipelines.data.findings import ERROR, NOTE, WARNING, DataError, Finding, as_json, lines, of_severity, printable
+from pipelines.data.look import Look, look_at_all
+from pipelines.data.rows import Row
+from pipelines.data.sources import read_source
 from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
 from unet_xattn.words import WORD
 

@@ -8,10 +8,10 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.files import LARGEST, FilePart, Reader, Spool
-from pipelines.findings import ERROR, DataError, Finding, printable
-from pipelines.rows import Source, make_row
-from pipelines.tables import CAPTIONS
+from pipelines.data.files import LARGEST, FilePart, Reader, Spool
+from pipelines.data.findings import ERROR, DataError, Finding, printable
+from pipelines.data.rows import Source, make_row
+from pipelines.data.tables import CAPTIONS
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 """What the column of pictures may be called, where none says that it is one."""
