@@ -35,7 +35,7 @@ RECOGNISED, DETAILED = 0.7, 0.55
 """For it to be an emoji: the share of the squares in its box that its template must explain, and the correlation of the
 colours within it, less their mean. Chosen on scenes of seed 31,415: of 150 single emoji blurred by 0.5 pixels, half a
 pixel aside, under noise of 8 and a cast of up to 10, the least have 0.89 and 0.70; of 134 emoji that are none of ours,
-about 8 % would pass, most of them near relations, another snowman or a peach for an apple."""
+11 pass, most of them near relations, another snowman or a peach for an apple."""
 
 CLEAR = 60.0
 """RGB distance at which a pixel is clear of the ground."""
