@@ -35,7 +35,7 @@ RECOGNISED, DETAILED = 0.7, 0.55
 """For it to be an emoji: the share of the squares in its box that its template must explain, and the correlation of the
 colours within it, less their mean. Chosen on scenes of seed 31,415: of 150 single emoji blurred by 0.5 pixels, half a
 pixel aside, under noise of 8 and a cast of up to 10, the least have 0.89 and 0.70; of 134 emoji that are none of ours,
-about 8 % would pass, most of them near relations, another snowman or a peach for an apple."""
+11 pass, most of them near relations, another snowman or a peach for an apple."""
 
 CLEAR = 60.0
 """RGB distance at which a pixel is clear of the ground."""
@@ -46,7 +46,7 @@ SPECK = 0.005
 
 @dataclass(frozen=True)
 class _Found:
-    """An emoji in a size, where its box begins, in pixels, and how much it explains."""
+    """An emoji in a size, where its box begins, in pixels, how much it explains, and whether that is enough."""
 
     thing: str
     size: str
@@ -110,10 +110,10 @@ def _find(pixels: np.ndarray, ground: np.ndarray) -> list[_Found]:
             found.append(best)
             h, w = best.template.shape[:2]
             taken = np.array([0, 0, best.top, best.left, h, w])
-            pixels[best.top : best.top + h, best.left : best.left + w] -= best.template  # nobody else's evidence
+            pixels[best.top : best.top + h, best.left : best.left + w] -= best.template  # not to be seen twice
         else:
             taken = candidates[0]
-        candidates = candidates[_overlap(candidates, taken) <= 0.25]
+        candidates = candidates[1:][_overlap(candidates[1:], taken) <= 0.25]
     return found
 
 
@@ -163,7 +163,8 @@ def _look(pixels: np.ndarray, ground: np.ndarray, thing: str, size: str, top: in
     dy, dx = np.unravel_index(gain.argmax(), gain.shape)
     there = windows[dy, dx].transpose(1, 2, 0)  # (h, w, 3)
     fits = 1 - ((there - template) ** 2).sum() / square >= RECOGNISED
-    solid = glyph(thing, _side(size, pixels))[1] > 0.9
+    sharp = glyph(thing, _side(size, pixels))[1]
+    solid = sharp > 0.9 * sharp.max()  # tiny emoji are nowhere quite opaque
     seen, due = ((part[solid] - part[solid].mean(axis=0)).ravel() for part in (there, template))
     detailed = seen @ due >= DETAILED * np.linalg.norm(seen) * np.linalg.norm(due)
     return _Found(thing, size, y + int(dy), x + int(dx), template, float(gain[dy, dx]), bool(fits and detailed))

@@ -151,6 +151,15 @@ def test_other_sizes_are_judged_too(size: int | tuple[int, int]) -> None:
     assert sum(judge(s, render(s, size)[0]).all_correct for s in drawn) >= 9
 
 
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_any_picture_is_looked_at_in_the_end(size: int) -> None:
+    rng = np.random.default_rng(0)
+    for smooth in (0, 1, 3):
+        noise = ndimage.gaussian_filter(rng.standard_normal((size, size, 3)), (smooth, smooth, 0))
+        picture = (128 + 128 * noise / np.abs(noise).max()).astype(np.uint8)
+        assert len(see_emoji(picture).objects) < 64
+
+
 def test_a_picture_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         see_emoji(np.zeros((64, 64, 3), np.float32))
