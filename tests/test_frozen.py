@@ -19,6 +19,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace, verify
+from pipelines.checkpoint import checkpoints
 from pipelines.components import (
     can_translate,
     decode_latents,
@@ -460,7 +461,7 @@ def test_a_run_trains_the_unet_and_nothing_else(finished: TrainConfig, folders: 
     assert pipe.unet.config.memory_width == 32 and pipe.unet.config.in_channels == 4
     assert pipe.unet.config.sample_size == 16 and pipe.picture_size == 32
     assert pipe.unet.conv_out.weight.abs().max() > 0  # zero at the start
-    trained = load_file(Path(finished.out) / "checkpoint" / "model.safetensors")
+    trained = load_file(checkpoints(Path(finished.out) / "checkpoints")[0] / "model.safetensors")
     assert {name.split(".")[0] for name in trained} == {"unet"}
     with Image.open(Path(finished.out) / "samples" / "step-000002.png") as sheet:
         assert sheet.size == (4 * 32, 32)
@@ -479,7 +480,8 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
     train(TrainConfig(out=config.out), resume=True)
     for name in ("model", "ema", "optimizer"):
         wanted, got = (
-            load_file(Path(out) / "checkpoint" / f"{name}.safetensors") for out in (finished.out, config.out)
+            load_file(checkpoints(Path(out) / "checkpoints")[0] / f"{name}.safetensors")
+            for out in (finished.out, config.out)
         )
         assert wanted.keys() == got.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted), name
     losses = [(Path(out) / "validation.jsonl").read_text() for out in (finished.out, config.out)]

@@ -179,10 +179,10 @@ def test_captions_a_model_cannot_read_whole_are_left_out(
 ) -> None:
     captions = ["a red circle " * (40 if i % 2 else 1) for i in range(30)]
     rows = check(make_folder("long", captions), progress=False).rows
+    rows[0] = replace(rows[0], digest="0" * 64)  # which is held out
     examples = PictureExamples(rows, [(SIDE, SIDE)], 0)
-    assert examples.kept and not set(examples.kept) & set(examples.trained)
-    rows[examples.kept[0]] = replace(rows[examples.kept[0]], caption="a red circle")
-    short = [i for i in examples.trained if rows[i].caption == "a red circle "]
+    assert not set(examples.kept) & set(examples.trained)
+    short = [i for i in examples.trained if len(rows[i].caption) < 20]
     report = leave_memorised(tiny_pipe, examples, tmp_path / "samples")
     assert report is not None and report["training_captions"]["n"] == len(short) < len(examples.trained)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["memorised.json", "memorised.png"]
