@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.capture import trace
 from pipelines.dataset import Batch, Collator, SceneExamples
+from pipelines.machine import machine
 from pipelines.objective import TextToImageModel
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import train_tokenizer
@@ -149,13 +150,6 @@ def _peak_memory(model: str, keep: str, device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
-def machine(device: str = "cpu") -> str:
-    """The machine a figure was measured on, in words."""
-    if device != "cpu":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 def _step(
     unet: CrossAttentionUNet | UNet2DConditionModel, vocab_size: int, batch: Batch, device: str
 ) -> Callable[[], None]:
@@ -165,7 +159,7 @@ def _step(
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device):
-            memory = model.text_encoder.encode(batch.ids, batch.token_mask)
+            memory = model.memory(batch)
             times = batch.times * flow.TRAIN_TIMESTEPS
             prediction = unet(noisy, times, memory, encoder_attention_mask=batch.token_mask).sample
         flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean().backward()

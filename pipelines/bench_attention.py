@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.bench import machine, seconds
+from pipelines.bench import seconds
+from pipelines.components import can_translate
 from pipelines.evaluate import fixed_scenes
+from pipelines.machine import machine
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import Transformer, flow
 from unet_xattn.attention import MultiHeadAttention, Record
@@ -104,8 +106,11 @@ def trained_heads(pipe: TextToImagePipeline, prompts: int = 8) -> dict[str, dict
             pairs.setdefault(name, []).append(behaviour(weights[0], reads_itself=name.endswith("self")))
 
         ids = torch.tensor(pipe.tokenizer(caption)["input_ids"])[None]
-        memory = pipe.text_encoder.encode(ids, record=lambda name, w: look(f"{name}.self", w))
-        if len(pipe.text_encoder.decoder):
+        if isinstance(pipe.text_encoder, Transformer):
+            memory = pipe.text_encoder.encode(ids, record=lambda name, w: look(f"{name}.self", w))
+        else:
+            memory, _ = pipe.encode_prompt([caption])
+        if can_translate(pipe.text_encoder):
             pipe.text_encoder.decode(ids, memory, record=look)
         size = pipe.unet.config.sample_size
         noise = torch.randn(1, pipe.unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(i))

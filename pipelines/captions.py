@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +46,7 @@ CHINESE_COLOURS = {
 }
 CHINESE_GROUNDS = {"white": "白色", "gray": "灰色", "black": "黑色", "turquoise": "青色"}
 CHINESE_SIZES = {"small": ("小", "很小"), "medium": ("中等", "中等大小"), "big": ("大", "很大")}
-CHINESE_COUNTS = {2: "两个", 3: "三个"}
+CHINESE_NUMERALS = {1: "一", 2: "两", 3: "三"}
 CHINESE_RELATIONS = {
     "left of": ("左边", "左侧", "左面"),
     "right of": ("右边", "右侧", "右面"),
@@ -53,6 +54,34 @@ CHINESE_RELATIONS = {
     "below": ("下面", "下方", "下边"),
 }
 OPPOSITE = {"right of": "left of", "below": "above"}
+
+
+@dataclass(frozen=True)
+class Noun:
+    """What a kind of thing is called: several of it, its Chinese names, and the measure word that counts them there."""
+
+    plural: str
+    chinese: tuple[str, ...]
+    measure: str = "个"
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The words that scenes of a sort are told with: English word -> noun or Chinese word.
+
+    There are no colours where every thing has its own.
+    """
+
+    nouns: Mapping[str, Noun]
+    colours: Mapping[str, str]
+    grounds: Mapping[str, str]
+
+
+SHAPES = Vocabulary(
+    {shape: Noun(shape + ("es" if shape.endswith("s") else "s"), names) for shape, names in CHINESE_SHAPES.items()},
+    CHINESE_COLOURS,
+    CHINESE_GROUNDS,
+)
 
 
 class Thing(Protocol):
@@ -72,7 +101,7 @@ class Word:
 
     start: int
     end: int
-    kind: str  # shape, colour, size, count, relation or ground
+    kind: str  # shape (what a thing is), colour, size, count, relation or ground
     objects: tuple[int, ...] = ()
 
 
@@ -81,6 +110,7 @@ class _Speech:
     """A caption as it is being said."""
 
     rng: np.random.Generator
+    vocabulary: Vocabulary
     text: str = ""
     words: list[Word] = field(default_factory=list)
 
@@ -104,6 +134,7 @@ def caption(
     ground: str,
     relation: str | None,
     language: str,
+    vocabulary: Vocabulary = SHAPES,
 ) -> tuple[str, tuple[Word, ...]]:
     """Say a scene in one of many wordings, keeping account of what each word speaks of.
 
@@ -113,7 +144,7 @@ def caption(
         language: one of `LANGUAGES`.
     """
     groups = [tuple(range(len(objects)))] if counted else [(i,) for i in range(len(objects))]
-    speech = _Speech(rng)
+    speech = _Speech(rng, vocabulary)
     {"en": _english, "zh": _chinese}[language](speech, objects, groups, ground, relation)
     return speech.text, tuple(speech.words)
 
@@ -146,15 +177,15 @@ def _english(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: 
         if len(group) > 1:
             say(COUNT_WORDS[len(group)], "count", group)
         else:
-            say("an" if (size or o.colour)[0] in "aeiou" else "a")
+            say("an" if (size or o.colour or o.shape)[0] in "aeiou" else "a")
         if size:
             say(" ")
             say(size, "size", group)
+        if o.colour:
+            say(" ")
+            say(o.colour, "colour", group)
         say(" ")
-        say(o.colour, "colour", group)
-        say(" ")
-        plural = ("es" if o.shape.endswith("s") else "s") if len(group) > 1 else ""
-        say(o.shape + plural, "shape", group)
+        say(speech.vocabulary.nouns[o.shape].plural if len(group) > 1 else o.shape, "shape", group)
     if shows_ground and not ground_first:
         say(speech.one_of(" on a ", ", on a ", " against a "))
         say(ground, "ground")
@@ -169,12 +200,12 @@ def _english(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: 
 
 
 def _chinese(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: str, relation: str | None) -> None:
-    rng, say = speech.rng, speech.say
+    rng, say, grounds = speech.rng, speech.say, speech.vocabulary.grounds
     shows_ground = ground != "white" or rng.random() < 0.4
     ground_first = shows_ground and rng.random() < 0.4
     if ground_first:
         say(speech.one_of("", "在"))
-        say(CHINESE_GROUNDS[ground], "ground")
+        say(grounds[ground], "ground")
         say(speech.one_of("背景上有", "背景上，"))
     else:
         say(speech.one_of("", "", "", "图中有", "有", "画"))
@@ -182,23 +213,27 @@ def _chinese(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: 
         if i:
             say("在" if relation else ("和" if i == len(groups) - 1 else "、"))
         o = objects[group[0]]
+        noun = speech.vocabulary.nouns[o.shape]
+        counted = CHINESE_NUMERALS[len(group)] + noun.measure
         if len(group) > 1:
-            say(CHINESE_COUNTS[len(group)], "count", group)
+            say(counted, "count", group)
         elif not (i and relation) or rng.random() < 0.5:
-            say("一个")
+            say(counted)
         if size := speech.size(CHINESE_SIZES, o.size):
             say(size, "size", group)
-            say("的")
-        say(CHINESE_COLOURS[o.colour], "colour", group)
-        say(speech.one_of("的", ""))
-        say(speech.one_of(*CHINESE_SHAPES[o.shape]), "shape", group)
+            alone = o.colour or len(size) > 1 or noun.chinese[0].startswith(size)  # 小猫, but 很小的猫 and 大的大象
+            say("的" if alone else speech.one_of("的", ""))
+        if o.colour:
+            say(speech.vocabulary.colours[o.colour], "colour", group)
+            say(speech.one_of("的", ""))
+        say(speech.one_of(*noun.chinese), "shape", group)
     if relation:
         say("的")
         say(speech.one_of(*CHINESE_RELATIONS[relation]), "relation", (0, 1))
     if shows_ground and not ground_first:
         say(speech.one_of("，在", "，背景是", "，"))
         before = speech.text[-1]
-        say(CHINESE_GROUNDS[ground], "ground")
+        say(grounds[ground], "ground")
         say({"在": "背景上", "是": "的"}.get(before, "背景"))
     say(speech.one_of("", "", "", "。", "！"))
 
@@ -221,13 +256,13 @@ class Meaning:
     ground: str
 
 
-def meaning(text: str) -> Meaning | None:
+def meaning(text: str, vocabulary: Vocabulary = SHAPES) -> Meaning | None:
     """What a caption of this grammar says, in either language, or None for any other text.
 
     Case makes no difference, nor does the width of punctuation, which a tokenizer does not keep either.
     """
     text = unicodedata.normalize("NFKC", text.strip()).lower()
-    return _meaning_of(text, *_ENGLISH) or _meaning_of(text, *_CHINESE)
+    return _meaning_of(text, *_english_grammar(vocabulary)) or _meaning_of(text, *_chinese_grammar(vocabulary))
 
 
 def _meaning_of(text: str, sentence: re.Pattern, group: re.Pattern, name: Callable[[str], str]) -> Meaning | None:
@@ -237,7 +272,7 @@ def _meaning_of(text: str, sentence: re.Pattern, group: re.Pattern, name: Callab
     groups = []
     for found in group.finditer(said["things"]):
         size = name(found["size"]) if found["size"] else "medium"
-        count = int(name(found["count"] or "一个"))
+        count = int(name(found["count"] or "一"))
         groups.append((count, size, name(found["colour"]), name(found["shape"])))
     relation = said["relation"] and name(said["relation"])
     if relation in OPPOSITE:
@@ -252,16 +287,18 @@ def _any(wordings: Sequence[str]) -> str:
     return "|".join(sorted(map(re.escape, wordings), key=len, reverse=True))
 
 
-def _english_grammar() -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
+@cache
+def _english_grammar(vocabulary: Vocabulary) -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
     names = {"a": "1", "an": "1"} | {word: str(count) for count, word in COUNT_WORDS.items()}
     names |= {word: size for size, wordings in SIZE_WORDS.items() for word in wordings}
     names |= {word: relation for relation, wordings in RELATIONS.items() for word in wordings}
-    names |= {shape + plural: shape for shape in CHINESE_SHAPES for plural in ("", "s", "es")}
+    names |= {noun.plural: name for name, noun in vocabulary.nouns.items()}
     sizes = _any([word for wordings in SIZE_WORDS.values() for word in wordings])
-    shapes = rf"(?:{_any(list(CHINESE_SHAPES))})(?:es|s)?"
-    thing = rf"\b(an?|two|three) (?:({sizes}) )?({_any(list(CHINESE_COLOURS))}) ({shapes})\b"
+    colour = rf"({_any(list(vocabulary.colours))}) " if vocabulary.colours else "()"
+    nouns = _any([word for name, noun in vocabulary.nouns.items() for word in (name, noun.plural)])
+    thing = rf"\b(an?|two|three) (?:({sizes}) )?{colour}({nouns})\b"
     relations = _any([word for wordings in RELATIONS.values() for word in wordings])
-    ground = rf"(?:{_any(list(CHINESE_GROUNDS))})"
+    ground = rf"(?:{_any(list(vocabulary.grounds))})"
     plain = re.sub(r"\((?!\?)", "(?:", thing)
     sentence = (
         rf"(?:on an? (?P<ground1>{ground}) (?:back)?ground, |a picture of |there is |there are |draw )?"
@@ -271,18 +308,23 @@ def _english_grammar() -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
     return re.compile(sentence), _named_groups(thing), lambda word: names.get(word, word)
 
 
-def _chinese_grammar() -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
-    names = {"一个": "1"} | {word: str(count) for count, word in CHINESE_COUNTS.items()}
-    for wordings in (CHINESE_SIZES, CHINESE_RELATIONS, CHINESE_SHAPES):
+@cache
+def _chinese_grammar(vocabulary: Vocabulary) -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
+    nouns = {name: noun.chinese for name, noun in vocabulary.nouns.items()}
+    names = {word: str(count) for count, word in CHINESE_NUMERALS.items()}
+    for wordings in (CHINESE_SIZES, CHINESE_RELATIONS, nouns):
         names |= {word: name for name, words in wordings.items() for word in words}
-    for words in (CHINESE_COLOURS, CHINESE_GROUNDS):
+    for words in (vocabulary.colours, vocabulary.grounds):
         names |= {word: name for name, word in words.items()}
-    sizes, shapes, relations = (
+    sizes, things, relations = (
         _any([word for words in wordings.values() for word in words])
-        for wordings in (CHINESE_SIZES, CHINESE_SHAPES, CHINESE_RELATIONS)
+        for wordings in (CHINESE_SIZES, nouns, CHINESE_RELATIONS)
     )
-    ground = rf"(?:{_any(list(CHINESE_GROUNDS.values()))})"
-    thing = rf"(一个|两个|三个)?(?:({sizes})的)?({_any(list(CHINESE_COLOURS.values()))})的?({shapes})"
+    ground = rf"(?:{_any(list(vocabulary.grounds.values()))})"
+    colour = rf"({_any(list(vocabulary.colours.values()))})的?" if vocabulary.colours else "()"
+    # 个 counts anything, as people speak.
+    measure = _any(sorted({"个"} | {noun.measure for noun in vocabulary.nouns.values()}))
+    thing = rf"(?:([{''.join(CHINESE_NUMERALS.values())}])(?:{measure}))?(?:({sizes})的?)?{colour}({things})"
     plain = re.sub(r"\((?!\?)", "(?:", thing)
     sentence = (
         rf"(?:在?(?P<ground1>{ground})背景上(?:有|,)|图中有|有|画)?"
@@ -295,6 +337,3 @@ def _chinese_grammar() -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
 def _named_groups(thing: str) -> re.Pattern:
     names = iter(("count", "size", "colour", "shape"))
     return re.compile(re.sub(r"\((?!\?)", lambda _: f"(?P<{next(names)}>", thing))
-
-
-_ENGLISH, _CHINESE = _english_grammar(), _chinese_grammar()

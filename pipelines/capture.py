@@ -74,9 +74,9 @@ def attribute(
         raise ValueError(f"noise levels lie between 0 and 1, got {tuple(levels)}")
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
-    size = pipe.unet.config.sample_size
+    size = pipe.picture_size
     fitted = fit_picture(picture, size)[None]  # (1, h, w, 3)
-    clean = to_tensor(fitted).expand(draws, -1, -1, -1)
+    clean = pipe.encode_pictures(to_tensor(fitted)).float().cpu().expand(draws, -1, -1, -1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     memory, token_mask = pipe.encode_prompt([caption] * draws)
     attention = AttentionTrace(keep)

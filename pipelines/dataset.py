@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from pipelines import scenes
 from pipelines.captions import LANGUAGES
 from pipelines.pictures import load_picture, to_tensor
+from pipelines.scenes import Scene, word_mask
 from pipelines.sources import read_folder
+from pipelines.worlds import WORLDS
 from unet_xattn import flow
 from unet_xattn.words import tokens_of
 
@@ -45,7 +46,7 @@ class Example:
     caption: str
     regions: Sequence[tuple[int, int, np.ndarray]] = ()  # (start, end, mask (h, w) in [0, 1])
     translation: str = ""
-    scene: scenes.Scene | None = None
+    scene: Scene | None = None
 
 
 class Stream(Protocol):
@@ -68,10 +69,10 @@ class Examples(Protocol):
 
 
 class SceneExamples:
-    """The endless scenes of one seed, every other one captioned in Chinese."""
+    """The endless scenes of one seed, every other one captioned in Chinese; `data` is one of `worlds.WORLDS`."""
 
-    def __init__(self, size: int, seed: int):
-        self.size, self.seed = size, seed
+    def __init__(self, size: int, seed: int, data: str = "shapes"):
+        self.size, self.seed, self.world = size, seed, WORLDS[data]
 
     def example(self, place: int) -> Example:
         return self._render(self.seed, place)
@@ -80,7 +81,8 @@ class SceneExamples:
         return [self._render(VALIDATION_SEED, place) for place in range(count)]
 
     def captions(self) -> Iterable[str]:
-        return (scenes.scene(self.seed, i, language=language).caption for i in range(2000) for language in LANGUAGES)
+        scene = self.world.scene
+        return (scene(self.seed, i, language=lang).caption for i in range(self.world.WORDY) for lang in LANGUAGES)
 
     def fingerprint(self) -> str:
         """Scenes have no version that somebody could forget to raise: it is what some of them look like."""
@@ -95,10 +97,10 @@ class SceneExamples:
 
     def _render(self, seed: int, place: int) -> Example:
         language, other = ("en", "zh") if place % 2 == 0 else ("zh", "en")
-        scene = scenes.scene(seed, place, language=language)
-        picture, masks = scenes.render(scene, self.size)
-        regions = [(w.start, w.end, scenes.word_mask(w, masks)) for w in scene.words]
-        translation = scenes.scene(seed, place, language=other).caption
+        scene = self.world.scene(seed, place, language=language)
+        picture, masks = self.world.render(scene, self.size)
+        regions = [(w.start, w.end, word_mask(w, masks)) for w in scene.words]
+        translation = self.world.scene(seed, place, language=other).caption
         return Example(picture, scene.caption, [(s, e, m) for s, e, m in regions if m is not None], translation, scene)
 
 

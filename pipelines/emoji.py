@@ -8,8 +8,8 @@ import json
 import re
 import tempfile
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -50,29 +50,47 @@ def write_emoji(
     Raises:
         ValueError: the font is missing, the folder has something in it or cannot be written, a number is out of range.
     """
-    target = Path(folder).resolve()
-    if target.exists() and (target == Path.cwd() or not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{folder} is not empty, or is where you are: it was left untouched, give a new folder")
+    target = free_folder(folder)
     if not 16 <= size <= 512:
         raise ValueError(f"no pictures of {size} pixels: the size must be 16 to 512")
     font = find_font(font_folders)
     pairs = emoji_on_grounds(font)
     if not 1 <= count <= len(pairs):
         raise ValueError(f"no folder of {count} pictures: the count must be 1 to {len(pairs)}")
+    with appearing_whole(target) as new:
+        rows = []
+        for index, (emoji, ground) in enumerate(pairs[:count]):
+            file_name = f"{index:04d}-{name_of(emoji).replace(' ', '-')}.png"
+            draw_emoji(font, emoji, ground, size, index).save(new / file_name)
+            rows.append(json.dumps({"file_name": file_name, "text": caption_of(emoji, ground)}) + "\n")
+        (new / "metadata.jsonl").write_text("".join(rows))
+    return count
+
+
+def free_folder(folder: str | Path) -> Path:
+    """The folder, if it may be written: ValueError if it has something in it, or is where one stands."""
+    target = Path(folder).resolve()
+    if target.exists() and (target == Path.cwd() or not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{folder} is not empty, or is where you are: it was left untouched, give a new folder")
+    return target
+
+
+@contextmanager
+def appearing_whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` at the end, or nothing if anything stops the work.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            new, rows = Path(scratch) / "new", []
+            new = Path(scratch) / "new"
             new.mkdir()
-            for index, (emoji, ground) in enumerate(pairs[:count]):
-                file_name = f"{index:04d}-{name_of(emoji).replace(' ', '-')}.png"
-                draw_emoji(font, emoji, ground, size, index).save(new / file_name)
-                rows.append(json.dumps({"file_name": file_name, "text": caption_of(emoji, ground)}) + "\n")
-            (new / "metadata.jsonl").write_text("".join(rows))
+            yield new
             new.rename(target)  # over an empty folder too
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return count
+        raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def find_font(folders: Sequence[str | Path] = FONT_FOLDERS) -> ImageFont.FreeTypeFont:
@@ -92,18 +110,32 @@ def find_font(folders: Sequence[str | Path] = FONT_FOLDERS) -> ImageFont.FreeTyp
 
 def emoji_on_grounds(font: ImageFont.FreeTypeFont) -> list[tuple[str, str]]:
     """Every (emoji, ground) where the emoji can be made out, in rounds that show each emoji once."""
-    grounds = np.array(list(GROUNDS.values()), np.float32)
     turns = []
     for index, emoji in enumerate(EVERYDAY):
-        glyph = np.asarray(_drawn(font, emoji, Image.new("RGBA", (WIDTH, HEIGHT)), (0, 0)), np.float32)
-        colours = glyph[glyph[..., 3] == 255][::8, :3]  # (n, 3): one opaque pixel in eight tells enough
-        if len(colours) == 0:
+        clear = clear_grounds(font, emoji)
+        if not clear:
             continue  # the font is older than the emoji
-        distance = np.linalg.norm(colours[:, None] - grounds, axis=-1)  # (n, grounds)
-        clear = [name for name, share in zip(GROUNDS, (distance > 100).mean(axis=0), strict=True) if share > 0.75]
         start = index % len(clear)
         turns.append([(emoji, ground) for ground in clear[start:] + clear[:start]])
     return [pair for shown in zip_longest(*turns) for pair in shown if pair]
+
+
+def clear_grounds(font: ImageFont.FreeTypeFont, emoji: str) -> list[str]:
+    """The grounds that an emoji stands out on: three quarters of it are of other colours. None if the font lacks it."""
+    grounds = np.array(list(GROUNDS.values()), np.float32)
+    glyph = np.asarray(bitmap(font, emoji), np.float32)
+    colours = glyph[glyph[..., 3] == 255][::8, :3]  # (n, 3): one opaque pixel in eight tells enough
+    if len(colours) == 0:
+        return []
+    distance = np.linalg.norm(colours[:, None] - grounds, axis=-1)  # (n, grounds)
+    return [name for name, share in zip(GROUNDS, (distance > 100).mean(axis=0), strict=True) if share > 0.75]
+
+
+def bitmap(font: ImageFont.FreeTypeFont, emoji: str) -> Image.Image:
+    """An emoji at the font's own size: RGBA, `WIDTH`×`HEIGHT` pixels."""
+    # Drawn on nothing, its colours come multiplied by their alpha ("RGBa").
+    drawn = _drawn(font, emoji, Image.new("RGBA", (WIDTH, HEIGHT)), (0, 0))
+    return Image.frombytes("RGBa", drawn.size, drawn.tobytes()).convert("RGBA")
 
 
 def _drawn(font: ImageFont.FreeTypeFont, emoji: str, canvas: Image.Image, place: tuple[int, int]) -> Image.Image:

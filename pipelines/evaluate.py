@@ -72,25 +72,20 @@ def evaluate(
         }
     }
     done = 0
+
+    def tell(drawn: int) -> None:
+        nonlocal done
+        done += drawn
+        if progress is not None:
+            progress(done, prompts * len(seeds))
+
     for split, held_out in SPLITS.items():
         scenes = fixed_scenes(count_per_kind, held_out, language)
         jobs = [(s, seed * count_per_kind + i % count_per_kind) for seed in seeds for i, s in enumerate(scenes)]
-        verdicts: list[Verdict] = []
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            images = pipe(
-                [described.caption for described, _ in batch],
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=[torch.Generator().manual_seed(noise) for _, noise in batch],
-                output_type="np",
-            ).images
-            pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
-            verdicts += [judge(described, picture) for (described, _), picture in zip(batch, pictures, strict=True)]
-            done += len(batch)
-            if progress is not None:
-                progress(done, prompts * len(seeds))
-        renders = [render(described, pictures.shape[1:3])[0] for described in scenes]
+        verdicts, size = draw_and_judge(
+            pipe, jobs, batch_size, tell, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+        renders = [render(described, size)[0] for described in scenes]
         # The caption of another scene of the same kind: what a model would score that hears only the kind.
         others = np.roll(np.arange(len(scenes)).reshape(-1, count_per_kind), 1, axis=1).ravel()
         report[split] = {
@@ -99,6 +94,33 @@ def evaluate(
             "floor": _count([judge(scenes[other], picture) for other, picture in zip(others, renders, strict=True)]),
         }
     return report
+
+
+def draw_and_judge(
+    pipe: Callable[..., Any],
+    jobs: Sequence[tuple[Scene, int]],
+    batch_size: int,
+    tell: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> tuple[list[Verdict], tuple[int, int]]:
+    """Draw the caption of each (scene, seed of the noise) with these settings of `pipe`, and judge it by its scene.
+
+    `tell` is told the size of each batch that is done. Returns the verdicts, and the pictures' (h, w).
+    """
+    verdicts: list[Verdict] = []
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        images = pipe(
+            [described.caption for described, _ in batch],
+            generator=[torch.Generator().manual_seed(noise) for _, noise in batch],
+            output_type="np",
+            **settings,
+        ).images
+        pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
+        verdicts += [judge(described, picture) for (described, _), picture in zip(batch, pictures, strict=True)]
+        if tell is not None:
+            tell(len(batch))
+    return verdicts, pictures.shape[1:3]
 
 
 def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en") -> list[Scene]:
@@ -127,17 +149,18 @@ def evaluate_translation(pipe: TranslationPipeline, count_per_kind: int = 50, ba
                 meaning(text) == meaning(said) and is_chinese(said) == (target == "zh")
                 for text, said in zip(texts, written, strict=True)
             ]
-            report[split][f"{source} → {target}"] = _share(right)
+            report[split][f"{source} → {target}"] = share_of(right)
     return report
 
 
 def _count(verdicts: list[Verdict]) -> dict[str, Any]:
-    tags = {tag: _share([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL}
-    kinds = {kind: _share([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
-    return {**tags, "all_correct": _share([v.all_correct for v in verdicts]), "kinds": kinds}
+    tags = {tag: share_of([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL}
+    kinds = {kind: share_of([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
+    return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
 
 
-def _share(right: list[bool]) -> dict[str, float]:
+def share_of(right: Sequence[bool]) -> dict[str, float]:
+    """The share of what is right: {"k", "n", "share", "low", "high"}, with Wilson's interval."""
     k, n = sum(right), len(right)
     low, high = wilson(k, n)
     return {"k": k, "n": n, "share": k / n, "low": low, "high": high}
@@ -152,7 +175,10 @@ def wilson(k: int, n: int) -> tuple[float, float]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """What `evaluate` gave, as a Markdown table of percentages for people, at most 100 columns wide."""
+    """What `evaluate` gave, as a Markdown table of percentages for people, at most 100 columns wide.
+
+    Under "pairs" it may hold what `evaluate_pairs` gave for the same settings.
+    """
     settings = report["settings"]
     lines = [
         f"{settings['prompts']} prompts in {LANGUAGES[settings['language']]}, "
@@ -164,8 +190,12 @@ def table(report: dict[str, Any]) -> str:
         f"|:{'-' * 19}|{'-' * 5}:|{'-' * 16}:|{'-' * 16}:|{'-' * 14}:|{'-' * 14}:|",
     ]
     entries = {
-        (split, source): _rows(report[split][source]) for split in SPLITS for source in ("model", "ceiling", "floor")
+        (split, source): _rows(report[split][source], report["pairs"][split][source] if "pairs" in report else {})
+        for split in SPLITS
+        for source in ("model", "ceiling", "floor")
     }
+    if "pairs" in report:
+        lines.insert(2, "Pairs: two prompts that differ in one thing, drawn from the same noise, and both right.")
     for name, entry in entries["seen", "model"].items():
         model = [
             f"{100 * e['share']:.1f} ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
@@ -181,7 +211,8 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rows(counted: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _rows(counted: dict[str, Any], pairs: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Name of a line of the table -> its share; the kinds come under the all-correct that they are parts of."""
     tags = {name.replace("_", " "): entry for name, entry in counted.items() if name != "kinds"}
-    return tags | {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
+    kinds = {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
+    return tags | kinds | {f"pairs: {swap}": entry for swap, entry in pairs.items()}

@@ -46,7 +46,7 @@ Rows = dict[str, dict[Any, list[list[float]]]]
 
 def read(pipe: TextToImagePipeline, described: Scene, keep: str = "head") -> tuple[AttentionTrace, Located]:
     """What the model attends to in a scene's exact render, and where each word truly lies."""
-    picture, masks = render(described, pipe.unet.config.sample_size)
+    picture, masks = render(described, pipe.picture_size)
     attention = attribute(pipe, Image.fromarray(picture), described.caption, LEVELS, draws=2, keep=keep)
     return attention, _located(pipe, described, list(masks))
 

@@ -79,6 +79,7 @@ class Drawing:
     """A picture and its way there: `states[s]` (1, C, h, w) is what the UNet saw at step s, noise at first.
 
     `noise` is the noise level of each step, from 1 to nearly 0; `picture` and `seen(step)` are (h, w, 3) uint8.
+    `decode` makes pictures of states, which a VAE's latents are not yet.
     """
 
     prompt: str
@@ -86,10 +87,11 @@ class Drawing:
     states: tuple[Tensor, ...]
     timesteps: tuple[Tensor, ...]
     noise: tuple[float, ...]
+    decode: Callable[[Tensor], Tensor]
 
     def seen(self, step: int) -> Tensor:
         """The noisy picture the UNet saw at a step."""
-        return _pixels(self.states[step])
+        return _pixels(self.decode(self.states[step]))
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ def draw_states(
         callback_on_step_end=keep,
     )
     noise = tuple(float(timestep) / pipe.scheduler.config.num_train_timesteps for timestep in timesteps)
-    return Drawing(prompt, _pixels(states.pop()), tuple(states), tuple(timesteps), noise)
+    picture = _pixels(pipe.decode_latents(states.pop()))
+    decode = torch.no_grad()(pipe.decode_latents)
+    return Drawing(prompt, picture, tuple(states), tuple(timesteps), noise, decode)
 
 
 @torch.no_grad()
@@ -182,7 +186,7 @@ def follow_picture(pipe: TextToImagePipeline, drawing: Drawing, step: int, layer
         step=step,
         noise=drawing.noise[step],
         grid=pipe.unet.attention_grids(height, width)[layer],
-        size=(height, width),
+        size=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor),
     )
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from pipelines.sharding import piece_of, whole
+
 
 class Muon(AdamW):
     """Muon for `matrices` (arXiv 2502.16982, algorithm 1, with Nesterov's momentum), AdamW for all `others`.
@@ -57,11 +59,13 @@ class Muon(AdamW):
                 gradients: list[Tensor] = [w.grad for w in weights]  # type: ignore[misc]
                 momenta = [self.state[w]["momentum"] for w in weights]
                 torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-                ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))  # Nesterov's
+                # Nesterov's. Under FSDP every process turns the whole matrices and keeps its pieces of what comes out.
+                ahead = torch.stack([whole(t) for t in torch._foreach_lerp(gradients, momenta, self.momentum)])
                 steps = orthogonal(ahead.flatten(2), self.dtype)
                 size = group["lr"] * 0.2 * max(steps.shape[1:]) ** 0.5
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(weights, list(steps.view_as(ahead)), alpha=-size)
+                turned = [piece_of(step, w) for step, w in zip(steps.view_as(ahead), weights, strict=True)]
+                torch._foreach_add_(weights, turned, alpha=-size)
                 for weight in weights:
                     weight.grad = None  # AdamW passes over what has no gradient
         return super().step()

@@ -3,19 +3,22 @@
 Shapes: B batch, T tokens, S tokens of a translation, M width of the memory, V words of the vocabulary.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.components import can_translate
 from pipelines.dataset import Batch
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation."""
+class Losses(NamedTuple):
+    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation.
+
+    The first two are means over pictures, the last over real tokens.
+    """
 
     flow: Tensor
     tokens: Tensor
@@ -27,20 +30,29 @@ class Losses:
 
 
 class TextToImageModel(nn.Module):
-    """What is trained: the text encoder and the memory's readers, the UNet and, where it has one, its own decoder."""
+    """What is trained: the text encoder and the memory's readers, the UNet and, where it has one, its own decoder.
 
-    def __init__(self, text_encoder: Transformer, unet: CrossAttentionUNet):
+    Without a text encoder it is the UNet alone, and the memory comes from one that is not trained (`frozen.Frozen`).
+    """
+
+    def __init__(self, text_encoder: Transformer | None, unet: CrossAttentionUNet):
         super().__init__()
         self.text_encoder = text_encoder
         self.unet = unet
 
-    def forward(self, batch: Batch, use_masks: bool = True) -> Losses:
+    def memory(self, batch: Batch) -> Tensor:
+        """What the text encoder makes of the captions, (B, T, M)."""
+        assert self.text_encoder is not None
+        return self.text_encoder.encode(batch.ids, batch.token_mask)
+
+    def forward(self, batch: Batch, use_masks: bool = True, memory: Tensor | None = None) -> Losses:
         """One memory, read twice: by image positions on the way to a picture, and to say the caption otherwise.
 
         With `use_masks` every cross-attention layer of the UNet is held against the masks, in pure noise too: where
         nothing is anywhere yet, a word's best map is where its thing will be, and that has to come from the text.
+        `memory` (B, T, M) is read where it is given, and else the text encoder's.
         """
-        memory = self.text_encoder.encode(batch.ids, batch.token_mask)
+        memory = self.memory(batch) if memory is None else memory
         token_losses: list[Tensor] = []
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
@@ -54,7 +66,7 @@ class TextToImageModel(nn.Module):
         nothing = flow_loss.new_zeros(())
         tokens = torch.stack(token_losses).mean() if token_losses else nothing
         text = nothing
-        if len(self.text_encoder.decoder):
+        if self.text_encoder is not None and can_translate(self.text_encoder):
             text = text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
         return Losses(flow_loss, tokens, text)
 

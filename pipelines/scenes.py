@@ -6,13 +6,15 @@ Shapes: h×w pixels. Lengths and places are in units of the picture's shorter si
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.captions import Word, caption, meaning
+from pipelines import captions
+from pipelines.captions import OPPOSITE, Vocabulary, Word, caption, meaning
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -83,10 +85,25 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 KINDS = ("one", "count", "two", "relation", "three")
 """one object; two or three of a kind; two different ones; the same with their relation; three different ones."""
 
+WORDY = 2000
+"""Scenes of a series after which every word has been said, for a tokenizer to learn from."""
+
+DIFFERENT = {"one": 1, "count": 1, "two": 2, "relation": 2, "three": 3}
+"""A kind -> how many different things it shows."""
+
+
+SWAPS = {"colours": "two", "relation": "relation"}
+"""What is exchanged between the two scenes of a minimal pair -> the kind of scene that is done with."""
+
+REVERSED = OPPOSITE | {other: relation for relation, other in OPPOSITE.items()}
+
 
 @dataclass(frozen=True)
 class Object:
-    """One thing in the picture: its centre (x, y) and its radius in units of the shorter side."""
+    """One thing in the picture: its centre (x, y) and its radius in units of the shorter side.
+
+    `shape` is what it is; `colour` is "" for a thing that has colours of its own.
+    """
 
     shape: str
     colour: str
@@ -100,7 +117,8 @@ class Object:
 class Scene:
     """What a picture shows and what its caption says of it.
 
-    `relation` is (subject, relation, object) where the caption states one; `kind` is one of `KINDS`.
+    `relation` is (subject, relation, object) where the caption states one; `kind` is one of `KINDS`; `data` is the name
+    of the scenes it is one of, "shapes" for those of this module.
     """
 
     kind: str
@@ -109,29 +127,47 @@ class Scene:
     relation: tuple[int, str, int] | None = None
     caption: str = ""
     words: tuple[Word, ...] = ()
+    data: str = "shapes"
 
 
-def scene(seed: int, index: int, kind: str | None = None, held_out: bool = False, language: str = "en") -> Scene:
+def scene(
+    seed: int,
+    index: int,
+    kind: str | None = None,
+    held_out: bool = False,
+    language: str = "en",
+    swap: str | None = None,
+) -> Scene:
     """The scene at place `index` of the endless series `seed`.
 
     Args:
         kind: one of `KINDS`, or None for training's mixture of them.
         held_out: False never shows a pair of `HELD_OUT`; True shows one in every scene, for testing.
         language: of the caption, one of `captions.LANGUAGES`; the picture is the same in all.
+        swap: one of `SWAPS`: that exchanged, of a scene with two different objects, and all else as without it, the
+            wording of the caption too.
     """
     rng = np.random.default_rng((seed, index))
-    kind = str(rng.choice(KINDS, p=[0.15, 0.2, 0.2, 0.3, 0.15])) if kind is None else kind
+    kind = kind_of(rng) if kind is None else kind
     ground = str(rng.choice(list(GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
     described = _describe_objects(rng, kind, held_out)
-    objects, relation = _place(rng, kind, described)
+    sized = [replace(o, radius=SIZES[o.size] * rng.uniform(0.95, 1.05)) for o in described]
+    objects, relation = place(rng, kind, sized, reach=1.15, gap=0.02)  # a diamond is the tallest shape for its radius
+    if swap:
+        objects, relation = _swapped(objects, relation, swap)
     said = relation and relation[1]
     text, words = caption(rng, objects, kind == "count", ground, said, language)
     return Scene(kind, objects, ground, relation, text, words)
 
 
-def described(text: str) -> Scene | None:
+def kind_of(rng: np.random.Generator) -> str:
+    """One of `KINDS`, in training's mixture."""
+    return str(rng.choice(KINDS, p=[0.15, 0.2, 0.2, 0.3, 0.15]))
+
+
+def described(text: str, vocabulary: Vocabulary = captions.SHAPES) -> Scene | None:
     """The scene a caption describes, its things placed nowhere in particular; None for a text that describes none."""
-    said = meaning(text)
+    said = meaning(text, vocabulary)
     if said is None:
         return None
     groups = [[Object(shape, colour, size)] * count for count, size, colour, shape in said.groups]
@@ -144,7 +180,7 @@ def described(text: str) -> Scene | None:
 
 def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> list[Object]:
     pairs = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT]
-    different = {"one": 1, "count": 1, "two": 2, "relation": 2, "three": 3}[kind]
+    different = DIFFERENT[kind]
     chosen = [pairs[i] for i in rng.choice(len(pairs), different, replace=False)]
     if held_out:
         left_out = sorted(HELD_OUT)
@@ -154,23 +190,22 @@ def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> li
     return objects * int(rng.integers(2, 4)) if kind == "count" else objects
 
 
-def _place(
-    rng: np.random.Generator, kind: str, objects: list[Object]
+def place(
+    rng: np.random.Generator, kind: str, objects: Sequence[Object], reach: float, gap: float
 ) -> tuple[tuple[Object, ...], tuple[int, str, int] | None]:
-    """Put each object somewhere inside the picture and clear of the others, and state a relation that holds."""
-    radii = np.array([SIZES[o.size] for o in objects]) * rng.uniform(0.95, 1.05, len(objects))  # (objects,)
-    reach = 1.15 * radii  # a diamond is the tallest shape for its radius
+    """Put each object somewhere inside the picture and clear of the others, and state a relation that holds.
+
+    reach: half the side of an object's box for a radius of 1; gap: the least distance between two boxes.
+    """
+    reaches = reach * np.array([o.radius for o in objects])  # (objects,)
     while True:
         # Many layouts at a time: three big objects rarely fall clear of one another.
-        centres = rng.uniform(0.01 + reach[:, None], 0.99 - reach[:, None], (64, len(objects), 2))
+        centres = rng.uniform(0.01 + reaches[:, None], 0.99 - reaches[:, None], (64, len(objects), 2))
         distance = np.abs(centres[:, :, None] - centres[:, None]).max(axis=-1)  # (64, objects, objects)
-        clear = distance > reach[:, None] + reach + 0.02
+        clear = distance > reaches[:, None] + reaches + gap
         clear |= np.eye(len(objects), dtype=bool)
         for layout in centres[clear.all(axis=(1, 2))]:
-            placed = tuple(
-                replace(o, x=float(x), y=float(y), radius=float(r))
-                for o, (x, y), r in zip(objects, layout, radii, strict=True)
-            )
+            placed = tuple(replace(o, x=float(x), y=float(y)) for o, (x, y) in zip(objects, layout, strict=True))
             if kind in ("two", "three"):
                 return _in_reading_order(placed), None
             if kind != "relation":
@@ -188,6 +223,19 @@ def _in_reading_order(objects: tuple[Object, ...]) -> tuple[Object, ...]:
     """
     spread = np.ptp([(o.x, o.y) for o in objects], axis=0)
     return tuple(sorted(objects, key=lambda o: o.x if spread[0] > spread[1] else o.y))
+
+
+def _swapped(
+    objects: tuple[Object, ...], relation: tuple[int, str, int] | None, swap: str
+) -> tuple[tuple[Object, ...], tuple[int, str, int] | None]:
+    a, b = objects
+    if swap == "colours":
+        return (replace(a, colour=b.colour), replace(b, colour=a.colour)), relation
+    assert swap == "relation" and relation
+    # Mirrored, they are as far apart and as far from the edge as they were.
+    across = relation[1] in ("left of", "right of")
+    mirrored = tuple(replace(o, x=1 - o.x) if across else replace(o, y=1 - o.y) for o in objects)
+    return mirrored, (relation[0], REVERSED[relation[1]], relation[2])
 
 
 def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:

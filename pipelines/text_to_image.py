@@ -1,6 +1,7 @@
 """Prompt in, picture out: a diffusers pipeline whose every guided step can be watched.
 
-Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the memory, h×w pixels.
+Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the memory, h×w pixels, C channels of what the
+flow draws: a picture, or a VAE's latent, whose sides are f times shorter.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     ImagePipelineOutput,
-    ModelMixin,
     SchedulerMixin,
 )
 from diffusers.image_processor import VaeImageProcessor
@@ -23,7 +23,20 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unet_xattn import AttentionTrace, CrossAttentionUNet, Transformer
+from pipelines.components import (
+    SOURCE,
+    TextEncoder,
+    Vae,
+    check_size,
+    check_tokenizer,
+    decode_latents,
+    encode_pictures,
+    encode_text,
+    load_components,
+    memory_width,
+    scale_factor,
+)
+from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.recording import Recording
 from unet_xattn.words import read_text
 
@@ -72,19 +85,6 @@ def read_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> tupl
     return read["input_ids"], read["attention_mask"].bool()
 
 
-def load_network(kind: type[ModelMixin], path: str, part: str, **source: Any) -> Any:
-    """A network from the folder `part` of a model, whole: diffusers' loader takes missing tensors and NaN silently.
-
-    Raises:
-        ValueError: weights are missing or not numbers.
-    """
-    network, info = kind.from_pretrained(path, subfolder=part, output_loading_info=True, **source)
-    missing = info["missing_keys"]
-    if unusable := missing or [n for n, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
-        raise ValueError(f"{path}: weights of {part} are missing or not numbers: {', '.join(sorted(unusable)[:3])}")
-    return network
-
-
 def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> list[int] | None:
     """The seed of each picture's generator, or of the one they share; None where nobody gave any."""
     if generator is None:
@@ -95,27 +95,38 @@ def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> list[in
 class TextToImagePipeline(DiffusionPipeline):
     """Draws pictures from prompts by integrating a rectified flow from noise to picture.
 
-    Components: a tokenizer with offsets, the text encoder that gives the memory, the UNet that reads it, and any of
-    diffusers' schedulers for flow models (FlowMatchEuler, FlowMatchHeun, DPM-Solver++ or UniPC with flow sigmas). With
-    them, in `config.calibration`, how far each attention head can be trusted, where that has been measured.
+    Components: a tokenizer with offsets, the text encoder that gives the memory (ours, or one of `TEXT_ENCODERS`), the
+    UNet that reads it, and any of diffusers' schedulers for flow models (FlowMatchEuler, FlowMatchHeun, DPM-Solver++ or
+    UniPC with flow sigmas); and perhaps a VAE (one of `VAES`), whose latents the UNet then draws. With them, in
+    `config.calibration`, how far each attention head can be trusted, where that has been measured.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet"
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["vae"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "clean"]
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        text_encoder: Transformer,
+        text_encoder: TextEncoder,
         unet: CrossAttentionUNet,
         scheduler: SchedulerMixin,
+        vae: Vae | None = None,
         calibration: dict[str, list[float]] | None = None,
     ):
         super().__init__()
+        given, read = memory_width(text_encoder), unet.config.memory_width
+        if given != read:
+            raise ValueError(f"the text encoder's memory is {given} wide, the UNet reads one of {read}")
+        channels = 3 if vae is None else vae.config.latent_channels
+        if channels != unet.config.in_channels:
+            what = "a picture" if vae is None else "the VAE's latent"
+            raise ValueError(f"{what} has {channels} channels, the UNet draws {unet.config.in_channels}")
         self.register_to_config(calibration=calibration)
-        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler)
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
         unet.to(memory_format=torch.channels_last)  # 5 to 15 % faster on CPUs
-        self.image_processor = VaeImageProcessor(vae_scale_factor=unet.size_multiple)
+        self.vae_scale_factor = scale_factor(vae)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=unet.size_multiple * self.vae_scale_factor)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "TextToImagePipeline":
@@ -136,15 +147,15 @@ class TextToImagePipeline(DiffusionPipeline):
     @classmethod
     def _load(cls, path: str, **kwargs: Any) -> "TextToImagePipeline":
         """Load a pipeline whose networks are whole."""
-        source = {
-            k: v
-            for k, v in kwargs.items()
-            if k in ("dtype", "torch_dtype", "revision", "cache_dir", "token", "variant")
-        }
-        for part, kind in (("text_encoder", Transformer), ("unet", CrossAttentionUNet)):
-            if part not in kwargs:
-                kwargs[part] = load_network(kind, path, part, **source)
-        return super().from_pretrained(path, **kwargs)
+        kwargs |= load_components(path, kwargs, **{k: v for k, v in kwargs.items() if k in SOURCE})
+        pipe = super().from_pretrained(path, use_safetensors=True, **kwargs)
+        check_tokenizer(path, pipe.tokenizer, pipe.text_encoder)
+        return pipe
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures the model was trained at, in pixels."""
+        return self.unet.config.sample_size * self.vae_scale_factor
 
     def encode_prompt(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Prompts -> memory (B, T, D) and which of its tokens are real (B, T).
@@ -153,7 +164,15 @@ class TextToImagePipeline(DiffusionPipeline):
             ValueError: a prompt has more tokens than the model reads; nothing is cut off silently.
         """
         ids, token_mask = (t.to(self._execution_device) for t in read_prompts(self.tokenizer, prompts))
-        return self.text_encoder.encode(ids, token_mask), token_mask
+        return encode_text(self.text_encoder, ids, token_mask).to(self.unet.dtype), token_mask
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, h, w) in [-1, 1] -> what the flow ends in, (B, C, h/f, w/f); without a VAE the same."""
+        return encode_pictures(self.vae, pictures.to(self._execution_device)).to(self.unet.dtype)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """What the flow ends in, (B, C, h/f, w/f) -> pictures (B, 3, h, w), about in [-1, 1]."""
+        return decode_latents(self.vae, latents.to(self._execution_device))
 
     @torch.no_grad()
     def __call__(
@@ -189,11 +208,12 @@ class TextToImagePipeline(DiffusionPipeline):
             num_images_per_prompt: pictures of each prompt.
             generator: where the noise comes from; a list gives each picture its own, so that a seed names a picture
                 alone or in a batch.
-            latents: the noise itself, (B, 3, height, width).
-            output_type: "pil", "np" (B, h, w, 3) in [0, 1], "pt" (B, 3, h, w) in [0, 1] or "latent" in [-1, 1].
+            latents: the noise itself, (B, C, height / f, width / f).
+            output_type: "pil", "np" (B, h, w, 3) in [0, 1], "pt" (B, 3, h, w) in [0, 1] or "latent": the end of the
+                flow as it is, a picture in [-1, 1] or a VAE's latent.
             callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; the latents it
                 returns replace those that are there. `callback_on_step_end_tensor_inputs` may name "clean" as well:
-                the picture, (B, 3, height, width) in [-1, 1], that this step was heading for.
+                the picture, (B, 3, height, width) in [-1, 1], that this step was heading for (a VAE decodes it).
             attention: where to record the cross-attention; `with trace(pipe) as attention` gives one.
             ignore: for each prompt the positions of tokens (`Word.tokens`) that no image position may read.
             ignore_below: noise level in [0, 1] from which on they are not read.
@@ -205,8 +225,8 @@ class TextToImagePipeline(DiffusionPipeline):
             ValueError: an argument is out of its range; the message says which.
         """
         prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        height = self.unet.config.sample_size if height is None else height
-        width = self.unet.config.sample_size if width is None else width
+        height = self.picture_size if height is None else height
+        width = self.picture_size if width is None else width
         self._check_inputs(prompts, height, width, num_inference_steps, guidance_scale, guidance_interval)
         negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
         if len(negatives) != len(prompts):
@@ -242,7 +262,8 @@ class TextToImagePipeline(DiffusionPipeline):
 
         # Both branches are encoded together, so that they are padded alike and run as one batch.
         memory, token_mask = self.encode_prompt(negatives + prompts if guided else prompts)
-        shape = (len(prompts), self.unet.config.in_channels, height, width)
+        sides = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        shape = (len(prompts), self.unet.config.in_channels, *sides)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
@@ -282,15 +303,20 @@ class TextToImagePipeline(DiffusionPipeline):
                 clean = latents - sigma * prediction
                 latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    values = {"latents": latents, "clean": clean}
-                    asked = {name: values[name] for name in callback_on_step_end_tensor_inputs}
+                    asked = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    if "clean" in callback_on_step_end_tensor_inputs:
+                        asked["clean"] = self.decode_latents(clean)
                     latents = callback_on_step_end(self, step, timestep, asked).pop("latents", latents)
                 progress.update()
 
-        if attention is not None:
-            drawn = self.image_processor.postprocess(latents.float(), output_type="pt")  # (B, 3, h, w)
-            attention.finish((drawn.permute(0, 2, 3, 1) * 255).round().to(torch.uint8))
-        images = self.image_processor.postprocess(latents.float(), output_type=output_type)
+        images = latents.float()
+        if attention is not None or output_type != "latent":
+            drawn = self.decode_latents(latents).float()  # (B, 3, h, w)
+            if attention is not None:
+                shown = self.image_processor.postprocess(drawn, output_type="pt")
+                attention.finish((shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8))
+            if output_type != "latent":
+                images = self.image_processor.postprocess(drawn, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)
 
@@ -302,7 +328,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return Recording(
             {branch: [read[text] for text in given] for branch, given in texts.items()},
             size,
-            self.unet.attention_grids(*size),
+            self.unet.attention_grids(*(side // self.vae_scale_factor for side in size)),
             self.unet.config.heads,
             steps,
             self.config.calibration,
@@ -331,4 +357,4 @@ class TextToImagePipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale must be between 0 and 100, got {guidance_scale}")
         if not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
             raise ValueError(f"guidance_interval must be (low, high) with 0 ≤ low < high ≤ 1, got {guidance_interval}")
-        self.unet.check_size(height, width)
+        check_size(self.unet, self.vae, height, width)

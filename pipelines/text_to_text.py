@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.text_to_image import bundled_models, load_network, locate, read_prompts
+from pipelines.components import can_translate, load_components
+from pipelines.text_to_image import bundled_models, locate, read_prompts
 from unet_xattn import Transformer
 from unet_xattn.decoding import beam_search, greedy_steps
 
@@ -50,7 +51,7 @@ class TranslationPipeline(DiffusionPipeline):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, text_encoder: Transformer):
         super().__init__()
-        if not len(text_encoder.decoder):
+        if not can_translate(text_encoder):
             raise ValueError("this model has no decoder, so it cannot translate: train one on pairs of sentences")
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
 
@@ -62,8 +63,8 @@ class TranslationPipeline(DiffusionPipeline):
             ValueError: there is no such model, or it has no decoder; the message lists those that have.
         """
         path = locate(name)
-        text_encoder = load_network(Transformer, path, "text_encoder", **kwargs)
-        if not len(text_encoder.decoder):
+        text_encoder = load_components(path, {"unet": None, "vae": None}, **kwargs)["text_encoder"]
+        if not can_translate(text_encoder):
             able = [
                 m
                 for m in bundled_models()

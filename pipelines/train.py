@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
@@ -25,11 +25,17 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.card import CARD, write_card
 from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
+from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
 from pipelines.dataset import Batch, Collator, Examples, FolderExamples, SceneExamples, batches, seed_of
 from pipelines.failures import DivergedError, explained
+from pipelines.frozen import Frozen
+from pipelines.machine import Pace, brief, code_version, machine
+from pipelines.memorise import leave_memorised
 from pipelines.muon import Muon
 from pipelines.objective import Losses, TextToImageModel, split
+from pipelines.processes import any_process, check_share, share, this_process
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
     CHECKPOINTS,
@@ -44,14 +50,16 @@ from pipelines.run_folder import (
     unused,
     write_whole,
 )
+from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.sources import DataError
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.text_to_text import TranslationPipeline
-from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
+from pipelines.tokenizer import train_tokenizer
 from pipelines.validate import draw_samples, validate
+from pipelines.worlds import WORLDS
 from unet_xattn import CrossAttentionUNet, Transformer
 
-FIXED = ("begin_from", "seed", "size")
+FIXED = ("begin_from", "seed", "size", "text_encoder", "vae")
 """Settings that a run keeps to its end."""
 
 LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --accumulate"
@@ -61,7 +69,7 @@ LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --
 class TrainConfig(Saving):
     """What a run is. The same settings, machine and thread count give the same weights."""
 
-    data: str = "shapes"  # "shapes", or a folder of captioned pictures
+    data: str = "shapes"  # "shapes", "emoji", or a folder of captioned pictures
     out: str = "runs/first"
     begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
     steps: int = 4_000
@@ -69,6 +77,8 @@ class TrainConfig(Saving):
     accumulate: int = 1  # parts a batch is worked on in, one after the other: less memory, the same step
     seed: int = 0
     size: int = 64  # side of the pictures, in pixels
+    text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
+    vae: str = ""  # a VAE of diffusers whose latents are drawn; pictures themselves if there is none
     learning_rate: float = 2e-3
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
@@ -119,7 +129,7 @@ def train(
         StoppedError: one of these signals came; it says which, and where the run stands.
     """
     out = Path(config.out)
-    main = PartialState().is_main_process
+    main = this_process().is_main_process
     if not resume and (changes or allow_changes):
         raise ValueError("changes are to a run that goes on: they need --resume")
     if not resume and not unused(out):
@@ -140,7 +150,9 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         log_with="tensorboard",
         project_dir=out / "logs",
+        fsdp_plugin=fsdp_plugin(),
     )
+    check_share(config.batch_size, accelerator.num_processes)
     torch.manual_seed(config.seed)
     examples = load_examples(config)
     circumstances = {"data": examples.fingerprint(), "processes": accelerator.num_processes}
@@ -149,25 +161,44 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             accelerator.print(line)
     validation = examples.validation(128)
     translates = config.text_weight > 0 and any(e.translation for e in validation)
-    tokenizer, text_encoder, unet = build(config, examples, translates)
-    unet.check_size(config.size, config.size)
-    model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(accelerator.device)
+    tokenizer, text_encoder, unet, vae = build(config, examples, translates)
+    check_size(unet, vae, config.size, config.size)
+    trains_text = isinstance(text_encoder, Transformer)
+    model = TextToImageModel(text_encoder if trains_text else None, unet.to(memory_format=torch.channels_last))
+    model = model.to(accelerator.device)
+    frozen = Frozen(
+        None if trains_text else text_encoder.to(accelerator.device),
+        None if vae is None else vae.to(accelerator.device),
+        None if config.data in WORLDS else out / "latents",  # scenes never come again
+    )
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     optimizer = muon(model, config)
     if before:
         load_checkpoint(before.checkpoint, model, ema, optimizer)
 
-    grid = config.size // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
+    side = unet.config.sample_size
+    grid = side // unet.config.patch_size // 2 ** unet.config.cross_attention.index(True)  # finest that attends
     collator = Collator(tokenizer, config.seed, config.caption_dropout, grid)
     end = seen + (config.steps - start) * config.batch_size
-    loader = batches(examples, collator, config.batch_size, seen, end, workers=1)
-    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, workers=1))
+    wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are
+    trained, average, stepping = prepare(accelerator, *wholes, lambda copy: muon(copy, config))
     accelerator.init_trackers("tensorboard")
-    shown = [e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= MAX_TOKENS][:16]
-    pipe = as_pipeline(tokenizer, averaged)
+    shown = [
+        e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
+    ][:16]
+    pipe = as_pipeline(tokenizer, averaged, frozen)
     if accelerator.is_main_process:
-        settings = {"config": asdict(config), "prompts": [e.caption for e in shown]}
+        settings = {
+            "config": asdict(config),
+            "prompts": [e.caption for e in shown],
+            "data": {},
+            "machine": machine(accelerator.device.type),
+            "code": code_version(),
+        }
+        if isinstance(examples, FolderExamples):
+            settings["data"] = {"pictures": len(examples.rows), "held out": len(examples.validation_rows)}
         write_whole(out / SETTINGS, json.dumps(settings, indent=1))
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
@@ -179,72 +210,98 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         disable=not accelerator.is_main_process,
         file=sys.stdout,
         mininterval=0.1 if sys.stdout.isatty() else 10.0,  # seconds: a file keeps every line
+        smoothing=0,  # what is left is reckoned at the mean pace, as in the log
     )
+    if accelerator.is_main_process and not accelerator.log_with:
+        progress.write("no TensorBoard logs, for it is not installed; log.jsonl has the same figures")
     seconds = state.get("seconds", 0.0)
     began = saved = time.monotonic()
+    pace = Pace(start, config.steps, config.batch_size)
     stopping = False
     for step, batch in enumerate(loader, start):
-        for group in optimizer.param_groups:
+        for group in stepping.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
-        torch.manual_seed(seed_of(config.seed, step))  # of dropout, where a model has it
-        losses = step_losses(trained, batch, config, accelerator)
-        norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
+        torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))  # of dropout, where a model has it
+        batch, memory = frozen(batch)
+        losses = step_losses(trained, batch, memory, config, accelerator)
+        norm = whole(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
         # On a GPU this waits for the backward pass, as the average of the weights does anyhow a few lines later.
         if not torch.isfinite(norm):
             raise DivergedError(step + 1, norm, vars(losses), examples.name(range(seen, seen + config.batch_size)))
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update_parameters(accelerator.unwrap_model(trained))
+        stepping.step()
+        stepping.zero_grad()
+        average.update_parameters(accelerator.unwrap_model(trained))
 
         done, seen = step + 1, seen + config.batch_size
         progress.update()
-        if done % 50 == 0 or done == 1:
+        if done % 50 == 0 or done in (1, config.steps):
+            flow_loss, token_loss, text_loss = accelerator.reduce(
+                torch.stack([losses.flow, losses.tokens, losses.text]), "mean"
+            ).tolist()
             values = {
-                "loss": losses.flow.item(),
-                "token loss": losses.tokens.item(),
-                "text loss": losses.text.item(),
+                "loss": flow_loss,
+                "token loss": token_loss,
+                "text loss": text_loss,
                 "gradient norm": float(norm),
-                "learning rate": optimizer.param_groups[0]["lr"],
-                "pictures/s": (progress.format_dict["rate"] or 0) * config.batch_size,
+                "learning rate": stepping.param_groups[0]["lr"],
             }
+            values |= pace.read(done)  # after the losses, which wait for the GPU to be done
             accelerator.log(values, step=done)
-            progress.set_postfix_str(f"loss {values['loss']:.3f}, {values['pictures/s']:.0f} pictures/s")
+            progress.set_postfix_str(f"loss {values['loss']:.3f}, {brief(values)}")
             if accelerator.is_main_process:
                 append_row(out / LOG, {"step": done} | values | {"seconds": seconds + time.monotonic() - began})
         due = done % config.every == 0 or done == config.steps
-        stopping = done < config.steps and asked_to_stop(accelerator, stop)
+        stopping = done < config.steps and any_process(accelerator, stop.received is not None)
+        saving = due or stopping or any_process(accelerator, config.due(done, time.monotonic() - saved))
+        if saving:
+            gather(accelerator, (trained, average, stepping), wholes)
         if due and accelerator.is_main_process:
-            report = validate(averaged, collator, validation, accelerator.device)
+            report = validate(averaged, collator, validation, accelerator.device, frozen)
             report |= draw_samples(pipe, shown, out / "samples", done)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             append_row(out / VALIDATION, {"step": done} | report)
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
-        if (due or stopping or config.due(done, time.monotonic() - saved)) and accelerator.is_main_process:
+        if saving and accelerator.is_main_process:
             save_model(pipe, out)
             spent = seconds + time.monotonic() - began
             place = {"step": done, "seen": seen, "seconds": spent, "config": asdict(config)} | circumstances
             kept = config.keep, config.is_milestone(done)
             save_checkpoint(out / CHECKPOINTS, model, ema, optimizer, place, *kept)
-            saved = time.monotonic()
+        saved = time.monotonic() if saving else saved
         accelerator.wait_for_everyone()
+        if due:
+            pace.restart(done)
         if stopping:
             break
     progress.close()
     accelerator.end_training()
     if stopping:
         raise StoppedError(stop.received or signal.SIGTERM, done, config.steps)
+    if accelerator.is_main_process:
+        averaged.eval()
+        leave_memorised(pipe, examples, out / "samples")
+        if not (out / CARD).exists():  # it may be somebody's own by now
+            write_card(out, out)
 
 
-def step_losses(trained: nn.Module, batch: Batch, config: TrainConfig, accelerator: Accelerator) -> Losses:
-    """What a batch costs, with the gradients of it left on the weights; `config.accumulate` parts of it in turn."""
+def step_losses(
+    trained: nn.Module, batch: Batch, memory: Tensor | None, config: TrainConfig, accelerator: Accelerator
+) -> Losses:
+    """What a batch costs, with the gradients of it left on the weights; `config.accumulate` parts of it in turn.
+
+    memory (B, T, M) is what a text encoder that is not trained made of the captions; None where there is no such.
+    """
     use_masks = config.mask_weight > 0 and bool(batch.masks.any())
+    text_share = share(accelerator, batch.target_mask[:, 1:])
     *parts, last = split(batch, config.accumulate)
+    memories = [None] * (len(parts) + 1) if memory is None else memory.chunk(config.accumulate)
     found: list[Losses] = []
-    for part, shares in (*parts, last):
+    for (part, shares), remembered in zip((*parts, last), memories, strict=True):
         # Processes add up their gradients once a step, with the last part.
         with nullcontext() if part is last[0] else accelerator.no_sync(trained):
             with attention_kernel(accelerator.device.type):
-                losses = trained(part, use_masks=use_masks).weighed(shares)
+                losses = trained(part, use_masks, remembered)
+            losses = losses.weighed(Losses(shares.flow, shares.tokens, shares.text * text_share))
             accelerator.backward(losses.flow + config.mask_weight * losses.tokens + config.text_weight * losses.text)
         found.append(losses)
     return Losses(*(torch.stack([vars(each)[name].detach() for each in found]).sum() for name in vars(found[0])))
@@ -252,15 +309,32 @@ def step_losses(trained: nn.Module, batch: Batch, config: TrainConfig, accelerat
 
 def build(
     config: TrainConfig, examples: Examples, translates: bool
-) -> tuple[PreTrainedTokenizerFast, Transformer, CrossAttentionUNet]:
-    """What a run trains: new networks for these examples, or those of the model it begins from."""
+) -> tuple[PreTrainedTokenizerFast, TextEncoder, CrossAttentionUNet, Vae | None]:
+    """The networks of a run: new ones for these examples, those it names, or those of the model it begins from.
+
+    Raises:
+        ValueError: one that is named is not there, or the model to begin from brings its own.
+    """
     if config.begin_from:
+        if config.text_encoder or config.vae:
+            raise ValueError(f"{config.begin_from} brings its own networks: leave out --text-encoder and --vae")
         pipe = TextToImagePipeline.from_pretrained(config.begin_from)
-        pipe.unet.register_to_config(sample_size=config.size)
-        return pipe.tokenizer, pipe.text_encoder, pipe.unet
-    tokenizer = train_tokenizer(examples.captions())
-    text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
-    return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=text_encoder.config.width)
+        pipe.unet.register_to_config(sample_size=config.size // pipe.vae_scale_factor)
+        return pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
+    text_encoder: TextEncoder
+    if config.text_encoder:
+        tokenizer, text_encoder = find_text_encoder(config.text_encoder)
+    else:
+        tokenizer = train_tokenizer(examples.captions())
+        text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
+    width = memory_width(text_encoder)
+    if not config.vae:
+        return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=width), None
+    vae = find_vae(config.vae)
+    side = config.size // scale_factor(vae)
+    patch = 1 if side < 64 else 2  # the finest grid of the UNet is then 32×32 at 256 pixels and at 512
+    unet = CrossAttentionUNet(side, vae.config.latent_channels, patch_size=patch, memory_width=width)
+    return tokenizer, text_encoder, unet, vae
 
 
 def save_model(pipe: TextToImagePipeline | TranslationPipeline, out: Path) -> None:
@@ -274,15 +348,6 @@ def save_model(pipe: TextToImagePipeline | TranslationPipeline, out: Path) -> No
         target.parent.mkdir(exist_ok=True)
         file.replace(target)
     shutil.rmtree(new)
-
-
-def asked_to_stop(accelerator: Accelerator, stop: StopSignals) -> bool:
-    """Whether any of the processes was: they must all leave after the same step, or one waits for ever."""
-    if accelerator.num_processes == 1:
-        return stop.received is not None
-    if stop.received is not None:
-        accelerator.set_trigger()
-    return accelerator.check_trigger()
 
 
 def muon(model: TextToImageModel, config: TrainConfig) -> Muon:
@@ -310,10 +375,10 @@ def attention_kernel(device: str) -> AbstractContextManager:
 
 def load_examples(config: TrainConfig) -> Examples:
     """The data a run names: the endless scenes, or a folder."""
-    if config.data == "shapes":
-        return SceneExamples(config.size, config.seed)
+    if config.data in WORLDS:
+        return SceneExamples(config.size, config.seed, config.data)
     if not Path(config.data).is_dir():
-        raise DataError(f"there is no data {config.data!r}: give 'shapes' or a folder of captioned pictures")
+        raise DataError(f"there is no data {config.data!r}: give 'shapes', 'emoji' or a folder of captioned pictures")
     return FolderExamples(config.data, config.size, config.seed)
 
 
@@ -336,8 +401,9 @@ def power_function_ema(sigma: float) -> Callable[..., None]:
     return update
 
 
-def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel) -> TextToImagePipeline:
+def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen) -> TextToImagePipeline:
     """A pipeline on these very weights (not a copy)."""
-    pipe = TextToImagePipeline(tokenizer, model.text_encoder, model.unet, FlowMatchEulerDiscreteScheduler())
+    text_encoder = model.text_encoder or frozen.text_encoder
+    pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, FlowMatchEulerDiscreteScheduler(), frozen.vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedType
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
 from pipelines.dataset import batches, seed_of, shuffled_place
 from pipelines.failures import DivergedError, explained
 from pipelines.objective import text_loss
+from pipelines.processes import any_process, check_share, share, this_process
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
     CHECKPOINTS,
@@ -42,7 +43,7 @@ from pipelines.run_folder import (
 from pipelines.sources import DataError
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import asked_to_stop, attention_kernel, bf16_is_fast, power_function_ema, save_model, schedule
+from pipelines.train import attention_kernel, bf16_is_fast, power_function_ema, save_model, schedule
 from unet_xattn import Transformer
 
 LONGEST_LINE = 10_000
@@ -199,7 +200,7 @@ def train_text(
         raise ValueError("changes are to a run that goes on: they need --resume")
     if not resume and not unused(out):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume to go on with the run in it")
-    lock = run_lock(out) if PartialState().is_main_process else nullcontext()
+    lock = run_lock(out) if this_process().is_main_process else nullcontext()
     with lock, StopSignals() as stop, explained(out, "lower --batch-size"):
         before = resume_run(TextConfig, out, changes, FIXED) if resume else None
         fit(before.config if before else config, out, before, stop, allow_changes)
@@ -217,10 +218,13 @@ def fit(config: TextConfig, out: Path, before: Resumed | None, stop: StopSignals
     longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for pair in train_pairs + held_out for text in pair)
     tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
 
+    check_share(config.batch_size, this_process().num_processes)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("train-text trains small models, whole ones only: launch it without --use_fsdp")
     digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
     circumstances = {"data": digest, "processes": accelerator.num_processes}
     if before:
@@ -259,9 +263,10 @@ def fit(config: TextConfig, out: Path, before: Resumed | None, stop: StopSignals
     for step, batch in enumerate(loader, start):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
-        torch.manual_seed(seed_of(config.seed, step))  # dropout, so that a resumed run drops the same units
+        # Dropout, so that a resumed run drops the same units, and each process others.
+        torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))
         with attention_kernel(accelerator.device.type):
-            loss = trained(batch)
+            loss = trained(batch) * share(accelerator, batch.target_mask[:, 1:])
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(trained.parameters(), 1.0)
         if not torch.isfinite(norm):
@@ -275,23 +280,24 @@ def fit(config: TextConfig, out: Path, before: Resumed | None, stop: StopSignals
         done, seen = step + 1, seen + config.batch_size
         progress.update()
         if done % config.every == 0 or done == config.steps:
+            mean_loss = accelerator.reduce(loss.detach(), "mean").item()
             value = validate(ema.module, tokenizer, held_out, accelerator.device)  # type: ignore[arg-type]
             better = value < best
             best, waited = min(best, value), 0 if better else waited + 1
             if accelerator.is_main_process:
                 if better:
                     save_model(pipe, out)
-                progress.write(f"step {done}: loss {loss.item():.3f}, held out {value:.3f}" + ", best" * better)
-                append_row(out / VALIDATION, {"step": done, "loss": loss.item(), "held out": value})
+                progress.write(f"step {done}: loss {mean_loss:.3f}, held out {value:.3f}" + ", best" * better)
+                append_row(out / VALIDATION, {"step": done, "loss": mean_loss, "held out": value})
             due = True
         else:
-            due = config.due(done, time.monotonic() - saved)
-        stopping = done < config.steps and asked_to_stop(accelerator, stop)
+            due = any_process(accelerator, config.due(done, time.monotonic() - saved))
+        stopping = done < config.steps and any_process(accelerator, stop.received is not None)
         if (due or stopping) and accelerator.is_main_process:
             place = {"step": done, "seen": seen, "best": best, "waited": waited, "config": asdict(config)}
             kept = config.keep, config.is_milestone(done)
             save_checkpoint(out / CHECKPOINTS, model, ema, optimizer, place | circumstances, *kept)
-            saved = time.monotonic()
+        saved = time.monotonic() if due or stopping else saved
         accelerator.wait_for_everyone()
         if waited >= config.patience:
             progress.write(f"the held-out loss has not fallen for {waited} validations: stopped")

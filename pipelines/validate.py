@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.capture import trace
+from pipelines.components import can_translate
 from pipelines.dataset import Batch, Collator, Example, seed_of
+from pipelines.frozen import Frozen
 from pipelines.judge import judge
 from pipelines.objective import TextToImageModel, text_loss
 from pipelines.overlay import word_sheet
@@ -31,13 +33,18 @@ SHEET_COLUMNS = 8
 
 @torch.no_grad()
 def validate(
-    model: TextToImageModel, collator: Collator, examples: list[Example], device: torch.device
+    model: TextToImageModel,
+    collator: Collator,
+    examples: list[Example],
+    device: torch.device,
+    frozen: Frozen | None = None,
 ) -> dict[str, float]:
     """Losses on fixed pictures at fixed noise levels and seeds, with their own captions and with each other's.
 
     If the shuffled captions cost no more than the right ones, the model does not read the text. Where the data has
     masks, of the words' mean maps over all layers at noise 0.3: `pointing`, the share that peak in their mask, and
     `iou`, map and mask where each is at least half its peak. Where the model translates: `text loss`, as in training.
+    `frozen` is what the model is trained behind, if anything.
     """
     model.eval()
     captions = [e.caption for e in examples]
@@ -54,9 +61,11 @@ def validate(
                 pictures = to_tensor(np.stack([e.picture for e in examples[chunk]]))
                 noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed_of(chunk.start)))
                 times = torch.full((len(pictures),), level)
-                batch = Batch(pictures, noise, times, *read, *target).to(device)
+                batch, memory = Batch(pictures, noise, times, *read, *target).to(device), None
+                if frozen is not None:
+                    batch, memory = frozen(batch)
+                memory = model.memory(batch) if memory is None else memory
                 maps: list[Tensor] = []
-                memory = model.text_encoder.encode(batch.ids, batch.token_mask)
                 prediction = model.unet(
                     flow.interpolate(batch.pictures, batch.noise, batch.times),
                     batch.times * flow.TRAIN_TIMESTEPS,
@@ -71,10 +80,9 @@ def validate(
                     heat, there = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
                     hits.append(grounding.points_inside(heat, batch.masks)[there])
                     overlaps.append(grounding.iou(heat, batch.masks)[there])
-                if level == LEVELS[0] and not name and len(model.text_encoder.decoder):
-                    text_losses.append(
-                        text_loss(model.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
-                    )
+                writer = model.text_encoder
+                if level == LEVELS[0] and not name and writer is not None and can_translate(writer):
+                    text_losses.append(text_loss(writer, memory, batch.token_mask, batch.target_ids, batch.target_mask))
             report[f"loss {level}{name}"] = torch.cat(losses).mean().item()
             if hits and len(torch.cat(hits)):
                 report["pointing"] = torch.cat(hits).float().mean().item()
@@ -103,17 +111,20 @@ def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder:
     if not examples:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    pipe.unet.eval(), pipe.text_encoder.eval()
+    trained = [network for network in (pipe.unet, pipe.text_encoder) if network.training]  # others stay as they are
+    for network in trained:
+        network.eval()
     seeds = [torch.Generator().manual_seed(i) for i in range(len(examples))]
     images = pipe([e.caption for e in examples], generator=seeds, output_type="np").images
     with trace(pipe) as attention:
         pipe(examples[0].caption, generator=torch.Generator().manual_seed(0))
-    pipe.unet.train(), pipe.text_encoder.train()
+    for network in trained:
+        network.train()
     pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
     sheet_of(pictures).save(folder / f"step-{step:06d}.png")
     with suppress(ValueError):  # no font here draws Chinese: that is no reason to stop training
         word_sheet(attention, tile=112).save(folder / f"words-{step:06d}.png")
-    described = [e.scene for e in examples if e.scene is not None]
+    described = [e.scene for e in examples if e.scene is not None and e.scene.data == "shapes"]  # the judge's own
     if len(described) < len(examples):
         return {}
     right = [judge(scene, picture).all_correct for scene, picture in zip(described, pictures, strict=True)]

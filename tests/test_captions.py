@@ -7,8 +7,8 @@ import pytest
 from pipelines import captions
 from pipelines.captions import (
     CHINESE_COLOURS,
-    CHINESE_COUNTS,
     CHINESE_GROUNDS,
+    CHINESE_NUMERALS,
     CHINESE_RELATIONS,
     CHINESE_SHAPES,
     CHINESE_SIZES,
@@ -23,7 +23,7 @@ SPELLINGS = {
     "shape": {word for words in CHINESE_SHAPES.values() for word in words},
     "colour": set(CHINESE_COLOURS.values()),
     "size": {word for words in CHINESE_SIZES.values() for word in words},
-    "count": set(CHINESE_COUNTS.values()),
+    "count": {CHINESE_NUMERALS[count] + "个" for count in (2, 3)},
     "relation": {word for words in CHINESE_RELATIONS.values() for word in words},
     "ground": set(CHINESE_GROUNDS.values()),
 }

@@ -84,7 +84,7 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
     wait_until(lambda: not run().active, "it has finished")
     finished = run()
     assert (finished.state, finished.step, finished.samples, finished.note) == ("finished", 60, [60], "")
-    assert steps_in(out, "log.jsonl") == [1, 50] and steps_in(out, "validation.jsonl") == [60]
+    assert steps_in(out, "log.jsonl") == [1, 50, 60] and steps_in(out, "validation.jsonl") == [60]
     seconds = [row["seconds"] for row in finished.log]
     assert seconds == sorted(seconds)
     assert 0 <= finished.validation[0]["agreement"] <= 1 and finished.validation[0]["judged"] == 16 == len(
@@ -106,7 +106,7 @@ def test_a_killed_run_is_resumed_and_its_log_has_every_step_once(config: TrainCo
     killed = runs.find_run(out.parent, "tiny")
     assert (killed.state, killed.step) == ("stopped", 40)
     train(TrainConfig(out=config.out), resume=True)
-    assert steps_in(out, "log.jsonl") == [1, 50] and steps_in(out, "validation.jsonl") == [40, 60]
+    assert steps_in(out, "log.jsonl") == [1, 50, 60] and steps_in(out, "validation.jsonl") == [40, 60]
     assert runs.find_run(out.parent, "tiny").state == "finished"
 
 
@@ -165,6 +165,24 @@ def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Pa
     listed = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert listed.exit_code == 0 and "5/10" in listed.output and "finished" in listed.output
     assert "there are no runs in" in CliRunner().invoke(app, ["runs", str(tmp_path / "half")]).output
+
+
+def test_a_run_that_goes_on_says_how_fast_and_how_long_still(tmp_path: Path) -> None:
+    run = folder_with(tmp_path / "half", 5)
+    append_row(run / "log.jsonl", {"step": 5, "pictures/s": 117.6, "seconds left": 3900.0})
+    assert runs.find_run(tmp_path, "half").seconds_left is None  # it was stopped: nobody works on the rest
+    assert "118" not in CliRunner().invoke(app, ["runs", str(tmp_path)]).output
+    code = "import sys, time; from pathlib import Path; from pipelines.run_folder import run_lock\n"
+    code += f"with run_lock(Path({str(run)!r})): print('held', flush=True); sys.stdin.read()"
+    (run / "run.json").write_text(json.dumps({"config": {"data": "shapes", "steps": 10}}))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as trainer:
+        assert trainer.stdout.readline() == "held\n"
+        assert runs.find_run(tmp_path, "half").seconds_left == 3900
+        listed = CliRunner().invoke(app, ["runs", str(tmp_path)]).output
+        assert listed.splitlines()[-1] == "half: 118 pictures/s, 1 h 5 min left"
+        trainer.communicate()
 
 
 def test_a_number_of_a_process_that_is_another_one_by_now_is_not_taken_for_the_trainer(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -95,6 +98,31 @@ def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: Train
     assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-00000004", "step-00000002"]
     state = last_state(out / "checkpoints")
     assert (state["step"], state["seen"], state["processes"]) == (4, 8, 1)
+
+
+def test_pace_and_memory_are_in_the_log_and_in_tensorboard_even_of_a_short_run(finished: TrainConfig) -> None:
+    rows = [json.loads(line) for line in (Path(finished.out) / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 4]
+    assert all(row["pictures/s"] > 0 and row["memory GiB"] > 0.1 for row in rows)
+    assert rows[0]["seconds left"] > 0 == rows[1]["seconds left"]
+    logged = EventAccumulator(str(next((Path(finished.out) / "logs").rglob("events.out.tfevents.*")).parent)).Reload()
+    for name in ("pictures/s", "seconds left", "memory GiB"):
+        assert [event.value for event in logged.Scalars(name)] == pytest.approx([row[name] for row in rows])
+
+
+def test_without_tensorboard_only_its_logs_are_missing_and_a_line_says_so(tmp_path: Path) -> None:
+    arguments = f"data='shapes', out={str(tmp_path / 'run')!r}, steps=1, batch_size=2, size=16"
+    code = f"""
+import sys
+sys.modules["tensorboard"] = sys.modules["tensorboardX"] = None  # as if it were not installed
+from pipelines.train import TrainConfig, train
+train(TrainConfig({arguments}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no TensorBoard logs") == 1
+    assert not (tmp_path / "run" / "logs").exists()
+    assert (tmp_path / "run" / "log.jsonl").is_file() and (tmp_path / "run" / "model_index.json").is_file()
 
 
 def test_the_pipeline_holds_the_averaged_weights(finished: TrainConfig) -> None:
@@ -304,7 +332,7 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
     found = []
     for config in (TrainConfig(batch_size=8), TrainConfig(batch_size=8, accumulate=parts)):
         model.zero_grad()
-        losses = step_losses(model, batch, config, accelerator)
+        losses = step_losses(model, batch, None, config, accelerator)
         found.append(
             (vars(losses), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +15,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
-from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace
+from pipelines import TranslationPipeline, attribute, trace
 from pipelines.bench import bench_capture, bench_sample, bench_train
 from pipelines.bench_attention import bench_attention, bench_text
 from pipelines.captions import LANGUAGES
+from pipelines.components import can_translate
 from pipelines.emoji import write_emoji
+from pipelines.emoji_scenes import write_scenes
 from pipelines.evaluate import evaluate as evaluate_pipe
 from pipelines.evaluate import evaluate_translation, fixed_scenes, table
 from pipelines.evaluate_faithfulness import evaluate_faithfulness
 from pipelines.evaluate_faithfulness import table as faithfulness_table
 from pipelines.evaluate_grounding import calibrate, evaluate_grounding
 from pipelines.evaluate_grounding import table as grounding_table
+from pipelines.evaluate_pairs import evaluate_pairs
+from pipelines.machine import in_words
 from pipelines.names import write_names
 from pipelines.overlay import alignment_sheet, label_font, word_sheet
+from pipelines.processes import this_process
+from pipelines.prompts import draw_prompts
 from pipelines.run_folder import StoppedError
 from pipelines.train import TrainConfig
 from pipelines.train import train as train_model
@@ -36,7 +43,9 @@ from pipelines.train_text import TextConfig
 from pipelines.train_text import train_text as train_text_model
 from ui.app import launch
 from ui.checks import check_prompt, parse_seed
+from ui.command import load, refuse_existing, write_json
 from ui.export import export, stem
+from ui.finished import memorised, publish
 from ui.models import RUNS
 from ui.runs import list_runs
 from unet_xattn import AttentionTrace
@@ -68,16 +77,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
 
 
-def load(model: str) -> TextToImagePipeline:
-    """A pipeline on the GPU if there is one, else on the CPU."""
-    pipe = TextToImagePipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Draw a file of them: a .txt with one a line, or a .jsonl that may say more of each."),
+    ] = None,
     model: Model = "shapes",
     seed: Annotated[str, typer.Option(help="Names the picture: 0 to 2^64 - 1.")] = "0",
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
@@ -86,12 +92,28 @@ def generate(
     keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a picture, and a sheet with where each word landed."""
+    """Draw a picture, and a sheet with where each word landed.
+
+    Or, with --prompts, the pictures of a file and a results.jsonl; stopped, the same command goes on where it was.
+    """
     number = parse_seed(seed)
+    if prompts is not None:
+        if prompt is not None or keep or overwrite:
+            raise ValueError(
+                "--prompts draws a file of them; a PROMPT, --keep and --overwrite are for one: leave one out"
+            )
+        process = this_process()  # several of them share the file, each on a device of its own
+        results = draw_prompts(load(model), prompts, out, number, steps, guidance, model)
+        if process.is_main_process:
+            print(results)
+        process.destroy_process_group()
+        return
+    if prompt is None:
+        raise ValueError("there is nothing to draw: give a PROMPT, or --prompts and a file of them")
     check_prompt(prompt)
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
-    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
+    refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([prompt], 15)  # the sheet will need it
     pipe = load(model)
     if unknown := unknown_words(prompt, pipe.tokenizer):
@@ -119,7 +141,7 @@ def attribute_words(
     """Read a picture that is already there: a sheet with where each word of its caption lies, and the trace."""
     check_prompt(caption)
     files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
-    _refuse_existing([] if overwrite else files, "--out, or --overwrite")
+    refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([caption], 15)
     try:
         with Image.open(picture) as shown:
@@ -161,7 +183,7 @@ def ui(
 @app.command(epilog="Example: unet-xattn train --data shapes --out runs/first")
 def train(
     context: typer.Context,
-    data: Annotated[str, typer.Option(help="'shapes', or a folder of captioned pictures.")] = TrainConfig.data,
+    data: Annotated[str, typer.Option(help="'shapes', 'emoji', or a folder of captioned pictures.")] = TrainConfig.data,
     out: Annotated[Path, typer.Option(help="Folder of the run: the model, checkpoints, samples, logs.")] = Path(
         TrainConfig.out
     ),
@@ -175,6 +197,12 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
     seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TrainConfig.seed,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = TrainConfig.size,
+    text_encoder: Annotated[
+        str, typer.Option(help="Read with this CLIP or T5, left as it is: a folder or a hub id.")
+    ] = TrainConfig.text_encoder,
+    vae: Annotated[
+        str, typer.Option(help="Draw the latents of this VAE of diffusers, left as it is: a folder or a hub id.")
+    ] = TrainConfig.vae,
     mask_weight: Annotated[
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
@@ -199,6 +227,8 @@ def train(
         batch_size=batch_size,
         seed=seed,
         size=size,
+        text_encoder=text_encoder,
+        vae=vae,
         mask_weight=mask_weight,
         every=every,
         accumulate=accumulate,
@@ -216,12 +246,16 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder the runs are in
     """List the training runs: which go on, how far each is, and its last figures; the loss is that at noise 0.5."""
     names = ("state", "step", "data", "loss", "agreement", "pointing")
     listed = Table(Column("run", overflow="fold"), *names, box=box.SIMPLE_HEAD, pad_edge=False)
-    for run in list_runs(folder):
+    found = list_runs(folder)
+    for run in found:
         last = run.validation[-1] if run.validation else {}
         figures = [f"{last[name]:.3f}" if name in last else "" for name in ("loss 0.5", "agreement", "pointing")]
         cells = [run.name, run.state, f"{run.step}/{run.steps}", run.data, *figures]
         listed.add_row(*map(Text, cells))
     Console().print(listed if listed.row_count else Text(f"there are no runs in {folder}"))
+    for run in found:
+        if run.seconds_left is not None:
+            print(f"{run.name}: {run.log[-1]['pictures/s']:.0f} pictures/s, {in_words(run.seconds_left)} left")
 
 
 @app.command("train-text", epilog="Example: unet-xattn train-text --pairs names.tsv --out runs/names")
@@ -272,9 +306,10 @@ def evaluate(
 ) -> None:
     """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
 
-    Where it also translates: how many of the captions still mean the same.
+    Minimal pairs too: whether a picture follows the one thing in which two prompts differ. Where it also translates:
+    how many of the captions still mean the same.
     """
-    _refuse_existing([json_file], "name for --json")
+    refuse_existing([json_file], "name for --json")
     pipe = load(model)
     report: dict = {"model": model}
     if grounding:
@@ -282,22 +317,22 @@ def evaluate(
         print(grounding_table(report), end="\n\n")
         report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
         print(faithfulness_table(report["faithfulness"]))
-        _write_json(json_file, report)
+        write_json(json_file, report)
         return
     for language in LANGUAGES:
         if language == "en" or not any(
             unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language)
         ):
-            report[language] = evaluate_pipe(
-                pipe, prompts, num_inference_steps=steps, guidance_scale=guidance, language=language
-            )
+            settings: dict = {"num_inference_steps": steps, "guidance_scale": guidance, "language": language}
+            report[language] = evaluate_pipe(pipe, prompts, **settings)
+            report[language]["pairs"] = evaluate_pairs(pipe, prompts, **settings)
             print(table(report[language]), end="\n\n")
-    if len(pipe.text_encoder.decoder):
+    if can_translate(pipe.text_encoder):
         report["translation"] = evaluate_translation(TranslationPipeline(pipe.tokenizer, pipe.text_encoder), prompts)
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
-    _write_json(json_file, report)
+    write_json(json_file, report)
 
 
 @app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
@@ -313,9 +348,13 @@ def calibrate_model(
     if not index.is_file():
         raise ValueError(f"{model} is no folder with a model: it has no model_index.json")
     calibration = calibrate(load(str(model)), scenes)
-    _write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
+    write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
     for layer, weights in calibration.items():
         print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
+
+
+app.command(epilog="Example: unet-xattn memorised runs/emoji --data emoji-data --out memorised.png")(memorised)
+app.command(epilog="Example: unet-xattn publish runs/first --to me/first")(publish)
 
 
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
@@ -327,7 +366,7 @@ def translate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is already there.")] = False,
 ) -> None:
     """Say a text in the other language, from the same memory that pictures are drawn from."""
-    _refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
+    refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
     check_prompt(text)
     (translation,) = TranslationPipeline.from_pretrained(model)(text, beams=beams)
     print(translation.text)
@@ -340,9 +379,14 @@ def translate(
 def data_emoji(
     folder: Annotated[Path, typer.Argument(help="A new folder to write to.")],
     count: Annotated[int, typer.Option(help="How many pictures.")] = 600,
+    scenes: Annotated[bool, typer.Option("--scenes", help="One to three of them a picture, with masks.")] = False,
 ) -> None:
-    """Write a folder of captioned emoji on coloured grounds, ready for --data."""
-    print(f"{write_emoji(folder, count)} pictures and metadata.jsonl in {folder}")
+    """Write a folder of captioned emoji on coloured grounds, ready for --data.
+
+    The scenes are those of `train --data emoji`, which needs no folder.
+    """
+    write = write_scenes if scenes else write_emoji
+    print(f"{write(folder, count)} pictures and metadata.jsonl in {folder}")
 
 
 @data.command("names", epilog="Example: unet-xattn data names names.tsv")
@@ -365,7 +409,7 @@ def bench(
     trained heads differ. text: tokens a second with and without the decoder's cache, and a training step beside
     torch.nn.Transformer's.
     """
-    _refuse_existing([json_file], "name for --json")
+    refuse_existing([json_file], "name for --json")
     kinds: dict[str, Callable[[], dict]] = {
         "train": lambda: bench_train(device),
         "sample": lambda: bench_sample(load(model), device),
@@ -381,7 +425,7 @@ def bench(
         raise ValueError("no CUDA device can be used here: bench with --device cpu")
     report = kinds[what]()
     Console().print_json(data=report)
-    _write_json(json_file, report)
+    write_json(json_file, report)
 
 
 def _given(context: typer.Context, config: TrainConfig | TextConfig) -> dict[str, Any]:
@@ -391,22 +435,9 @@ def _given(context: typer.Context, config: TrainConfig | TextConfig) -> dict[str
     return {name: value for name, value in vars(config).items() if name in typed and name != "out"}
 
 
-def _refuse_existing(files: Iterable[Path | None], instead: str) -> None:
-    if there := [str(file) for file in files if file is not None and file.exists()]:
-        raise ValueError(f"{', '.join(there)} already exists: choose another {instead}")
-
-
-def _write_json(file: Path | None, report: dict) -> None:
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.new")  # a model's own index is never left half written
-        unfinished.write_text(json.dumps(report, indent=1) + "\n")
-        unfinished.replace(file)
-
-
 def main() -> None:
     """Run the command; what a person got wrong is one line and exit code 1, never a traceback."""
-    disable_progress_bar()  # of loading a model, which takes no time
+    disable_progress_bar(), disable_transformers_progress_bar()  # of loading a model, which takes no time
     try:
         app()
     except StoppedError as stopped:

@@ -124,7 +124,7 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
                     generator=[torch.Generator().manual_seed(seed) for seed in request.seeds],
                     output_type="latent",
                     callback_on_step_end=after_step,
-                    callback_on_step_end_tensor_inputs=("clean",),
+                    callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE takes its time
                 )
             updates.put(Drawing(attention, frames, [request.settings(i) for i in range(request.count)]))
         except Exception as error:  # it belongs to whoever listens

@@ -67,6 +67,11 @@ class Run:
         return self.state in ("starting", "running", "stopping")
 
     @property
+    def seconds_left(self) -> float | None:
+        """How long it will go on, as it reckoned when it last wrote its figures; None unless it is running."""
+        return self.log[-1].get("seconds left") if self.state == "running" and self.log else None
+
+    @property
     def samples(self) -> list[int]:
         """The steps that sample pictures were kept of; its row is written after them."""
         steps = [row["step"] for row in self.validation]

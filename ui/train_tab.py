@@ -9,6 +9,7 @@ import gradio as gr
 import pandas as pd
 from PIL import Image
 
+from pipelines.machine import in_words
 from pipelines.train import TrainConfig
 from pipelines.validate import LEVELS, SHEET_COLUMNS
 from ui import runs
@@ -108,18 +109,13 @@ def describe(run: Run) -> str:
         line += f" at step {run.step:,} of {run.steps:,}" if run.state != "finished" else f" after {run.steps:,} steps"
     if run.log:
         last = run.log[-1]
-        line += f", {_duration(last['seconds'])}, loss {last['loss']:.3f}"
+        line += f", {in_words(last['seconds'])}, loss {last['loss']:.3f}"
         line += f", {last['pictures/s']:.0f} pictures a second" if run.state == "running" and last["pictures/s"] else ""
+        line += f", {in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
     if run.validation and "agreement" in run.validation[-1]:
         last = run.validation[-1]
         line += f", {round(last['agreement'] * last['judged'])} of {last['judged']} samples right"
     return f"{line}. {run.note}".rstrip()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def plots(run: Run) -> list[pd.DataFrame | None]:

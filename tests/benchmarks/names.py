@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.bench import machine
 from pipelines.bench_attention import TorchTransformer
+from pipelines.machine import machine
 from pipelines.names import names
 from pipelines.tokenizer import train_tokenizer
 from pipelines.train import schedule

@@ -20,7 +20,7 @@ from typing import Any
 from gradio_client import Client
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines.bench import machine
+from pipelines.machine import machine
 
 CLIENTS = 64
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/samplers.py --model shapes --out samplers.json
 
-Passes are those through the UNet for each picture, a guided step being two: what a picture costs.
+Where the file is there already, only the runs it lacks are measured and added to it. Passes are those through the UNet
+for each picture, a guided step being two: what a picture costs.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from pipelines import TextToImagePipeline
-from pipelines.bench import machine
 from pipelines.evaluate import evaluate
+from pipelines.machine import machine
 from pipelines.samplers import with_sampler
+from pipelines.scenes import KINDS
 
+SEEDS = 2  # pictures of each prompt
 ALWAYS, LATE, NEVER = (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (1.0, (0.0, 1.0))
 GUIDANCE = {"always": ALWAYS, "below noise 0.6": LATE, "never": NEVER}
 RUNS = [("Euler", steps, name) for steps in (20, 8, 4) for name in GUIDANCE]
@@ -38,6 +41,7 @@ def measure(pipe: TextToImagePipeline, sampler: str, steps: int, guidance: str, 
     report = evaluate(
         lambda prompts, **settings: pipe(prompts, guidance_interval=interval, **settings),
         count,
+        range(SEEDS),
         num_inference_steps=steps,
         guidance_scale=scale,
     )
@@ -45,6 +49,11 @@ def measure(pipe: TextToImagePipeline, sampler: str, steps: int, guidance: str, 
     pictures = report["seen"]["model"]["all_correct"]["n"] + report["held_out"]["model"]["all_correct"]["n"]
     figures = {split: report[split]["model"] for split in ("seen", "held_out")}
     return {"sampler": sampler, "steps": steps, "guidance": guidance, "passes": rows / pictures} | figures
+
+
+def place(found: dict[str, Any]) -> tuple[str, int, str]:
+    """Which of `RUNS` a row is of."""
+    return found["sampler"], found["steps"], found["guidance"]
 
 
 def main() -> None:
@@ -56,9 +65,16 @@ def main() -> None:
     pipe = TextToImagePipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     report: dict[str, Any] = {"machine": machine(), "model": arguments.model, "runs": []}
-    for run in RUNS:
-        found = measure(pipe, *run, arguments.prompts)
-        report["runs"].append(found)
+    if arguments.out.exists():
+        report = json.loads(arguments.out.read_text())
+        counts = {found["seen"]["all_correct"]["n"] for found in report["runs"]}
+        asked = arguments.prompts * len(KINDS) * SEEDS
+        if report["model"] != arguments.model or not counts <= {asked}:
+            parser.error(f"{arguments.out} is of model {report['model']} and {counts} pictures a split, not {asked}")
+    there = {place(found) for found in report["runs"]}
+    for run in [run for run in RUNS if run not in there]:
+        found = measure(pipe, *run, arguments.prompts) | {"machine": machine()}
+        report["runs"] = sorted([*report["runs"], found], key=lambda found: RUNS.index(place(found)))
         shares = " / ".join(f"{100 * found[split]['all_correct']['share']:.1f}" for split in ("seen", "held_out"))
         print(f"{run[0]:12} {run[1]:3} steps, guided {run[2]:16} {found['passes']:5.1f} passes  {shares}", flush=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,242 @@
+"""The networks of a pipeline, our own and the ecosystem's: which are taken, loaded whole, and what they say to us.
+
+A text encoder is our Transformer, or a CLIPTextModel or T5EncoderModel of transformers; a VAE is an AutoencoderKL or
+AutoencoderTiny of diffusers. Weights come from safetensors only, and no code is run that comes with a model.
+
+Shapes: B batch, T tokens, M width of the memory, C channels of a latent, f the VAE's scale factor, h×w pixels.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel
+from transformers.utils import logging
+
+from pipelines.tokenizer import MAX_TOKENS
+from unet_xattn import CrossAttentionUNet, Transformer
+
+TextEncoder: TypeAlias = Transformer | CLIPTextModel | T5EncoderModel
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+
+TEXT_ENCODERS = {kind.__name__: kind for kind in (Transformer, CLIPTextModel, T5EncoderModel)}
+VAES = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
+MODEL_TYPES = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+"""What transformers calls a config -> the encoder in it; that of a whole CLIP or T5 model will do."""
+
+SOURCE = ("dtype", "torch_dtype", "revision", "cache_dir", "token", "variant")
+"""Which of `from_pretrained`'s arguments say where a network comes from and as what."""
+
+
+# Loading.
+
+
+def load_network(kind: Any, path: str, part: str, **source: Any) -> Any:
+    """A network from the folder `part` of a model, whole: the libraries' loaders take missing tensors and NaN silently.
+
+    Raises:
+        ValueError: weights are missing, do not fit or are not numbers, or there are none in safetensors.
+    """
+    if issubclass(kind, PreTrainedModel):  # which would otherwise take whatever format the weights were saved in
+        source["dtype"] = source.pop("torch_dtype", None) or source.get("dtype") or torch.float32
+    try:
+        with _quiet():
+            network, info = kind.from_pretrained(
+                path, subfolder=part, output_loading_info=True, use_safetensors=True, **source
+            )
+    except RuntimeError as error:
+        raise ValueError(f"{path}: weights of {part or kind.__name__} do not fit: {_line(error)}") from error
+    except OSError as error:
+        name = part or kind.__name__
+        raise ValueError(f"{path} has no {name} in safetensors (pickles are not read): {_line(error)}") from error
+    missing = info["missing_keys"]
+    if unusable := missing or [n for n, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        names = ", ".join(sorted(unusable)[:3])
+        raise ValueError(f"{path}: weights of {part or kind.__name__} are missing or not numbers: {names}")
+    return network
+
+
+def load_components(path: str, given: dict[str, Any], **source: Any) -> dict[str, Any]:
+    """The networks a pipeline's folder or hub id names, without those that are `given`.
+
+    Raises:
+        ValueError: it names a network of a class that is not taken, or one that cannot be loaded whole.
+        OSError: there is no such model.
+    """
+    index = _read_json(path, "model_index.json", **source)
+    kinds = {"text_encoder": TEXT_ENCODERS, "unet": {"CrossAttentionUNet": CrossAttentionUNet}, "vae": VAES}
+    networks = {}
+    for part, taken in kinds.items():
+        if part in given:
+            continue
+        name = (index.get(part) or [None, None])[1]
+        if name is None and part == "vae":
+            continue
+        if name not in taken:
+            raise ValueError(f"{path}: its {part} is a {name}, this pipeline takes {' or '.join(taken)}")
+        networks[part] = load_network(taken[name], path, part, **source)
+    return networks
+
+
+def find_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, TextEncoder]:
+    """A text encoder of transformers and its tokenizer, which knows how many tokens it reads.
+
+    Args:
+        name: a folder or hub id of the encoder, or of a diffusers pipeline with `text_encoder` and `tokenizer`.
+
+    Raises:
+        ValueError: there is none there, it is of another kind, or it and its tokenizer do not fit.
+    """
+    config, part = _find_config(name, "text_encoder")
+    kind = MODEL_TYPES.get(config.get("model_type", ""))
+    if kind is None:
+        what = config.get("model_type") or config.get("_class_name") or "of no known kind"
+        raise ValueError(f"{name} is {what}: a text encoder is a CLIPTextModel or a T5EncoderModel of transformers")
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, subfolder="tokenizer" if part else "", trust_remote_code=False
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{name} has no tokenizer that can be read: save its tokenizer.json beside it") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{name}: its tokenizer gives no offsets: save a fast one, with a tokenizer.json")
+    text_encoder = load_network(kind, name, part)
+    check_tokenizer(name, tokenizer, text_encoder)
+    limits = (tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", None))
+    known_limits = [limit for limit in limits if limit and limit < 10**6]  # a tokenizer without a limit says 10³⁰
+    tokenizer.model_max_length = min(known_limits, default=MAX_TOKENS)
+    return tokenizer, text_encoder
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerFast, text_encoder: TextEncoder) -> None:
+    """Raise ValueError where a tokenizer is not the one of an encoder of transformers.
+
+    Where its files are missing, transformers gives one without a vocabulary and says nothing.
+    """
+    if isinstance(text_encoder, Transformer):
+        return
+    known = text_encoder.config.vocab_size
+    if len(tokenizer) > known:
+        raise ValueError(f"{name}: its tokenizer has {len(tokenizer)} tokens, its text encoder knows {known}")
+    if tokenizer.unk_token_id in tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ValueError(f"{name}: its tokenizer cannot spell 'a': are the files of its vocabulary missing?")
+    if not tokenizer("")["input_ids"]:
+        raise ValueError(f"{name}: its tokenizer marks neither start nor end, so an empty caption has nothing to read")
+
+
+def find_vae(name: str) -> Vae:
+    """A VAE of diffusers.
+
+    Args:
+        name: a folder or hub id of the VAE, or of a diffusers pipeline with a `vae`.
+
+    Raises:
+        ValueError: there is none there, or it is of another kind.
+    """
+    config, part = _find_config(name, "vae")
+    kind = VAES.get(config.get("_class_name", ""))
+    if kind is None:
+        what = config.get("_class_name") or config.get("model_type") or "of no known kind"
+        raise ValueError(f"{name} is {what}: a VAE is an AutoencoderKL or an AutoencoderTiny of diffusers")
+    return load_network(kind, name, part)
+
+
+def _find_config(name: str, part: str) -> tuple[dict[str, Any], str]:
+    """The config.json of a network, and the folder it lies in: none, or `part` of a whole pipeline."""
+    errors = []
+    for folder in ("", part):
+        try:
+            return _read_json(name, f"{folder}/config.json".lstrip("/")), folder
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    raise ValueError(
+        f"{name} has no {part}: give a folder or a hub id that holds its config.json, or a pipeline's with {part}/"
+    ) from errors[0]
+
+
+def _read_json(name: str, file: str, **source: Any) -> dict[str, Any]:
+    """A JSON file of a folder or of a hub id."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+    else:
+        where = {key: value for key, value in source.items() if key in ("revision", "cache_dir", "token")}
+        path = Path(hf_hub_download(name, file, **where))
+    return json.loads(path.read_text())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers lists what of a whole CLIP is no text encoder; what matters of it is checked by us."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+# Texts.
+
+
+def encode_text(text_encoder: TextEncoder, ids: Tensor, token_mask: Tensor) -> Tensor:
+    """Token ids (B, T) and which of them are real (B, T) -> memory (B, T, M): the encoder's last hidden state."""
+    if isinstance(text_encoder, Transformer):
+        return text_encoder.encode(ids, token_mask)
+    return text_encoder(input_ids=ids, attention_mask=token_mask).last_hidden_state
+
+
+def memory_width(text_encoder: TextEncoder) -> int:
+    """M, the width of the memory an encoder gives."""
+    config = text_encoder.config
+    return config.width if isinstance(text_encoder, Transformer) else config.hidden_size
+
+
+def can_translate(text_encoder: TextEncoder) -> bool:
+    """Whether the encoder's memory has a second reader, a decoder that writes: ours may, transformers' have none."""
+    return isinstance(text_encoder, Transformer) and len(text_encoder.decoder) > 0
+
+
+# Pictures.
+
+
+def scale_factor(vae: Vae | None) -> int:
+    """f, the pixels along a side of one position of a latent; 1 without a VAE."""
+    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def encode_pictures(vae: Vae | None, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, h, w) in [-1, 1] -> latents (B, C, h/f, w/f), centred and scaled as the VAE's config says.
+
+    An AutoencoderKL gives a distribution; its mode is taken, so that a picture has one latent. Without a VAE a picture
+    is its own.
+    """
+    if vae is None:
+        return pictures
+    encoded = vae.encode(pictures.to(vae.dtype))
+    latents = encoded.latent_dist.mode() if isinstance(vae, AutoencoderKL) else encoded.latents
+    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+
+def decode_latents(vae: Vae | None, latents: Tensor) -> Tensor:
+    """The way back: latents (B, C, h/f, w/f) -> pictures (B, 3, h, w), about in [-1, 1]."""
+    if vae is None:
+        return latents
+    return vae.decode((latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).to(vae.dtype)).sample
+
+
+def check_size(unet: CrossAttentionUNet, vae: Vae | None, height: int, width: int) -> None:
+    """Raise ValueError where VAE and UNet cannot halve this many pixels."""
+    multiple = unet.size_multiple * scale_factor(vae)
+    if height % multiple or width % multiple or min(height, width) <= 0:
+        raise ValueError(f"this model draws sizes that are multiples of {multiple} pixels, got {width}×{height}")

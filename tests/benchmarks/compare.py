@@ -1,0 +1,278 @@
+"""What a user would pick instead: agreement against minutes of training, from nothing, on the same scenes.
+
+    python tests/benchmarks/compare.py ours diffusers imagen --minutes 60 --out compare.json
+
+- ours: this package's recipe.
+- diffusers: its UNet2DConditionModel with the recipe of its example train_text_to_image.py (ε-prediction on Stable
+  Diffusion's 1,000 noise levels, AdamW at 1e-4, clipped gradients, averaged weights), drawn by DPM-Solver++.
+- imagen: the base UNet of imagen-pytorch with its own trainer (`pip install imagen-pytorch`).
+
+All have about as many parameters, and see the same captioned scenes. Both others expect a frozen text encoder that
+knows the language already, and get one that is better than any they could download: that of the finished model
+`shapes`. Ours learns its own. Minutes are those of training alone, by the clock on all cores, drawing and judging left
+out; every `--every` minutes the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well),
+with guidance 1 and 3, of which each time the better one counts. Interrupted, it goes on with what was not measured.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from pipelines import TextToImagePipeline
+from pipelines.bench import machine
+from pipelines.dataset import Batch, Collator, SceneExamples, batches
+from pipelines.evaluate import evaluate
+from pipelines.objective import TextToImageModel
+from pipelines.text_to_image import read_prompts
+from pipelines.tokenizer import train_tokenizer
+from pipelines.train import (
+    TrainConfig,
+    as_pipeline,
+    attention_kernel,
+    bf16_is_fast,
+    muon,
+    power_function_ema,
+    schedule,
+)
+from unet_xattn import CrossAttentionUNet, Transformer
+
+MARKS = (0.5, 0.8, 0.9)
+
+
+class Ours:
+    """The recipe of `pipelines.train`, its learning rate falling over the last third of the minutes it has."""
+
+    def __init__(self, size: int, device: str):
+        self.config, self.device = TrainConfig(size=size), device
+        self.tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
+        text_encoder = Transformer(len(self.tokenizer), decoder_layers=2)
+        unet = CrossAttentionUNet(size, memory_width=text_encoder.config.width)
+        self.grid = size // 4
+        self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
+        self.parameters = sum(p.numel() for p in unet.parameters())
+        self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(self.config.ema_sigma))
+        self.optimizer = muon(self.model, self.config)
+
+    def step(self, batch: Batch, step: int, share: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * min(schedule(step, 10**9, self.config.warmup), (1 - share) * 3)
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(self.device):
+            losses = self.model(batch)
+        (losses.flow + self.config.mask_weight * losses.tokens + self.config.text_weight * losses.text).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.model)
+
+    def draw(self, prompts: list[str], **settings: Any) -> Any:
+        return as_pipeline(self.tokenizer, self.ema.module)(prompts, **settings)  # type: ignore[arg-type]
+
+
+class Borrowed:
+    """What the other two share: the text encoder of the finished model, frozen."""
+
+    def __init__(self, size: int, device: str):
+        pipe = TextToImagePipeline.from_pretrained("shapes").to(device)
+        self.size, self.device, self.tokenizer, self.encoder = size, device, pipe.tokenizer, pipe.text_encoder
+        self.grid = size // 4
+
+    @torch.no_grad()
+    def read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        ids, mask = (t.to(self.device) for t in read_prompts(self.tokenizer, prompts))
+        return self.encoder.encode(ids, mask), mask
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> Tensor:
+        return self.encoder.encode(batch.ids, batch.token_mask)
+
+
+class Diffusers(Borrowed):
+    """diffusers' UNet and the settings of its example."""
+
+    def __init__(self, size: int, device: str):
+        super().__init__(size, device)
+        self.unet = UNet2DConditionModel(
+            sample_size=size,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(48, 80, 112, 112),
+            down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
+            layers_per_block=1,
+            cross_attention_dim=self.encoder.config.width,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        ).to(device, memory_format=torch.channels_last)
+        self.parameters = sum(p.numel() for p in self.unet.parameters())
+        levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        self.noise = DDPMScheduler(**levels)
+        self.sampler = DPMSolverMultistepScheduler(**levels)
+        self.ema = EMAModel(self.unet.parameters())
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), 1e-4, weight_decay=1e-2, fused=True)
+
+    def step(self, batch: Batch, step: int, share: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-4 * min(1, (step + 1) / 500)
+        memory = self.remember(batch)
+        levels = torch.randint(0, self.noise.config.num_train_timesteps, (len(memory),), device=self.device)
+        noisy = self.noise.add_noise(batch.pictures, batch.noise, levels)
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(self.device):
+            said = self.unet(noisy, levels, memory, encoder_attention_mask=batch.token_mask).sample
+        F.mse_loss(said.float(), batch.noise).backward()
+        nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.unet.parameters())
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: list[str], num_inference_steps: int, guidance_scale: float, generator: list, **_: Any
+    ) -> Any:
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        memory, mask = self.read([""] * len(prompts) + prompts)
+        x = torch.stack([torch.randn(3, self.size, self.size, generator=g) for g in generator]).to(self.device)
+        self.sampler.set_timesteps(num_inference_steps, device=self.device)
+        for level in self.sampler.timesteps:
+            both = self.unet(torch.cat([x, x]), level, memory, encoder_attention_mask=mask).sample
+            away, towards = both.chunk(2)
+            x = self.sampler.step(away + guidance_scale * (towards - away), level, x).prev_sample
+        self.ema.restore(self.unet.parameters())
+        return _as_images(x)
+
+
+class Imagen(Borrowed):
+    """imagen-pytorch's base UNet, its cascade's first, and its trainer."""
+
+    def __init__(self, size: int, device: str):
+        super().__init__(size, device)
+        from transformers import T5Config
+
+        wide = self.encoder.config.width
+        # It asks the hub for the size of a T5 the moment it is imported; what it reads here is no T5.
+        T5Config.from_pretrained = classmethod(lambda cls, *_, **__: cls(d_model=wide))
+        from imagen_pytorch import Imagen as Cascade
+        from imagen_pytorch import ImagenTrainer, Unet
+
+        unet = Unet(
+            dim=32,
+            text_embed_dim=wide,
+            cond_dim=wide,
+            dim_mults=(1, 2, 3, 4),
+            num_resnet_blocks=1,
+            attn_heads=4,
+            attn_dim_head=32,
+            layer_attns=(False, False, True, True),
+            layer_cross_attns=(False, False, True, True),
+        )
+        self.parameters = sum(p.numel() for p in unet.parameters())
+        cascade = Cascade(unets=(unet,), image_sizes=(size,), text_embed_dim=wide, timesteps=50)
+        self.trainer = ImagenTrainer(cascade, verbose=False).to(device)
+
+    def step(self, batch: Batch, step: int, share: float) -> None:
+        memory = self.remember(batch)
+        pictures = (batch.pictures + 1) / 2
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16_is_fast()):
+            self.trainer(pictures, text_embeds=memory, text_masks=batch.token_mask, unet_number=1)
+        self.trainer.update(unet_number=1)
+
+    @torch.no_grad()
+    def draw(self, prompts: list[str], guidance_scale: float, generator: list, **_: Any) -> Any:
+        memory, mask = self.read(prompts)
+        torch.manual_seed(generator[0].initial_seed())
+        x = self.trainer.sample(text_embeds=memory, text_masks=mask, cond_scale=guidance_scale, use_tqdm=False)
+        return _as_images(x * 2 - 1)
+
+
+SYSTEMS = {"ours": Ours, "diffusers": Diffusers, "imagen": Imagen}
+
+
+def _as_images(x: Tensor) -> Any:
+    return SimpleNamespace(images=((x.float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def curve(name: str, minutes: float, every: float, size: int, draw: int, seed: int, device: str) -> dict[str, Any]:
+    """Train a system for so many minutes; what it draws each time it is looked at."""
+    torch.manual_seed(seed)
+    system = SYSTEMS[name](size, device)
+    points: list[dict[str, Any]] = []
+    spent = 0.0
+    for step, batch in enumerate(_stream(system, size, seed)):
+        start = time.perf_counter()
+        system.step(batch.to(torch.device(device)), step, min(1.0, spent / (minutes * 60)))
+        if device != "cpu":
+            torch.cuda.synchronize()
+        spent += time.perf_counter() - start
+        if spent >= (len(points) + 1) * every * 60 or spent >= minutes * 60:
+            points.append({"minutes": spent / 60, "steps": step + 1} | _drawn(system, draw))
+            print(name, points[-1], flush=True)
+        if spent >= minutes * 60:
+            break
+    return {"system": name, "seed": seed, "parameters": system.parameters, "points": points} | _reached(points)
+
+
+def _stream(system: Any, size: int, seed: int) -> Iterator[Batch]:
+    collator = Collator(system.tokenizer, seed, 0.1, system.grid)
+    yield from batches(SceneExamples(size, seed), collator, 64, 0, 2**40, workers=1)
+
+
+def _drawn(system: Any, draw: int) -> dict[str, Any]:
+    found = []
+    for guidance in (1.0, 3.0):
+        report = evaluate(system.draw, draw, seeds=(0,), guidance_scale=guidance)
+        shares = {split: report[split]["model"]["all_correct"]["share"] for split in ("seen", "held_out")}
+        found.append(shares | {"guidance": guidance})
+    return max(found, key=lambda shares: shares["seen"] + shares["held_out"])
+
+
+def _reached(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Minutes to each of `MARKS`, on a straight line between the points before and behind; None if it never was."""
+    found: dict[str, Any] = {}
+    shares = [float(np.mean([p["seen"], p["held_out"]])) for p in points]
+    known = [(0.0, 0.0), *((p["minutes"], share) for p, share in zip(points, shares, strict=True))]
+    for mark in MARKS:
+        behind = next((i for i, (_, share) in enumerate(known) if share >= mark), None)
+        if behind is None:
+            found[f"minutes to {mark:.0%}"] = None
+        else:
+            (before, low), (after, high) = known[behind - 1], known[behind]
+            found[f"minutes to {mark:.0%}"] = before + (after - before) * (mark - low) / (high - low)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", choices=list(SYSTEMS))
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--every", type=float, default=5.0, help="minutes between two points of a curve")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draw", type=int, default=20, help="prompts of each kind and split")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    settings = {name: getattr(arguments, name) for name in ("minutes", "every", "size", "draw")}
+    report: dict[str, Any] = {"machine": machine(arguments.device), "settings": settings, "curves": []}
+    if arguments.out.exists():
+        report = json.loads(arguments.out.read_text())
+    there = {(found["system"], found["seed"]) for found in report["curves"]}
+    for name in arguments.systems:
+        if (name, arguments.seed) not in there:
+            report["curves"].append(curve(name, seed=arguments.seed, device=arguments.device, **settings))
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
