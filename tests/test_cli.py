@@ -205,6 +205,14 @@ def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> Non
     code, printed, err = run("translate", "3", "--model", out)
     assert code == 0 and len(printed.splitlines()) == 1, err
     assert "not empty" in fails(*arguments)
+    # Options beside --resume: applied and said, or refused, and what is as it was is passed over.
+    code, printed, err = run(*arguments[:5], "--steps", "4", "--batch-size", "4", "--resume")
+    assert code == 0 and "from step 2 on: steps 4 instead of 2" in printed and "batch size" not in printed, err
+    assert "keeps its seed (0)" in fails(*arguments, "--seed", "1", "--resume")
+    assert "cannot end after 2" in fails(*arguments, "--resume")
+    assert "need --resume" in fails(*arguments[:3], "--out", tmp_path / "other", "--allow-changes")
+    pairs.write_text("".join(f"{i}\tno. {i}\n" for i in range(30)))
+    assert "--allow-changes" in fails("train-text", "--pairs", pairs, "--out", out, "--steps", "5", "--resume")
     pairs.write_text("one\ntwo\n")
     assert "line 1: 1 columns" in fails("train-text", "--pairs", pairs, "--out", tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -210,20 +210,27 @@ def unseeded(config: TextConfig, resume: bool = False) -> None:
 
 
 def kill_and_resume(work: Callable[..., Any], config: Any, kills: int, seed: int) -> int:
-    """Train with that many SIGKILLs, each some steps and a moment after a resume; how many hit a save half way."""
+    """Train with that many SIGKILLs, each at a random moment of a step or of its save; how many left half a save.
+
+    The run saves at every step. A killed one has left two checkpoints since it was resumed, which tell how long a step
+    takes with its save, and the signal comes some part of that later: a fixed moment would always hit the same work.
+    """
     rng, folder, halves = np.random.default_rng(seed), Path(config.out) / "checkpoints", 0
 
     def reached() -> int:
         return max((int(path.name[5:]) for path in checkpoints(folder)), default=0)
 
     for kill in range(kills):
-        process = SERVER.Process(target=quietly, args=(work, config, reached() > 0))
+        before = reached()
+        process = SERVER.Process(target=quietly, args=(work, config, before > 0))
         process.start()
-        goal = reached() + int(rng.integers(1, 3))
-        while reached() < goal:
-            assert process.is_alive(), f"it ended by itself after {kill} kills"
-            time.sleep(0.005)
-        time.sleep(float(rng.uniform(0, 0.1)))
+        times = []
+        for goal in (before + 1, before + 2):
+            while reached() < goal:
+                assert process.is_alive(), f"it ended by itself after {kill} kills"
+                time.sleep(0.001)
+            times.append(time.monotonic())
+        time.sleep(float(rng.uniform(0, times[1] - times[0])))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -236,7 +243,7 @@ def kill_and_resume(work: Callable[..., Any], config: Any, kills: int, seed: int
 def text(tmp_path: Path) -> TextConfig:
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"number {i}\tNummer {i}\n" for i in range(50)))
-    settings = {"steps": 40, "batch_size": 8, "width": 32, "layers": 1, "every": 20, "warmup": 5, "save_every": 1}
+    settings = {"steps": 80, "batch_size": 8, "width": 32, "layers": 1, "every": 20, "warmup": 5, "save_every": 1}
     return TextConfig(pairs=str(pairs), out=str(tmp_path / "whole"), **settings)
 
 
@@ -272,25 +279,29 @@ def test_a_full_disk_ends_a_run_with_one_line_that_says_where_it_stands(
 # The long forms.
 
 
+def assert_thirty_kills_leave_no_trace(work: Callable[..., Any], config: Any) -> None:
+    whole, parts, other = (Path(config.out) / name for name in ("whole", "parts", "other"))
+    assert run_process(quietly, work, replace(config, out=str(whole))) == 0
+    halves = kill_and_resume(work, replace(config, out=str(parts), save_every=1), kills=30, seed=0)
+    changed, count = different(whole, parts), len(tensors(whole))
+    print(f"\n30 kills, {halves} of them half way through a save: {len(changed)} of {count} tensors differ", flush=True)
+    assert changed == [] and halves > 0
+    assert run_process(quietly, work, replace(config, out=str(other), seed=1)) == 0
+    assert len(different(whole, other)) > count // 2
+
+
+@pytest.mark.long
+def test_thirty_kills_of_a_text_training_leave_no_trace(text: TextConfig, tmp_path: Path) -> None:
+    settings = {"steps": 400, "every": 200, "width": 192, "layers": 3, "save_every": 0}
+    assert_thirty_kills_leave_no_trace(train_text, replace(text, out=str(tmp_path), **settings))
+
+
 @pytest.mark.long
 def test_thirty_kills_of_a_picture_training_leave_no_trace(tmp_path: Path) -> None:
     data = tmp_path / "emoji"
     write_emoji(data, 24)
-    settings = {"batch_size": 4, "size": 16, "warmup": 5, "every": 75, "accumulate": 2}
-    config = TrainConfig(data=str(data), out=str(tmp_path / "whole"), steps=75, **settings)
-    assert run_process(quietly, train, config) == 0
-    parts = replace(config, out=str(tmp_path / "parts"), save_every=1)
-    halves = kill_and_resume(train, parts, kills=30, seed=0)
-    changed = different(Path(config.out), Path(parts.out))
-    print(
-        f"\n30 kills, {halves} of them half way through a save: {len(changed)} of {len(tensors(tmp_path / 'whole'))} ",
-        end="",
-    )
-    print("tensors differ")
-    assert changed == [] and halves > 0
-    other = replace(config, out=str(tmp_path / "other"), seed=1)
-    assert run_process(quietly, train, other) == 0
-    assert len(different(Path(config.out), Path(other.out))) > 100
+    settings = {"batch_size": 2, "size": 16, "warmup": 5, "every": 100, "accumulate": 2}
+    assert_thirty_kills_leave_no_trace(train, TrainConfig(data=str(data), out=str(tmp_path), steps=100, **settings))
 
 
 @pytest.fixture

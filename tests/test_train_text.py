@@ -1,18 +1,23 @@
 """Training on pairs of sentences: which files are read, what a run leaves, how it goes on and when it stops."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
 import pipelines.train_text
 from pipelines import TranslationPipeline
 from pipelines.checkpoint import checkpoints, save_checkpoint
 from pipelines.data.sources import DataError
-from pipelines.train_text import TextConfig, read_pairs, split_pairs, train_text
+from pipelines.failures import DivergedError
+from pipelines.run_folder import StoppedError, run_lock
+from pipelines.train_text import PairBatch, TextConfig, TextModel, read_pairs, split_pairs, train_text
 
 DIGITS = {"1": "One", "2": "Two", "3": "Three", "4": "Four", "5": "Five"}
 PAIRS = [(f"{a} {b} {c}", f"{DIGITS[c]} {DIGITS[b]} {DIGITS[a]}") for a in DIGITS for b in DIGITS for c in DIGITS]
@@ -114,6 +119,48 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp
         )
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
+    config: TextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_text(config)
+    parts = replace(config, out=config.out + "-parts", save_minutes=0)
+    calls = iter(range(99))
+
+    def asked(tokenizer: PreTrainedTokenizerFast, pairs: list) -> PairBatch:
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return collate(tokenizer, pairs)
+
+    collate = pipelines.train_text.collate
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match=r"stopped at step [12] of 6, and saved"):
+        patch.setattr(pipelines.train_text, "collate", asked)
+        train_text(parts)
+    train_text(parts, resume=True)
+    for name in ("model", "ema", "optimizer"):
+        one, other = (
+            load_file(checkpoints(Path(out) / "checkpoints")[0] / f"{name}.safetensors") for out in (whole, parts.out)
+        )
+        assert [key for key in one if not torch.equal(one[key], other[key])] == [], name
+
+
+def test_a_folder_is_trained_by_one_process_at_a_time(config: TextConfig) -> None:
+    with (
+        run_lock(Path(config.out)),
+        pytest.raises(ValueError, match=rf"being trained by process {os.getpid()}: stop that one"),
+    ):
+        train_text(config)
+
+
+def test_a_loss_that_is_no_number_stops_it_and_names_the_pairs(
+    config: TextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = TextModel.forward
+    monkeypatch.setattr(TextModel, "forward", lambda self, *batch: forward(self, *batch) * float("inf"))
+    with pytest.raises(DivergedError, match=r"step 1 was not taken.*on the pairs (\d \d \d → \w+ \w+ \w+(; )?){8}\."):
+        train_text(config)
+    assert checkpoints(Path(config.out) / "checkpoints") == []
 
 
 def test_it_stops_when_nothing_gets_better_and_keeps_the_best(config: TextConfig, tmp_path: Path) -> None:
