@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 # A Han character stands alone; elsewhere a word is letters and digits, joined by hyphens or apostrophes within it.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
+WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple
 def split_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
     """The words of a prompt in order. Punctuation is in the tokens but is no word."""
     offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in _WORD.finditer(prompt)]
+    return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in WORD.finditer(prompt)]
 
 
 def read_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Text:
@@ -72,7 +72,7 @@ def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def phrase_spans(query: str, prompt: str) -> list[tuple[int, int]]:
     """The characters [start, end) of a word or phrase each time a prompt says it, whatever its case."""
     pattern = re.compile(r"\s+".join(map(re.escape, query.split())), re.IGNORECASE)
-    words = list(_WORD.finditer(prompt))
+    words = list(WORD.finditer(prompt))
     ends = {word.end() for word in words}
     # From each word's start, so that it begins at a word and may overlap the occurrence before.
     matches = [pattern.match(prompt, word.start()) for word in words]
