@@ -2,7 +2,7 @@
 
 Everything random about an example (which one, dropped caption, noise, time) is a function of (seed, place in the
 endless stream of examples). So a resumed run needs one number, and the batch size or the number of processes decides
-only how the stream is cut.
+only how the stream is cut (where pictures have several shapes, the batch size decides on their order too).
 
 Shapes: B batch, T tokens, h×w pixels.
 """

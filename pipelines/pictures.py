@@ -45,7 +45,7 @@ def fit_mask(mask: Image.Image, picture_size: tuple[int, int], size: int | Shape
     """
     mask = _opaque(mask, "black").convert("L")
     (w, h), (width, height) = mask.size, picture_size
-    if abs(w * height - h * width) > max(width, height, w, h):  # more than what rounding explains
+    if abs(w * height / (h * width) - 1) > 0.05:  # more than rounding explains
         raise ValueError(f"the mask has {w}×{h} pixels, its picture {width}×{height}: give both the same shape")
     if mask.size != picture_size:
         mask = mask.resize(picture_size, Image.Resampling.BOX)

@@ -72,31 +72,33 @@ def make_step(examples: Examples) -> tuple[Callable[[Batch], None], Collator]:
 
 
 def measure(examples: Examples, steps: int) -> dict[str, float]:
-    """Seconds, medians over the steps; the worker's are of its processor's time, for a batch."""
+    """Seconds, medians over the steps, and shares: a busy machine changes seconds by the clock, processor time less."""
     step, collator = make_step(examples)
     made = []
     for i in range(4):
         began = time.process_time()
         batch = collator([(place, examples.example(place)) for place in range(i * BATCH, (i + 1) * BATCH)])
         made.append(time.process_time() - began)
-    waits, took = [], []
+    waits, took, worked = [], [], []
     loader = iter(batches(examples, collator, BATCH, 0, (steps + WARM_UP) * BATCH, workers=1))
     while True:
         began = time.perf_counter()
         batch = next(loader, None)
         if batch is None:
             break
-        waited = time.perf_counter()
+        waited, working = time.perf_counter(), time.process_time()
         step(batch)
         waits.append(waited - began)
         took.append(time.perf_counter() - waited)
-    waits, took = waits[WARM_UP:], took[WARM_UP:]
+        worked.append(time.process_time() - working)
+    waits, took, worked = waits[WARM_UP:], took[WARM_UP:], worked[WARM_UP:]
     return {
         "wait": median(waits),
         "step": median(took),
         "waiting share": sum(waits) / (sum(waits) + sum(took)),
-        "worker's processor time": median(made),
-        "worker's share of a core": median(made) / median(took),
+        "processor time of a batch": median(made),
+        "processor time of a step": median(worked),
+        "batch's share of both": median(made) / (median(made) + median(worked)),
     }
 
 
