@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.contact_sheet import contact_sheet
+from pipelines.data.contact_sheet import contact_sheet
+from pipelines.data.preflight import check_on_bad, examine
 from pipelines.emoji import write_emoji
 from pipelines.emoji_scenes import write_scenes
 from pipelines.names import write_names
-from pipelines.preflight import check_on_bad, examine
 from pipelines.train import TrainConfig
 from ui.commands.common import ON_BAD_HELP, SOURCES, Limit, Streaming, refuse_existing, write_json
 
