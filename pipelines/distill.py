@@ -9,10 +9,25 @@ import torch
 
 from pipelines.dataset import Batch
 from pipelines.objective import TextToImageModel
-from unet_xattn import flow
+from pipelines.text_to_image import TextToImagePipeline
+from unet_xattn import Transformer, flow
 
 SUBSTEPS = 4
 """The teacher's steps, by Euler's rule, within one of the student's."""
+
+
+def load_teacher(name: str) -> TextToImageModel:
+    """A model to learn from, as it is.
+
+    Raises:
+        ValueError: there is none, or its text encoder is not one of ours, which it needs to be trained further.
+    """
+    pipe = TextToImagePipeline.from_pretrained(name)
+    if not isinstance(pipe.text_encoder, Transformer):
+        raise ValueError(
+            f"{name} reads with a {type(pipe.text_encoder).__name__}: distil a model that has its own encoder"
+        )
+    return TextToImageModel(pipe.text_encoder, pipe.unet).requires_grad_(False).eval()
 
 
 @torch.no_grad()

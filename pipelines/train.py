@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,18 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.card import CARD, write_card
-from pipelines.checkpoint import Saving, load_checkpoint, save_checkpoint
+from pipelines.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
 from pipelines.data.examples import PictureExamples
-from pipelines.data.preflight import check, check_on_bad
+from pipelines.data.preflight import check
 from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches, seed_of
+from pipelines.distill import load_teacher, straightened
 from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
 from pipelines.machine import Pace, brief, code_version, machine
 from pipelines.memorise import leave_memorised
 from pipelines.objective import Losses, TextToImageModel, split
-from pipelines.pictures import FITS, shapes_near
+from pipelines.pictures import shapes_near
 from pipelines.processes import any_process, check_share, share, this_process
 from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
 from pipelines.resume import Resumed, check_unchanged, resume_run
@@ -55,68 +56,15 @@ from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.text_to_image import TextToImagePipeline, locate
 from pipelines.text_to_text import TranslationPipeline
 from pipelines.tokenizer import train_tokenizer
+from pipelines.train_config import TrainConfig
 from pipelines.validate import draw_samples, validate
 from pipelines.worlds import WORLDS
 from unet_xattn import CrossAttentionUNet, Transformer
 
-FIXED = ("begin_from", "seed", "size", "text_encoder", "vae")
+FIXED = ("begin_from", "distill", "few_steps", "seed", "size", "text_encoder", "vae")
 """Settings that a run keeps to its end."""
 
 LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --accumulate"
-
-
-@dataclass(frozen=True)
-class TrainConfig(Saving):
-    """What a run is. The same settings, machine and thread count give the same weights."""
-
-    data: str = "shapes"  # "shapes", "emoji", or captioned pictures: what `sources.read_source` takes
-    on_bad: str = "fail"  # or "skip", of rows that cannot be used
-    streaming: bool = False  # take a hub set's pictures as they come, so many as `limit` says
-    limit: int | None = None  # of pictures
-    out: str = "runs/first"
-    begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
-    steps: int = 4_000
-    batch_size: int = 64  # of all processes together
-    accumulate: int = 1  # parts a batch is worked on in, one after the other: less memory, the same step
-    seed: int = 0
-    size: int = 64  # side of the pictures, in pixels
-    text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
-    vae: str = ""  # a VAE of diffusers whose latents are drawn; pictures themselves if there is none
-    buckets: bool = False  # leave wide and upright pictures so, at about as many pixels as a square one has
-    fit: str = "crop"  # what becomes of a picture of another shape: "crop" to its middle, or "pad" with white
-    flip: bool = False  # show half of the pictures as in a mirror
-    learning_rate: float = 2e-3
-    warmup: int = 200  # steps of rising learning rate; it falls over the last third
-    weight_decay: float = 0.01
-    caption_dropout: float = 0.1  # without it there is nothing to guide away from
-    mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
-    text_weight: float = 0.1  # weight of writing the translation from the memory where the data has one
-    ema_sigma: float = 0.1  # relative width of the averaging window
-    every: int = 1000  # steps between validations, sample pictures and checkpoints
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        leasts = {"steps": 1, "batch_size": 2, "accumulate": 1, "seed": 0, "size": 16, "warmup": 0, "every": 1}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate must be at most the batch size, {self.batch_size}, got {self.accumulate}")
-        if self.seed >= 2**31:
-            raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
-        if self.fit not in FITS:
-            raise ValueError(f"fit must be {' or '.join(FITS)}, got {self.fit!r}")
-        check_on_bad(self.on_bad)
-        for name, low, high in (
-            ("learning_rate", 1e-9, 1.0),
-            ("weight_decay", 0.0, 1.0),
-            ("caption_dropout", 0.0, 1.0),
-            ("mask_weight", 0.0, 100.0),
-            ("text_weight", 0.0, 100.0),
-            ("ema_sigma", 0.001, 0.28),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
 def train(
@@ -180,6 +128,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         None if vae is None else vae.to(accelerator.device),
         None if config.data in WORLDS else out / "latents",  # scenes never come again
     )
+    teacher = load_teacher(config.distill).to(accelerator.device) if config.distill else None
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     rates = config.learning_rate, config.weight_decay
@@ -215,6 +164,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
 
+    drawing = {"num_inference_steps": config.few_steps, "guidance_scale": 1.0} if config.distill else {}
     progress = tqdm(
         total=config.steps,
         initial=start,
@@ -235,6 +185,9 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
         torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))  # of dropout, where a model has it
         batch, memory = frozen(batch)
+        if teacher is not None:
+            with accelerator.autocast():
+                batch = straightened(batch, teacher, config.few_steps)
         losses = step_losses(trained, batch, memory, config, accelerator)
         norm = whole(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
         # On a GPU this waits for the backward pass, as the average of the weights does anyhow a few lines later.
@@ -267,7 +220,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             gather(accelerator, (trained, average, stepping), wholes)
         if due and accelerator.is_main_process:
             report = validate(averaged, collator, validation, accelerator.device, frozen)
-            report |= draw_samples(pipe, shown, out / "samples", done)
+            report |= draw_samples(pipe, shown, out / "samples", done, **drawing)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             append_row(out / VALIDATION, {"step": done} | report)
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
@@ -325,10 +278,10 @@ def build(
     Raises:
         ValueError: one that is named is not there, or the model to begin from brings its own.
     """
-    if config.begin_from:
+    if begin_from := config.begin_from or config.distill:
         if config.text_encoder or config.vae:
-            raise ValueError(f"{config.begin_from} brings its own networks: leave out --text-encoder and --vae")
-        pipe = TextToImagePipeline.from_pretrained(config.begin_from)
+            raise ValueError(f"{begin_from} brings its own networks: leave out --text-encoder and --vae")
+        pipe = TextToImagePipeline.from_pretrained(begin_from)
         pipe.unet.register_to_config(sample_size=config.size // pipe.vae_scale_factor)
         return pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
     text_encoder: TextEncoder
@@ -374,7 +327,7 @@ def load_examples(config: TrainConfig) -> Examples:
     )
     shapes = [(config.size, config.size)]
     if config.buckets:
-        shapes = shapes_near(config.size, size_multiple(config.begin_from))
+        shapes = shapes_near(config.size, size_multiple(config.begin_from or config.distill))
     return PictureExamples(found.rows, shapes, config.seed, config.batch_size, config.fit, config.flip)
 
 

@@ -1,6 +1,7 @@
 """Shapes: B batch, T tokens, h×w pixels."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.distill import SUBSTEPS, straightened
 from pipelines.objective import TextToImageModel
 from pipelines.text_to_image import read_prompts
+from pipelines.train import TrainConfig, train
 from unet_xattn import flow
 
 
@@ -59,3 +61,24 @@ def test_a_straightened_batch_asks_the_same_of_the_words(teacher: TextToImageMod
     found = straightened(batch, teacher, 4)
     for name in ("ids", "token_mask", "masks", "target_ids", "target_mask"):
         assert getattr(found, name) is getattr(batch, name)
+
+
+def test_a_run_learns_from_its_teacher_alone(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "teacher")
+    out = train(
+        TrainConfig(
+            distill=str(tmp_path / "teacher"),
+            out=str(tmp_path / "run"),
+            few_steps=2,
+            steps=1,
+            batch_size=2,
+            size=32,
+            warmup=1,
+            learning_rate=1e-9,
+        )
+    )
+    student = TextToImagePipeline.from_pretrained(out)
+    for name, weight in student.unet.state_dict().items():
+        assert torch.allclose(weight, tiny_pipe.unet.state_dict()[name], atol=1e-6), name
+    with pytest.raises(ValueError, match="leave out --from"):
+        TrainConfig(distill="shapes", begin_from="shapes")

@@ -54,6 +54,10 @@ def train(
     begin_from: Annotated[
         str, typer.Option("--from", help="Begin with the weights and vocabulary of this model, not from nothing.")
     ] = TrainConfig.begin_from,
+    distill: Annotated[
+        str, typer.Option(help="Learn to draw in few steps what this model draws in many, without guidance.")
+    ] = TrainConfig.distill,
+    few_steps: Annotated[int, typer.Option(help="How many, for --distill.")] = TrainConfig.few_steps,
     steps: Annotated[int, typer.Option(help="Training steps.")] = TrainConfig.steps,
     learning_rate: Annotated[float, typer.Option(help="Its highest; it rises first, and falls at the end.")] = (
         TrainConfig.learning_rate
@@ -96,6 +100,8 @@ def train(
         data=data,
         out=str(out),
         begin_from=begin_from,
+        distill=distill,
+        few_steps=few_steps,
         steps=steps,
         learning_rate=learning_rate,
         batch_size=batch_size,

@@ -1,0 +1,66 @@
+"""What a training run is told."""
+
+from dataclasses import dataclass
+
+from pipelines.checkpoint import Saving
+from pipelines.data.preflight import check_on_bad
+from pipelines.pictures import FITS
+
+
+@dataclass(frozen=True)
+class TrainConfig(Saving):
+    """What a run is. The same settings, machine and thread count give the same weights."""
+
+    data: str = "shapes"  # "shapes", "emoji", or captioned pictures: what `sources.read_source` takes
+    on_bad: str = "fail"  # or "skip", of rows that cannot be used
+    streaming: bool = False  # take a hub set's pictures as they come, so many as `limit` says
+    limit: int | None = None  # of pictures
+    out: str = "runs/first"
+    begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
+    distill: str = ""  # a teacher: what it draws in many steps is learnt in few, beginning from its weights
+    few_steps: int = 4  # those
+    steps: int = 4_000
+    batch_size: int = 64  # of all processes together
+    accumulate: int = 1  # parts a batch is worked on in, one after the other: less memory, the same step
+    seed: int = 0
+    size: int = 64  # side of the pictures, in pixels
+    text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
+    vae: str = ""  # a VAE of diffusers whose latents are drawn; pictures themselves if there is none
+    buckets: bool = False  # leave wide and upright pictures so, at about as many pixels as a square one has
+    fit: str = "crop"  # what becomes of a picture of another shape: "crop" to its middle, or "pad" with white
+    flip: bool = False  # show half of the pictures as in a mirror
+    learning_rate: float = 2e-3
+    warmup: int = 200  # steps of rising learning rate; it falls over the last third
+    weight_decay: float = 0.01
+    caption_dropout: float = 0.1  # without it there is nothing to guide away from
+    mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
+    text_weight: float = 0.1  # weight of writing the translation from the memory where the data has one
+    ema_sigma: float = 0.1  # relative width of the averaging window
+    every: int = 1000  # steps between validations, sample pictures and checkpoints
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        leasts = {"steps": 1, "batch_size": 2, "accumulate": 1, "seed": 0, "size": 16, "warmup": 0, "every": 1}
+        leasts["few_steps"] = 1
+        for name, least in leasts.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate must be at most the batch size, {self.batch_size}, got {self.accumulate}")
+        if self.seed >= 2**31:
+            raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be {' or '.join(FITS)}, got {self.fit!r}")
+        check_on_bad(self.on_bad)
+        if self.distill and self.begin_from:
+            raise ValueError(f"--distill begins from {self.distill} itself: leave out --from")
+        for name, low, high in (
+            ("learning_rate", 1e-9, 1.0),
+            ("weight_decay", 0.0, 1.0),
+            ("caption_dropout", 0.0, 1.0),
+            ("mask_weight", 0.0, 100.0),
+            ("text_weight", 0.0, 100.0),
+            ("ema_sigma", 0.001, 0.28),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
