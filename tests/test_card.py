@@ -79,8 +79,15 @@ def test_a_run_on_a_folder_ends_with_a_card_and_a_look_for_copies(run: Path) -> 
     assert (head["library_name"], head["pipeline_tag"]) == ("diffusers", "text-to-image")
     assert "unet-xattn" in head["tags"] and "license" not in head
     settings = json.loads((run / "run.json").read_text())
-    assert settings["data"] == {"pictures": 95, "held out": 5}
-    for said in ("2 of 2 steps of 2 pictures", "pictures of the data: 95", '"learning_rate": 0.002', "from_pretrained"):
+    data = settings["data"]
+    assert data["pictures"] + data["held out"] == 100 and data["held out"] > 0
+    for said in (
+        "2 of 2 steps of 2 pictures",
+        f"pictures of the data: {data['pictures']}",
+        data["fingerprint"],
+        '"learning_rate": 0.002',
+        "from_pretrained",
+    ):
         assert said in card, said
     assert plain(settings["code"]) in card and plain(settings["machine"]) in card
     losses = json.loads((run / "validation.jsonl").read_text().splitlines()[-1])

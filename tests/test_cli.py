@@ -177,7 +177,7 @@ def test_evaluate_prints_a_table_for_each_language_and_writes_json(run, fails, w
     assert code == 0, err
     report = json.loads(file.read_text())
     for language, name in LANGUAGES.items():
-        assert f"prompts in {name}" in out and report[language]["settings"]["language"] == language
+        assert f"prompts of shapes in {name}" in out and report[language]["settings"]["language"] == language
         assert report[language]["held_out"]["model"]["all_correct"]["n"] == 20
     assert "translation en → zh, held-out pairs: 0 of 10 mean the same" in out
     assert report["translation"]["seen"]["zh → en"]["n"] == 10

@@ -34,7 +34,7 @@ def learnt() -> Transformer:
     torch.manual_seed(0)
     transformer = Transformer(VOCABULARY, width=32, heads=4, encoder_layers=1, decoder_layers=1)
     optimizer = torch.optim.Adam(transformer.parameters(), 3e-3)
-    for _ in range(500):
+    for _ in range(1000):
         tokens = torch.randint(3, VOCABULARY, (32, int(torch.randint(1, 4, ()))))
         ends = torch.full((32, 1), START), torch.full((32, 1), END)
         logits = transformer(torch.cat([ends[0], tokens, ends[1]], 1), torch.cat([ends[0], tokens.flip(1)], 1))

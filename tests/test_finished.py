@@ -1,5 +1,6 @@
 """Commands for a run that is done: what they print, leave and refuse."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import pipelines.card
 from pipelines import TextToImagePipeline
+from pipelines.data.examples import is_kept
 from ui.cli import app
 
 
@@ -25,11 +27,18 @@ def test_memorised_prints_two_shares_and_leaves_the_sheet_and_the_figures(
     model: Path, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_folder("twenty", ["a red circle"] * 20)
-    sheet, file = tmp_path / "new" / "sheet.png", tmp_path / "report.json"
-    arguments = ["memorised", str(model), "--data", str(data), "--out", str(sheet), "--json", str(file)]
+    for i in range(1000):  # one that is held out, which depends on its file's hash
+        file = data / "another.png"
+        Image.new("RGB", (32, 32), (i % 256, i // 256, 0)).save(file)
+        if is_kept(hashlib.sha256(file.read_bytes()).hexdigest()):
+            break
+    with open(data / "metadata.jsonl", "a") as rows:
+        rows.write('\n{"file_name": "another.png", "text": "a red circle"}\n')
+    sheet, figures = tmp_path / "new" / "sheet.png", tmp_path / "report.json"
+    arguments = ["memorised", str(model), "--data", str(data), "--out", str(sheet), "--json", str(figures)]
     done = CliRunner().invoke(app, [*arguments, "--prompts", "2"])
     assert done.exit_code == 0, done.exception
-    report = json.loads(file.read_text())
+    report = json.loads(figures.read_text())
     for name in ("training", "validation"):
         entry = report[f"{name}_captions"]
         assert f"{entry['k']} of {entry['n']} samples drawn from captions of" in done.output

@@ -131,7 +131,7 @@ def test_data_that_cannot_be_used_makes_a_broken_run_that_says_why_and_leaves_it
     runs.start(config)
     wait_until(lambda: not runs.find_run(tmp_path / "runs", "broken").active, "it has failed")
     (broken,) = runs.list_runs(tmp_path / "runs")
-    assert broken.state == "broken" and "has no captions" in broken.note
+    assert broken.state == "broken" and "has no pictures" in broken.note
     assert not (tmp_path / "runs" / "broken" / "run.json").exists()
     again = runs.start(config)
     runs.stop(again)  # before it has trained anything
