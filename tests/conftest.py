@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import count, islice
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny here: threads would only wait for one another
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything bundled or local works with no connection, the tests too
 
 import numpy as np
