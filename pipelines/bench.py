@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,6 +26,8 @@ from pipelines.tokenizer import train_tokenizer
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 PROMPT = "a red circle left of a blue square"
+GUIDED: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
+"""How every model is timed, however it draws best."""
 
 
 def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> dict:
@@ -60,14 +63,14 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
     rounds = []
     for _ in range(repeats):  # in turn, so that a drift of the machine touches all alike
         rounds.append({name: seconds(step, device) for name, step in steps.items()})
-        rounds[-1]["matrix product"] = _product_seconds(device, torch.bfloat16 if bf16_is_fast() else torch.float32)
-        rounds[-1]["fp32 matrix product"] = _product_seconds(device, torch.float32)
+        rounds[-1]["matrix product"] = product_seconds(device, torch.bfloat16 if bf16_is_fast() else torch.float32)
+        rounds[-1]["fp32 matrix product"] = product_seconds(device, torch.float32)
     rate, fp32 = (2 * 2048**3 / statistics.median(r[f"{name}matrix product"] for r in rounds) for name in ("", "fp32 "))
     report: dict = {"machine": machine(device), "batch size": batch_size, "bf16": bf16_is_fast()}
     report |= {"matrix-product GFLOP/s": rate / 1e9, "fp32 matrix-product GFLOP/s": fp32 / 1e9}
     for name, unet in models.items():
         median = statistics.median(r[name] for r in rounds)
-        operations = 3 * _forward_operations(unet, batch)
+        operations = 3 * forward_operations(unet, batch)
         report[name] = {
             "parameters": sum(p.numel() for p in unet.parameters()),
             "GFLOP per picture, forward": operations / 3 / batch_size / 1e9,
@@ -85,14 +88,14 @@ def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 
     """Seconds for one picture in 20 guided steps, alone and per picture in a batch of 16."""
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    calls = {1: lambda: pipe(PROMPT), 16: lambda: pipe([PROMPT] * 16)}
+    calls = {count: partial(pipe, [PROMPT] * count, **GUIDED) for count in (1, 16)}
     medians = {}
     for count, call in calls.items():
         call()
         medians[count] = statistics.median(seconds(call, device) for _ in range(repeats)) / count
     return {
         "machine": machine(device),
-        "steps": 20,
+        "steps": GUIDED["num_inference_steps"],
         "seconds per picture, alone": medians[1],
         "seconds per picture, in a batch of 16": medians[16],
     }
@@ -115,7 +118,7 @@ def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
     for keep in ways:
         with ProcessPoolExecutor(1, context) as pool:  # a process for each, for a peak does not go down again
             peaks[keep] = pool.submit(_peak_memory, model, keep, device).result()
-    report: dict = {"machine": machine(device), "steps": 20, "rounds": repeats}
+    report: dict = {"machine": machine(device), "steps": GUIDED["num_inference_steps"], "rounds": repeats}
     report["seconds per picture, not recorded"] = statistics.median(r["none"] for r in rounds)
     report["MiB at the peak, not recorded"] = peaks["none"] / 2**20
     for keep in ways[1:]:
@@ -131,10 +134,10 @@ def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
 
 def _draw(pipe: TextToImagePipeline, keep: str) -> None:
     if keep == "none":
-        pipe(PROMPT)
+        pipe(PROMPT, **GUIDED)
         return
     with trace(pipe, keep):
-        pipe(PROMPT)
+        pipe(PROMPT, **GUIDED)
 
 
 def _peak_memory(model: str, keep: str, device: str) -> int:
@@ -169,15 +172,17 @@ def _step(
     return step
 
 
-def _forward_operations(unet: CrossAttentionUNet | UNet2DConditionModel, batch: Batch) -> int:
+def forward_operations(unet: CrossAttentionUNet | UNet2DConditionModel, batch: Batch) -> int:
+    """Multiplications and additions of one forward pass of a UNet whose memory is 128 wide."""
     memory = torch.zeros(*batch.ids.shape, 128, device=batch.ids.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(batch.pictures, batch.times, memory)
     return counter.get_total_flops()
 
 
-def _product_seconds(device: str, dtype: torch.dtype) -> float:
-    a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+def product_seconds(device: str, dtype: torch.dtype, side: int = 2048) -> float:
+    """The least of five times that a product of two square matrices takes."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     a @ b
     return min(seconds(lambda: a @ b, device) for _ in range(5))
 

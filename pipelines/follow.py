@@ -127,9 +127,11 @@ class TextReading(Reading):
 
 @torch.no_grad()
 def draw_states(
-    pipe: TextToImagePipeline, prompt: str, seed: int = 0, steps: int = 20, guidance: float = 3.0
+    pipe: TextToImagePipeline, prompt: str, seed: int = 0, steps: int | None = None, guidance: float | None = None
 ) -> Drawing:
     """Draw a picture, the very one `pipe` draws of this seed, and keep what the UNet saw at each step.
+
+    Steps and guidance are the model's own where they are not given.
 
     Raises:
         ValueError: what the pipeline refuses; the message says what, in one line.
@@ -150,6 +152,7 @@ def draw_states(
         num_inference_steps=steps,
         guidance_scale=guidance,
         latents=states[0],
+        generator=generator,
         output_type="latent",
         callback_on_step_end=keep,
     )

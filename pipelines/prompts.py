@@ -62,8 +62,8 @@ def draw_prompts(
     file: str | Path,
     out: str | Path,
     seed: int = 0,
-    steps: int = 20,
-    guidance: float = 3.0,
+    steps: int | None = None,
+    guidance: float | None = None,
     model: str = "",
 ) -> Path:
     """Draw every prompt of a file and return `results.jsonl` in `out`, a row for each in their order.
@@ -73,7 +73,7 @@ def draw_prompts(
     processes, as `accelerate launch` starts them, share the batches.
 
     Args:
-        seed, steps, guidance: for lines that do not say theirs, see `read_prompt_file`.
+        seed, steps, guidance: for lines that do not say theirs, see `read_prompt_file`; by default the model's own.
         model: what the rows call the model; the name it was loaded by if none is given.
 
     SIGINT or SIGTERM let it finish the batch; a second one ends it at once.
@@ -85,6 +85,8 @@ def draw_prompts(
     process, file, out = this_process(), Path(file), Path(out)
     if process.num_processes > 1:
         pipe.to(process.device)
+    steps = pipe.config.num_inference_steps if steps is None else steps
+    guidance = pipe.config.guidance_scale if guidance is None else guidance
     prompts = read_prompt_file(file, pipe.tokenizer, seed, steps, guidance)
     model = model or pipe.config.get("_name_or_path") or ""
     plan: dict[str, Any] = {"prompts": hashlib.sha256(file.read_bytes()).hexdigest(), "model": model}

@@ -7,6 +7,7 @@ flow draws: a picture, or a VAE's latent, whose sides are f times shorter.
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from copy import deepcopy
+from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import torch
 from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     ImagePipelineOutput,
     SchedulerMixin,
 )
@@ -98,7 +100,8 @@ class TextToImagePipeline(DiffusionPipeline):
     Components: a tokenizer with offsets, the text encoder that gives the memory (ours, or one of `TEXT_ENCODERS`), the
     UNet that reads it, and any of diffusers' schedulers for flow models (FlowMatchEuler, FlowMatchHeun, DPM-Solver++ or
     UniPC with flow sigmas); and perhaps a VAE (one of `VAES`), whose latents the UNet then draws. With them, in
-    `config.calibration`, how far each attention head can be trusted, where that has been measured.
+    `config`, how the model draws best, `num_inference_steps` and `guidance_scale`, which hold where a call says
+    nothing else; and in `calibration` how far each attention head can be trusted, where that has been measured.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -113,6 +116,8 @@ class TextToImagePipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         vae: Vae | None = None,
         calibration: dict[str, list[float]] | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
     ):
         super().__init__()
         given, read = memory_width(text_encoder), unet.config.memory_width
@@ -122,7 +127,9 @@ class TextToImagePipeline(DiffusionPipeline):
         if channels != unet.config.in_channels:
             what = "a picture" if vae is None else "the VAE's latent"
             raise ValueError(f"{what} has {channels} channels, the UNet draws {unet.config.in_channels}")
-        self.register_to_config(calibration=calibration)
+        self.register_to_config(
+            calibration=calibration, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
         unet.to(memory_format=torch.channels_last)  # 5 to 15 % faster on CPUs
         self.vae_scale_factor = scale_factor(vae)
@@ -153,6 +160,11 @@ class TextToImagePipeline(DiffusionPipeline):
         return pipe
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the pipeline was made with beside its components."""
+        return {name: self.config[name] for name in ("calibration", "num_inference_steps", "guidance_scale")}
+
+    @property
     def picture_size(self) -> int:
         """Side of the pictures the model was trained at, in pixels."""
         return self.unet.config.sample_size * self.vae_scale_factor
@@ -180,8 +192,8 @@ class TextToImagePipeline(DiffusionPipeline):
         prompt: str | list[str],
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -200,14 +212,14 @@ class TextToImagePipeline(DiffusionPipeline):
         Args:
             prompt: what to draw; a list draws a picture for each.
             height, width: in pixels, the size the model was trained at by default.
-            num_inference_steps: steps from noise to picture.
+            num_inference_steps: steps from noise to picture; by default as many as the model draws best with.
             guidance_scale: how far to go from the negative prompt's prediction past the prompt's (classifier-free
-                guidance, arXiv 2207.12598); 1 is none.
+                guidance, arXiv 2207.12598); 1 is none; by default what the model draws best with.
             guidance_interval: guide only at noise levels within (low, high] of [0, 1] (arXiv 2404.07724).
             negative_prompt: what to steer away from; the empty caption by default.
             num_images_per_prompt: pictures of each prompt.
-            generator: where the noise comes from; a list gives each picture its own, so that a seed names a picture
-                alone or in a batch.
+            generator: where the noise comes from, that of the steps too where the scheduler adds some; a list gives
+                each picture its own, so that a seed names a picture alone or in a batch.
             latents: the noise itself, (B, C, height / f, width / f).
             output_type: "pil", "np" (B, h, w, 3) in [0, 1], "pt" (B, 3, h, w) in [0, 1] or "latent": the end of the
                 flow as it is, a picture in [-1, 1] or a VAE's latent.
@@ -227,6 +239,9 @@ class TextToImagePipeline(DiffusionPipeline):
         prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         height = self.picture_size if height is None else height
         width = self.picture_size if width is None else width
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._check_inputs(prompts, height, width, num_inference_steps, guidance_scale, guidance_interval)
         negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
         if len(negatives) != len(prompts):
@@ -292,16 +307,20 @@ class TextToImagePipeline(DiffusionPipeline):
 
         scheduler = deepcopy(self.scheduler)  # it counts steps: another thread may be drawing with this pipeline
         equal = {}
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # left alone, it spends a step on the last 0.001
+        # Left alone, these two spend a step on the last 0.001 of noise, where nothing can be told of a direction.
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             equal = {"sigmas": [1 - i / num_inference_steps for i in range(num_inference_steps)]}
+        elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+            scheduler.sigma_min = 1 / num_inference_steps
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device, **equal)
+        drawn_from = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
         timesteps = scheduler.timesteps
         with self.progress_bar(total=len(timesteps)) as progress:
             for step, timestep in enumerate(timesteps):
                 sigma = float(timestep) / scheduler.config.num_train_timesteps
                 prediction = denoise(latents, timestep, sigma, step)
                 clean = latents - sigma * prediction
-                latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+                latents = scheduler.step(prediction, timestep, latents, return_dict=False, **drawn_from)[0]
                 if callback_on_step_end is not None:
                     asked = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                     if "clean" in callback_on_step_end_tensor_inputs:

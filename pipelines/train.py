@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -52,6 +51,7 @@ from pipelines.run_folder import (
     unused,
     write_whole,
 )
+from pipelines.samplers import SAMPLERS
 from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.text_to_image import TextToImagePipeline, locate
 from pipelines.text_to_text import TranslationPipeline
@@ -146,7 +146,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     shown = [
         e for e in validation if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
     ][:16]
-    pipe = as_pipeline(tokenizer, averaged, frozen)
+    pipe = as_pipeline(tokenizer, averaged, frozen, config)
     if accelerator.is_main_process:
         for note in examples.notes:
             print(note, file=sys.stderr)
@@ -164,7 +164,6 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         for name in (LOG, VALIDATION):
             drop_rows_after(out / name, start)
 
-    drawing = {"num_inference_steps": config.few_steps, "guidance_scale": 1.0} if config.distill else {}
     progress = tqdm(
         total=config.steps,
         initial=start,
@@ -220,7 +219,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             gather(accelerator, (trained, average, stepping), wholes)
         if due and accelerator.is_main_process:
             report = validate(averaged, collator, validation, accelerator.device, frozen)
-            report |= draw_samples(pipe, shown, out / "samples", done, **drawing)
+            report |= draw_samples(pipe, shown, out / "samples", done)
             accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
             append_row(out / VALIDATION, {"step": done} | report)
             progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
@@ -338,9 +337,18 @@ def size_multiple(begin_from: str) -> int:
         return CrossAttentionUNet.from_config(settings).size_multiple
 
 
-def as_pipeline(tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen) -> TextToImagePipeline:
-    """A pipeline on these very weights (not a copy)."""
+def as_pipeline(
+    tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen, config: TrainConfig
+) -> TextToImagePipeline:
+    """A pipeline on these very weights (not a copy), told how what the run trains draws best."""
     text_encoder = model.text_encoder or frozen.text_encoder
-    pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, FlowMatchEulerDiscreteScheduler(), frozen.vae)
+    sampler: str = "Euler"
+    settings: dict[str, Any] = {}
+    if config.distill:
+        settings = {"num_inference_steps": config.few_steps, "guidance_scale": 1.0}
+    elif config.data in WORLDS:  # captions say all there is to see; guidance only costs (README, "How far … obeys")
+        sampler, settings = "Euler, stochastic", {"guidance_scale": 1.0}
+    scheduler = SAMPLERS[sampler]()
+    pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, scheduler, frozen.vae, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,12 +105,8 @@ def _upsampled(weights: Tensor, grid: tuple[int, int], shape: tuple[int, int]) -
     return F.interpolate(maps, shape, mode="bilinear")
 
 
-def draw_samples(
-    pipe: TextToImagePipeline, examples: Sequence[Example], folder: Path, step: int, **drawing: Any
-) -> dict[str, float]:
+def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder: Path, step: int) -> dict[str, float]:
     """Draw the examples' captions, from the same noise every time, and see what has become of the words.
-
-    `drawing` are settings of the pipeline's, where they are not to be its defaults.
 
     Leaves `step-NNNNNN.png`, the pictures on a sheet, and `words-NNNNNN.png`, the first caption's words with their
     maps (`overlay.word_sheet`); nothing without examples.
@@ -127,9 +122,9 @@ def draw_samples(
     for network in trained:
         network.eval()
     seeds = [torch.Generator().manual_seed(i) for i in range(len(examples))]
-    images = pipe([e.caption for e in examples], generator=seeds, output_type="np", **drawing).images
+    images = pipe([e.caption for e in examples], generator=seeds, output_type="np").images
     with trace(pipe) as attention:
-        pipe(examples[0].caption, generator=torch.Generator().manual_seed(0), **drawing)
+        pipe(examples[0].caption, generator=torch.Generator().manual_seed(0))
     for network in trained:
         network.train()
     pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)

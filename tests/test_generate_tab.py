@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipelines import TextToImagePipeline
-from pipelines.samplers import SAMPLERS
+from pipelines.samplers import OWN, SAMPLERS
 from pipelines.scenes import render, scene
 from ui import models as models_of_the_page
 from ui.generate_tab import Request, draw, draw_live, forming, linked, new_seed, verdict
@@ -55,7 +55,7 @@ def test_bad_input_is_a_value_error_of_one_line(tiny_pipe: TextToImagePipeline, 
 
 
 def test_a_picture_forms_and_ends_as_the_pipeline_draws_it(tiny_pipe: TextToImagePipeline) -> None:
-    *frames, drawing = forming(tiny_pipe, Request(PROMPT, "3", steps=4, count=2))
+    *frames, drawing = forming(tiny_pipe, Request(PROMPT, "3", steps=4, guidance=3.0, count=2))
     assert frames and all(isinstance(frame, str) for frame in frames)
     assert isinstance(drawing, Drawing) and [len(steps) for steps in drawing.frames] == [4, 4]
     assert drawing.attention.steps == [0, 1, 2, 3]
@@ -67,7 +67,7 @@ def test_a_picture_forms_and_ends_as_the_pipeline_draws_it(tiny_pipe: TextToImag
     assert abs(apart).max() <= 1  # what the last step headed for is what it reached
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [OWN, *SAMPLERS])
 def test_every_sampler_draws_and_seeds_name_pictures(tiny_pipe: TextToImagePipeline, sampler: str) -> None:
     before = tiny_pipe.scheduler
     pictures = [

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines import TextToImagePipeline, trace
+from pipelines.samplers import with_sampler
 from pipelines.text_to_image import BUNDLED, bundled_models
 from unet_xattn import AttentionTrace, CrossAttentionUNet, flow
 
@@ -245,6 +246,7 @@ FLOW_SOLVER = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
     "euler": FlowMatchEulerDiscreteScheduler,
     "euler shifted": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "euler stochastic": lambda: FlowMatchEulerDiscreteScheduler(shift=2.0, stochastic_sampling=True),
     "heun": FlowMatchHeunDiscreteScheduler,
     "dpm-solver++": lambda: DPMSolverMultistepScheduler(**FLOW_SOLVER, algorithm_type="dpmsolver++"),
     "unipc": lambda: UniPCMultistepScheduler(**FLOW_SOLVER),
@@ -274,6 +276,49 @@ def test_every_flow_scheduler_survives_the_disk(tiny_pipe: TextToImagePipeline, 
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is type(pipe.scheduler)
     assert torch.equal(draw(loaded), draw(pipe))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_seed_names_a_picture_alone_and_in_a_batch_whatever_the_scheduler(
+    tiny_pipe: TextToImagePipeline, name: str
+) -> None:
+    pipe = with_parts(tiny_pipe, scheduler=SCHEDULERS[name]())
+    before = torch.get_rng_state()
+    together = draw(pipe, [PROMPT, OTHER], generator=[seeded(0), seeded(1)])
+    assert (draw(pipe, OTHER, generator=seeded(1)) - together[1:]).abs().max() < 2 / 255
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stochastic_scheduler_takes_fresh_noise_at_every_step_but_the_last(tiny_pipe: TextToImagePipeline) -> None:
+    stochastic = with_parts(tiny_pipe, scheduler=SCHEDULERS["euler stochastic"]())
+    noise = torch.randn(1, 3, 32, 32, generator=seeded())
+    taken = [
+        draw(stochastic, num_inference_steps=n, latents=noise, generator=seeded(i)) for n in (1, 2) for i in (1, 2)
+    ]
+    assert torch.equal(taken[0], taken[1]) and (taken[2] - taken[3]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_steps_are_equal_down_to_the_picture(tiny_pipe: TextToImagePipeline, name: str) -> None:
+    """diffusers' own end at a noise of 0.001, where a direction is mostly rounding."""
+    seen: list[float] = []
+    draw(
+        with_parts(tiny_pipe, scheduler=SCHEDULERS[name]()),
+        num_inference_steps=4,
+        callback_on_step_end=lambda pipe, step, timestep, values: seen.append(float(timestep)) or {},
+    )
+    assert sorted(set(seen), reverse=True) == pytest.approx([1000, 750, 500, 250])
+
+
+def test_a_model_knows_how_it_draws_best(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    """What a call does not say is the model's own, on disk and under another sampler too."""
+    pipe = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=2, guidance_scale=1.5)
+    pipe.save_pretrained(tmp_path)
+    expected = draw(tiny_pipe, num_inference_steps=2, guidance_scale=1.5)
+    for own in (pipe, TextToImagePipeline.from_pretrained(tmp_path), with_sampler(pipe, "Euler")):
+        own.set_progress_bar_config(disable=True)
+        assert torch.equal(own(PROMPT, generator=seeded(), output_type="latent").images, expected)
+        assert torch.equal(draw(own, num_inference_steps=3, guidance_scale=3.0), draw(tiny_pipe))
 
 
 # The callback.

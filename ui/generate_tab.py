@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines import TextToImagePipeline, trace
 from pipelines.emoji import FontError
 from pipelines.judge import judge
-from pipelines.samplers import SAMPLERS, with_sampler
+from pipelines.samplers import OWN, SAMPLERS, with_sampler
 from pipelines.worlds import described
 from ui.checks import check_prompt, parse_seed
 from ui.kept import Drawing, Kept
@@ -54,11 +54,11 @@ class Request:
     prompt: str
     seed: str = "0"
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = 1.0
     low: float = 0.0
     high: float = 1.0
     negative: str = ""
-    sampler: str = "Euler"
+    sampler: str = OWN
     count: int = 1
     model: str = ""
 
@@ -200,7 +200,15 @@ def linked(query: dict[str, str], models: Models) -> Request:
             found |= {name: kinds[name](text)} if name in kinds else {}
         except ValueError:
             continue
-    return Request(**found)
+    try:
+        return Request(**drawn_best(models.get(found["model"])) | found)
+    except ValueError:  # there is no such model; whoever presses Generate is told so
+        return Request(**found)
+
+
+def drawn_best(pipe: TextToImagePipeline) -> dict[str, Any]:
+    """The steps and the guidance a model draws best with."""
+    return {"steps": pipe.config.num_inference_steps, "guidance": pipe.config.guidance_scale}
 
 
 def new_seed() -> str:
@@ -233,25 +241,38 @@ def generate_tab(
         except ValueError as error:
             return {"pieces": [], "error": str(error)}, gr.skip()
 
+    def own_settings(name: str) -> tuple[Any, Any]:
+        try:
+            best = drawn_best(models.get(name))
+            return best["steps"], best["guidance"]
+        except ValueError:  # drawing with it will say why
+            return gr.skip(), gr.skip()
+
     def generate(
         prompt: str,
         seed: str = "0",
-        steps: int = 20,
-        guidance: float = 3.0,
+        steps: int | None = None,
+        guidance: float | None = None,
         low: float = 0.0,
         high: float = 1.0,
         negative: str = "",
-        sampler: str = "Euler",
+        sampler: str = OWN,
         count: int = 1,
         model: str = "",
     ) -> dict[str, Any]:
         """Draw a prompt: {"pictures": what `ui.viewer.payload` says of each, "note": a line}.
 
-        guidance steers at noise levels within (low, high] of [0, 1] away from `negative`; sampler is Euler, Heun,
-        DPM-Solver++ or UniPC; picture i of `count` has the seed + i; model is one of /models, by default the page's.
+        guidance steers at noise levels within (low, high] of [0, 1] away from `negative`; steps, guidance and sampler
+        are the model's own where they are not given; sampler is one of `pipelines.samplers.SAMPLERS`; picture i of
+        `count` has the seed + i; model is one of /models, by default the page's.
         """
-        request = Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
         try:
+            own = drawn_best(models.get(model or models.first))
+            steps, guidance = (
+                own["steps"] if steps is None else steps,
+                own["guidance"] if guidance is None else guidance,
+            )
+            request = Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
             *_, answer = draw(models, kept, request)
             return answer
         except ValueError as error:
@@ -272,14 +293,15 @@ def generate_tab(
             live = gr.Checkbox(label="Live: draw while I type")
             # Not a number field: a browser's numbers end at 2**53.
             seed = gr.Textbox("0", label="Seed")
-            steps = gr.Slider(1, MOST_STEPS, 20, step=1, precision=0, label="Steps")
-            guidance = gr.Slider(0, 10, 3, step=0.1, label="Guidance")
+            best = drawn_best(models.get(models.first))
+            steps = gr.Slider(1, MOST_STEPS, best["steps"], step=1, precision=0, label="Steps")
+            guidance = gr.Slider(0, 10, best["guidance"], step=0.1, label="Guidance")
             examples = gr.Examples(EXAMPLES, prompt)
             with gr.Accordion("More", open=False):
                 negative = gr.Textbox(label="Away from", max_lines=2)
                 low = gr.Slider(0, 1, 0, step=0.05, label="Guide above noise")
                 high = gr.Slider(0, 1, 1, step=0.05, label="Guide up to noise")
-                sampler = gr.Dropdown(list(SAMPLERS), value="Euler", label="Sampler")
+                sampler = gr.Dropdown([OWN, *SAMPLERS], value=OWN, label="Sampler")
                 count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label="Pictures")
 
     # Progress is shown on the prompt: on the viewer it would fade the picture.
@@ -317,6 +339,7 @@ def generate_tab(
         queue=False,  # which looks for work twenty times a second: too seldom for who types
         api_visibility="private",
     )
+    model.input(own_settings, model, [steps, guidance], api_visibility="private", show_progress="hidden")
     gr.api(generate, api_name="generate", **MODEL)
     return prompt, lambda event: event.then(show, **drawing)
 

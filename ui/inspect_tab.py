@@ -15,7 +15,6 @@ PROMPT = "a red circle left of a blue square"
 READERS = ("picture", "translation")
 """Who reads the memory: the UNet that draws, or the decoder that translates."""
 
-STEPS = 20
 MAX_STEPS = 100
 """For clients: what the UNet saw at each step is kept until the query is answered."""
 
@@ -23,14 +22,16 @@ KEPT = 4
 """Pictures of which what the UNet saw is kept."""
 
 
-def draw(pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: int = STEPS, guidance: float = 3.0) -> Drawing:
+def draw(
+    pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: int | None = None, guidance: float | None = None
+) -> Drawing:
     """Draw a prompt and keep what the UNet saw at each step.
 
     Raises:
         ValueError: something typed is out of its range; the message says what, in one line.
     """
     check_prompt(prompt)
-    if steps > MAX_STEPS:
+    if steps is not None and steps > MAX_STEPS:
         raise ValueError(f"a query is followed through {MAX_STEPS} steps at most, not {steps}")
     return draw_states(pipe, prompt, parse_seed(seed), steps, guidance)
 
@@ -110,35 +111,38 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         except ValueError as error:
             return {"error": str(error)}
 
-    def change_reader(name: str, reader: str) -> tuple[gr.Dropdown, gr.Slider, gr.Textbox]:
+    def change_reader(name: str, reader: str, step: float) -> tuple[gr.Dropdown, gr.Slider, gr.Textbox]:
         """The controls of a reader; one that the model does not have has no layers, and `answer` says why."""
         try:
             pipe = models.get(name)
             layer = gr.Dropdown(layers(pipe, reader), value=first_layer(pipe, reader))
+            steps = pipe.config.num_inference_steps
         except ValueError:
-            layer = gr.Dropdown([], value=None)
-        return layer, gr.Slider(visible=reader == "picture"), gr.Textbox(visible=reader == "picture")
+            layer, steps = gr.Dropdown([], value=None), int(step)
+        here = gr.Slider(maximum=steps, value=min(int(step), steps), visible=reader == "picture")
+        return layer, here, gr.Textbox(visible=reader == "picture")
 
     def follow(
         prompt: str,
         x: int,
         y: int,
         seed: str = "0",
-        steps: int = STEPS,
-        guidance: float = 3.0,
-        step: int = STEPS // 2,
+        steps: int | None = None,
+        guidance: float | None = None,
+        step: int | None = None,
         layer: str = "",
         head: int = 0,
     ) -> dict[str, Any]:
         """Follow the query of the place where pixel (x, y) lies: q, k, products, scaled, mask, weights, v and out.
 
-        step and head count from 0; the layer is the most trusted one unless it is named.
+        step and head count from 0; by default the step is in the middle, the layer the most trusted one, and steps and
+        guidance are the model's own.
         """
         try:
             pipe = models.get(models.first)
-            reading = follow_picture(
-                pipe, draw(pipe, prompt, seed, steps, guidance), step, layer or first_layer(pipe, "picture")
-            )
+            drawing = draw(pipe, prompt, seed, steps, guidance)
+            step = len(drawing.states) // 2 if step is None else step
+            reading = follow_picture(pipe, drawing, step, layer or first_layer(pipe, "picture"))
             position = reading.place(x, y)
             query = reading.query(position, head)
         except ValueError as error:
@@ -172,7 +176,8 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
             min_width=310,
         )
         layer = gr.Dropdown(layers(first, "picture"), value=first_layer(first, "picture"), label="Layer", min_width=240)
-        step = gr.Slider(1, STEPS, STEPS // 2, step=1, precision=0, label="Step", min_width=160)
+        steps = first.config.num_inference_steps
+        step = gr.Slider(1, steps, max(steps // 2, 1), step=1, precision=0, label="Step", min_width=160)
         seed = gr.Textbox("0", label="Seed", max_lines=1, min_width=120)
     diagram = query_diagram()
 
@@ -194,7 +199,7 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
     gr.on(
         [reader.change, model.change],
         change_reader,
-        [model, reader],
+        [model, reader, step],
         [layer, step, seed],
         show_progress="hidden",
         api_visibility="private",

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
 from pipelines.follow import follow_picture, follow_text
-from ui.inspect_tab import STEPS, draw, translator
+from ui.inspect_tab import draw, translator
 from unet_xattn import Transformer
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def test_the_numbers_in_the_browser_are_pythons_and_cost_no_request(
     open_tab: Callable[..., "Page"], both: TextToImagePipeline, requests: list[str]
 ) -> None:
     page = open_tab()
-    reading = follow_picture(both, draw(both, FIRST, "0"), STEPS // 2 - 1, both.unet.attention_layers[-1])
+    reading = follow_picture(
+        both, draw(both, FIRST, "0"), both.config.num_inference_steps // 2 - 1, both.unet.attention_layers[-1]
+    )
     rows, columns = reading.grid
     page.wait_for_load_state("networkidle")
     before = len(requests)

@@ -399,7 +399,9 @@ def test_the_judge_says_item_by_item_what_is_there(open_page: Open) -> None:
 
 def test_everything_can_be_done_with_the_keyboard(open_page: Open) -> None:
     page = open_page()
-    page.get_by_role("textbox", name="Prompt").press("Enter")
+    page.get_by_role("textbox", name="Prompt").fill("a red star")
+    page.keyboard.press("Enter")
+    wait_for_prompt(page, "a red star")  # a picture that came later would take the marks away
     page.locator(".frame").focus()
     page.keyboard.press("ArrowLeft")
     assert lit(page)

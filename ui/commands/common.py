@@ -14,6 +14,11 @@ Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="Take a hub set's pictures as they come, up to --limit.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many pictures.")]
+Steps = Annotated[int | None, typer.Option(help="Steps from noise to picture; by default the model's own.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="How strictly to follow the prompt; 1 is no guidance; by default the model's own."),
+]
 SOURCES = "a folder, a .zip or .tar, shards of WebDataset, or a set of datasets by its name"
 ON_BAD_HELP = "With pictures that cannot be used: fail, or skip them."
 

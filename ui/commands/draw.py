@@ -13,7 +13,7 @@ from pipelines.overlay import alignment_sheet, label_font, word_sheet
 from pipelines.processes import this_process
 from pipelines.prompts import draw_prompts
 from ui.checks import check_prompt, parse_seed
-from ui.commands.common import Model, Overwrite, load, refuse_existing
+from ui.commands.common import Guidance, Model, Overwrite, Steps, load, refuse_existing
 from ui.export import export, stem
 from unet_xattn import AttentionTrace
 from unet_xattn.words import unknown_words
@@ -29,8 +29,8 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="Draw a file of prompts instead, a .txt or .jsonl.")] = None,
     model: Model = "shapes",
     seed: Annotated[str, typer.Option(help="Names the picture: 0 to 2^64 - 1.")] = "0",
-    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
-    guidance: Annotated[float, typer.Option(help="How strictly to follow the prompt; 1 is no guidance.")] = 3.0,
+    steps: Steps = None,
+    guidance: Guidance = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the sheet of heat maps.")] = Path("out"),
     keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
     overwrite: Overwrite = False,
