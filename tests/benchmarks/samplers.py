@@ -23,6 +23,7 @@ SEEDS = 2  # pictures of each prompt
 ALWAYS, LATE, NEVER = (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (1.0, (0.0, 1.0))
 GUIDANCE = {"always": ALWAYS, "below noise 0.6": LATE, "never": NEVER}
 RUNS = [("Euler", steps, name) for steps in (20, 8, 4) for name in GUIDANCE]
+RUNS += [("Euler, stochastic", steps, "never") for steps in (20, 12, 8, 6, 4)]
 RUNS += [("Euler", steps, name) for steps in (6, 3, 2) for name in ("never", "below noise 0.6")]
 RUNS += [(sampler, steps, "never") for sampler in ("Heun", "DPM-Solver++", "UniPC") for steps in (2, 3, 4, 6, 8, 20)]
 
@@ -76,7 +77,7 @@ def main() -> None:
         found = measure(pipe, *run, arguments.prompts) | {"machine": machine()}
         report["runs"] = sorted([*report["runs"], found], key=lambda found: RUNS.index(place(found)))
         shares = " / ".join(f"{100 * found[split]['all_correct']['share']:.1f}" for split in ("seen", "held_out"))
-        print(f"{run[0]:12} {run[1]:3} steps, guided {run[2]:16} {found['passes']:5.1f} passes  {shares}", flush=True)
+        print(f"{run[0]:17} {run[1]:3} steps, guided {run[2]:16} {found['passes']:5.1f} passes  {shares}", flush=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
