@@ -1,5 +1,7 @@
 """Several processes that train as one: who they are, and what each counts."""
 
+import os
+
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
@@ -12,6 +14,12 @@ def this_process() -> PartialState:
     Accelerate itself takes processes on CPUs for strangers unless it is told that they are on CPUs.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def loader_workers(accelerator: Accelerator) -> int:
+    """Processes that make batches for this one: on a CPU one, which has the cores to train; beside a GPU all cores."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that train on this machine
+    return 1 if accelerator.device.type == "cpu" else max(1, (os.cpu_count() or 1) // beside - 1)
 
 
 def check_share(batch_size: int, processes: int) -> None:

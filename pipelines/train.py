@@ -35,7 +35,7 @@ from pipelines.machine import Pace, brief, code_version, machine
 from pipelines.memorise import leave_memorised
 from pipelines.objective import Losses, TextToImageModel, split
 from pipelines.pictures import shapes_near
-from pipelines.processes import any_process, check_share, share, this_process
+from pipelines.processes import any_process, check_share, loader_workers, share, this_process
 from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
 from pipelines.resume import Resumed, check_unchanged, resume_run
 from pipelines.run_folder import (
@@ -139,7 +139,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)  # of the finest grid that attends
     collator = Collator(tokenizer, config.seed, config.caption_dropout, cell * scale_factor(vae))
     end = seen + (config.steps - start) * config.batch_size
-    loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, workers=1))
+    loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, loader_workers(accelerator)))
     wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are
     trained, average, stepping = prepare(accelerator, *wholes, lambda copy: muon(copy, *rates))
     accelerator.init_trackers("tensorboard")
