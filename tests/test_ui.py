@@ -142,11 +142,11 @@ def test_the_api_is_what_it_is_said_to_be(client: Client) -> None:
     assert set(endpoints) == seen | {"/runs", "/train", "/stop", "/resume"}
     assert client.predict(api_name="/models")[:2] == ["this pipeline", "shapes"]
     asked = {
-        p["parameter_name"]: [either["type"] for either in p["type"].get("anyOf", [p["type"]])]
+        p["parameter_name"]: [either["type"] for either in p["type"].get("oneOf", [p["type"]])]
         for p in endpoints["/generate"]["parameters"]
     }
     assert asked["prompt"] == ["string"]
-    assert asked["steps"] == ["integer", "null"] and asked["guidance"] == ["number", "null"]  # null: the model's own
+    assert asked["steps"] == ["null", "integer"] and asked["guidance"] == ["null", "number"]  # null: the model's own
 
 
 def test_a_port_that_cannot_be_had_is_said_before_anything_is_loaded() -> None:
