@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines import TextToImagePipeline
 from pipelines.samplers import OWN, SAMPLERS
 from pipelines.scenes import render, scene
+from pipelines.text_to_image import bundled_models
 from ui import models as models_of_the_page
 from ui.generate_tab import Request, draw, draw_live, forming, linked, new_seed, verdict
 from ui.kept import Drawing, Kept
@@ -172,10 +173,10 @@ def test_models_are_the_first_the_bundled_and_the_runs(
 ) -> None:
     monkeypatch.setattr(models_of_the_page, "RUNS", tmp_path / "runs")
     models = Models(tiny_pipe)
-    assert models.names() == ["this pipeline", "shapes"]
+    assert models.names() == ["this pipeline", *bundled_models()]
     tiny_pipe.save_pretrained(tmp_path / "runs" / "mine")
     run = str(tmp_path / "runs" / "mine")
-    assert models.names() == ["this pipeline", "shapes", run]
+    assert models.names() == ["this pipeline", *bundled_models(), run]
     first = models.get(run)
     assert models.get(run) is first
     assert models.get("this pipeline") is tiny_pipe

@@ -140,7 +140,7 @@ def test_the_api_is_what_it_is_said_to_be(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     seen = {"/generate", "/models", "/attribute", "/translate", "/follow", "/follow_translation"}
     assert set(endpoints) == seen | {"/runs", "/train", "/stop", "/resume"}
-    assert client.predict(api_name="/models")[:2] == ["this pipeline", "shapes"]
+    assert client.predict(api_name="/models")[:3] == ["this pipeline", "emoji", "shapes"]
     asked = {
         p["parameter_name"]: [either["type"] for either in p["type"].get("oneOf", [p["type"]])]
         for p in endpoints["/generate"]["parameters"]
