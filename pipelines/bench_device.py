@@ -1,6 +1,7 @@
 """What an accelerator makes of all this, in one report: rates as shares of its own, and the time to a model that obeys.
 
-Everything runs as training and sampling do, in bf16 where the machine is fast at it, and compiled.
+Rates are those of compiled networks, in bf16 where the machine is fast at it; the time to obey is that of `train`,
+which does not compile.
 """
 
 import tempfile

@@ -78,6 +78,8 @@ def test_a_run_learns_from_its_teacher_alone(tiny_pipe: TextToImagePipeline, tmp
         )
     )
     student = TextToImagePipeline.from_pretrained(out)
+    assert (student.config.num_inference_steps, student.config.guidance_scale) == (2, 1.0)
+    assert not student.scheduler.config.stochastic_sampling  # it goes where the teacher's paths lead
     for name, weight in student.unet.state_dict().items():
         assert torch.allclose(weight, tiny_pipe.unet.state_dict()[name], atol=1e-6), name
     with pytest.raises(ValueError, match="leave out --from"):

@@ -201,6 +201,11 @@ def test_a_run_on_scenes_says_how_well_its_words_point_and_how_many_samples_are_
     assert (report["agreement"], report["judged"]) == (0, 16)  # after a single step
 
 
+def test_what_a_run_leaves_draws_with_fresh_noise_and_unguided(tmp_path: Path) -> None:
+    left = TextToImagePipeline.from_pretrained(train(settings("shapes", tmp_path / "run", steps=1)))
+    assert left.scheduler.config.stochastic_sampling and left.config.guidance_scale == 1.0
+
+
 def test_agreement_is_the_share_of_samples_that_show_what_they_should(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,10 +268,8 @@ def generate_tab(
         """
         try:
             own = drawn_best(models.get(model or models.first))
-            steps, guidance = (
-                own["steps"] if steps is None else steps,
-                own["guidance"] if guidance is None else guidance,
-            )
+            steps = own["steps"] if steps is None else steps
+            guidance = own["guidance"] if guidance is None else guidance
             request = Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
             *_, answer = draw(models, kept, request)
             return answer

@@ -56,7 +56,7 @@ def serve() -> Iterator[Callable[[TextToImagePipeline], str]]:
     def serve(pipe: TextToImagePipeline) -> str:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        served = TextToImagePipeline(**copy.deepcopy(pipe.components), calibration=pipe.config.calibration)
+        served = TextToImagePipeline(**copy.deepcopy(pipe.components), **pipe.settings)
         pages.append(launch(served, port=port, block=False))
         return pages[-1].local_url
 
