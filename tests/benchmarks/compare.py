@@ -1,17 +1,20 @@
 """What a user would pick instead: agreement against minutes of training, from nothing, on the same scenes.
 
-    python tests/benchmarks/compare.py ours diffusers imagen --minutes 60 --out compare.json
+    python tests/benchmarks/compare.py ours --minutes 60 --out ours.json
+    python tests/benchmarks/compare.py diffusers --minutes 240 --every 30 --out diffusers.json
 
 - ours: this package's recipe.
 - diffusers: its UNet2DConditionModel with the recipe of its example train_text_to_image.py (ε-prediction on Stable
   Diffusion's 1,000 noise levels, AdamW at 1e-4, clipped gradients, averaged weights), drawn by DPM-Solver++.
 - imagen: the base UNet of imagen-pytorch with its own trainer (`pip install imagen-pytorch`).
 
-All have about as many parameters, and see the same captioned scenes. Both others expect a frozen text encoder that
-knows the language already, and get one that is better than any they could download: that of the finished model
-`shapes`. Ours learns its own. Minutes are those of training alone, by the clock on all cores, drawing and judging left
-out; every `--every` minutes the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well),
-with guidance 1 and 3, of which each time the better one counts. Interrupted, it goes on with what was not measured.
+All have about as many parameters, and see the same captioned scenes in the same order, one thread each. Both others
+expect a frozen text encoder that knows the language already, and get one that is better than any they could download:
+that of the finished model `shapes`. Ours learns its own. Minutes are CPU time of training alone (on a GPU, by the
+clock), making batches, drawing and judging left out; every `--every` minutes the fixed test prompts are drawn in 20
+steps (imagen: 50, its sampler takes no fewer well), with guidance 1 and 3, of which each time the better one counts.
+Interrupted, it goes on from the last of these points, or with more `--minutes` from where it ended (all but ours, whose
+learning rate falls towards an end that is known).
 """
 
 import argparse
@@ -31,9 +34,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import TextToImagePipeline
-from pipelines.bench import machine
-from pipelines.dataset import Batch, Collator, SceneExamples, batches
+from pipelines.checkpoint import checkpoints, load_checkpoint, load_state, save_checkpoint
+from pipelines.dataset import Batch, Collator, SceneExamples, batches, seed_of
 from pipelines.evaluate import evaluate
+from pipelines.frozen import Frozen
+from pipelines.machine import code_version, machine
 from pipelines.objective import TextToImageModel
 from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
 from pipelines.text_to_image import read_prompts
@@ -42,6 +47,12 @@ from pipelines.train import TrainConfig, as_pipeline
 from unet_xattn import CrossAttentionUNet, Transformer
 
 MARKS = (0.5, 0.8, 0.9)
+SMALL = {  # ours at 32×32, with the grids it has at 64×64
+    "block_out_channels": (64, 128, 160),
+    "layers_per_block": 1,
+    "cross_attention": (True, True, True),
+    "self_attention": (False, True, True),
+}
 
 
 class Ours:
@@ -51,12 +62,13 @@ class Ours:
         self.config, self.device = TrainConfig(size=size), device
         self.tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
         text_encoder = Transformer(len(self.tokenizer), decoder_layers=2)
-        unet = CrossAttentionUNet(size, memory_width=text_encoder.config.width)
-        self.grid = size // 4
+        unet = CrossAttentionUNet(size, **(SMALL if size < 64 else {}), memory_width=text_encoder.config.width)
+        self.cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)
         self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())
         self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(self.config.ema_sigma))
         self.optimizer = muon(self.model, self.config.learning_rate, self.config.weight_decay)
+        self.trained = self.model, self.ema, self.optimizer
 
     def step(self, batch: Batch, step: int, share: float) -> None:
         for group in self.optimizer.param_groups:
@@ -70,7 +82,8 @@ class Ours:
         self.ema.update_parameters(self.model)
 
     def draw(self, prompts: list[str], **settings: Any) -> Any:
-        return as_pipeline(self.tokenizer, self.ema.module)(prompts, **settings)  # type: ignore[arg-type]
+        frozen = Frozen(None, None, None)
+        return as_pipeline(self.tokenizer, self.ema.module, frozen, self.config)(prompts, **settings)  # type: ignore[arg-type]
 
 
 class Borrowed:
@@ -79,7 +92,7 @@ class Borrowed:
     def __init__(self, size: int, device: str):
         pipe = TextToImagePipeline.from_pretrained("shapes").to(device)
         self.size, self.device, self.tokenizer, self.encoder = size, device, pipe.tokenizer, pipe.text_encoder
-        self.grid = size // 4
+        self.cell = size // 16
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -114,6 +127,7 @@ class Diffusers(Borrowed):
         self.sampler = DPMSolverMultistepScheduler(**levels)
         self.ema = EMAModel(self.unet.parameters())
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), 1e-4, weight_decay=1e-2, fused=True)
+        self.trained = self.unet, nn.ParameterList(self.ema.shadow_params), self.optimizer
 
     def step(self, batch: Batch, step: int, share: float) -> None:
         for group in self.optimizer.param_groups:
@@ -127,6 +141,7 @@ class Diffusers(Borrowed):
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.ema.optimization_step = step  # it goes on where it was
         self.ema.step(self.unet.parameters())
 
     @torch.no_grad()
@@ -173,6 +188,8 @@ class Imagen(Borrowed):
         self.parameters = sum(p.numel() for p in unet.parameters())
         cascade = Cascade(unets=(unet,), image_sizes=(size,), text_embed_dim=wide, timesteps=50)
         self.trainer = ImagenTrainer(cascade, verbose=False).to(device)
+        self.trainer.validate_and_set_unet_being_trained(1)  # which wraps its optimizer
+        self.trained = unet, self.trainer.ema_unets, self.trainer.optim0
 
     def step(self, batch: Batch, step: int, share: float) -> None:
         memory = self.remember(batch)
@@ -196,29 +213,38 @@ def _as_images(x: Tensor) -> Any:
     return SimpleNamespace(images=((x.float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy())
 
 
-def curve(name: str, minutes: float, every: float, size: int, draw: int, seed: int, device: str) -> dict[str, Any]:
+def curve(
+    name: str, minutes: float, every: float, size: int, draw: int, seed: int, device: str, folder: Path
+) -> dict[str, Any]:
     """Train a system for so many minutes; what it draws each time it is looked at."""
     torch.manual_seed(seed)
     system = SYSTEMS[name](size, device)
+    clock = time.process_time if device == "cpu" else time.perf_counter
     points: list[dict[str, Any]] = []
-    spent = 0.0
-    for step, batch in enumerate(_stream(system, size, seed)):
-        start = time.perf_counter()
+    if left := checkpoints(folder):
+        load_checkpoint(left[0], *system.trained)
+        points = load_state(left[0])["points"]
+    spent = points[-1]["minutes"] * 60 if points else 0.0
+    for step, batch in enumerate(_stream(system, size, seed, start := points[-1]["steps"] if points else 0), start):
+        if spent >= minutes * 60:
+            break
+        torch.manual_seed(seed_of(seed, step))
+        before = clock()
         system.step(batch.to(torch.device(device)), step, min(1.0, spent / (minutes * 60)))
         if device != "cpu":
             torch.cuda.synchronize()
-        spent += time.perf_counter() - start
+        spent += clock() - before
         if spent >= (len(points) + 1) * every * 60 or spent >= minutes * 60:
             points.append({"minutes": spent / 60, "steps": step + 1} | _drawn(system, draw))
             print(name, points[-1], flush=True)
-        if spent >= minutes * 60:
-            break
-    return {"system": name, "seed": seed, "parameters": system.parameters, "points": points} | _reached(points)
+            save_checkpoint(folder, *system.trained, {"step": step + 1, "points": points}, keep=1)
+    where = {"machine": machine(device), "code": code_version()}
+    return {"system": name, "seed": seed, "parameters": system.parameters} | where | {"points": points}
 
 
-def _stream(system: Any, size: int, seed: int) -> Iterator[Batch]:
-    collator = Collator(system.tokenizer, seed, 0.1, system.grid)
-    yield from batches(SceneExamples(size, seed), collator, 64, 0, 2**40, workers=1)
+def _stream(system: Any, size: int, seed: int, start: int) -> Iterator[Batch]:
+    collator = Collator(system.tokenizer, seed, 0.1, system.cell)
+    yield from batches(SceneExamples(size, seed), collator, 64, start * 64, 2**40, workers=1)
 
 
 def _drawn(system: Any, draw: int) -> dict[str, Any]:
@@ -256,15 +282,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    settings = {name: getattr(arguments, name) for name in ("minutes", "every", "size", "draw")}
-    report: dict[str, Any] = {"machine": machine(arguments.device), "settings": settings, "curves": []}
-    if arguments.out.exists():
-        report = json.loads(arguments.out.read_text())
-    there = {(found["system"], found["seed"]) for found in report["curves"]}
+    torch.set_num_threads(1)
+    settings = {name: getattr(arguments, name) for name in ("minutes", "every", "size", "draw", "seed", "device")}
     for name in arguments.systems:
-        if (name, arguments.seed) not in there:
-            report["curves"].append(curve(name, seed=arguments.seed, device=arguments.device, **settings))
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        report: dict[str, Any] = {"curves": []}
+        if arguments.out.exists():
+            report = json.loads(arguments.out.read_text())
+        folder = arguments.out.with_suffix("") / f"{name}-{arguments.size}-{arguments.seed}"
+        found = settings | curve(name, **settings, folder=folder)
+        found |= _reached(found["points"])
+        others = [c for c in report["curves"] if (c["system"], c["seed"]) != (name, arguments.seed)]
+        arguments.out.write_text(json.dumps({"curves": [*others, found]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
