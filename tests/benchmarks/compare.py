@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
+from recipe_variants import UNET
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -47,12 +48,6 @@ from pipelines.train import TrainConfig, as_pipeline
 from unet_xattn import CrossAttentionUNet, Transformer
 
 MARKS = (0.5, 0.8, 0.9)
-SMALL = {  # ours at 32×32, with the grids it has at 64×64
-    "block_out_channels": (64, 128, 160),
-    "layers_per_block": 1,
-    "cross_attention": (True, True, True),
-    "self_attention": (False, True, True),
-}
 
 
 class Ours:
@@ -62,7 +57,8 @@ class Ours:
         self.config, self.device = TrainConfig(size=size), device
         self.tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
         text_encoder = Transformer(len(self.tokenizer), decoder_layers=2)
-        unet = CrossAttentionUNet(size, **(SMALL if size < 64 else {}), memory_width=text_encoder.config.width)
+        small = UNET if size < 64 else {"sample_size": size}  # with the grids it has at 64×64
+        unet = CrossAttentionUNet(**small, memory_width=text_encoder.config.width)
         self.cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)
         self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())

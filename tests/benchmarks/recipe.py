@@ -2,12 +2,12 @@
 
     python tests/benchmarks/recipe.py --out recipe.json --minutes 10 --seeds 0 1 --jobs 2
 
-Scenes at 32×32 pixels, where a run is short, and a UNet whose attention has the grids it has at 64×64. Each run is a
-process of its own with one thread, which also makes its batches. A few steps tell what a step of it costs in CPU time,
-and it then trains for as many as fit the budget, with its learning rate's schedule cut to them; its averaged weights
-draw the fixed test prompts as `train` leaves them to be drawn. Runs of the recipe as it is also say what weights draw
-that are not averaged, and what guidance does. Rows that are in the file already are not measured again, so it can be
-stopped at any time and gone on with.
+Scenes of four shapes in four colours at 32×32 pixels, where a run is short, and a UNet whose attention has the grids it
+has at 64×64. Each run is a process of its own with one thread, which also makes its batches. A few steps tell what a
+step of it costs in CPU time, and it then trains for as many as fit the budget, with its learning rate's schedule cut to
+them; its averaged weights draw the fixed test prompts as `train` leaves them to be drawn. Runs of the recipe as it is
+also say what other averages of the same run's weights draw, and what guidance does. Rows that are in the file already
+are not measured again, so it can be stopped at any time and gone on with.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -27,217 +27,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from recipe_variants import SIZE, VARIANTS, Settings, networks, small_world
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim import AdamW
 
 import pipelines.train
-from pipelines import TextToImagePipeline, scenes
+from pipelines import TextToImagePipeline
 from pipelines.checkpoint import checkpoints
-from pipelines.dataset import Collator, SceneExamples
 from pipelines.evaluate import evaluate
 from pipelines.machine import code_version, machine
-from pipelines.objective import TextToImageModel, text_loss
+from pipelines.objective import TextToImageModel
+from pipelines.recipe import power_function_ema
 from pipelines.text_to_image import read_prompts
-from pipelines.tokenizer import train_tokenizer
 from pipelines.train import TrainConfig, train
-from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
-SIZE = 32
-UNET = {
-    "sample_size": SIZE,
-    "block_out_channels": (64, 128, 160),
-    "layers_per_block": (1, 1, 1),
-    "cross_attention": (True, True, True),
-    "self_attention": (False, True, True),
-}
-MIXTURE = (0.15, 0.2, 0.2, 0.3, 0.15)
-"""Shares of the kinds in `scenes.scene`."""
-
-Settings = dict[str, Any]
-
-
-def settings(**changes: Any) -> Callable[[], Settings]:
-    """A variant by settings that training has."""
-    return lambda: changes
-
-
-def networks(
-    encoder: Settings | None = None, teach: Callable[[Transformer, Any], None] | None = None, **unet: Any
-) -> Callable[[], Settings]:
-    """A variant by the shape of its networks, or by what its text encoder is taught before."""
-
-    def change() -> Settings:
-        def build(config: TrainConfig, examples: Any, translates: bool) -> tuple:
-            tokenizer = train_tokenizer(examples.captions())
-            shape = {"vocab_size": len(tokenizer)} | (encoder or {})
-            text = Transformer(**shape, decoder_layers=2 if translates else 0)
-            if teach:
-                taught = Transformer(**shape, decoder_layers=2)
-                teach(taught, tokenizer)
-                text.load_state_dict(taught.state_dict(), strict=False)  # it may have no decoder
-            return tokenizer, text, CrossAttentionUNet(**(UNET | unet), memory_width=text.config.width), None
-
-        pipelines.train.build = build  # type: ignore[assignment]
-        return {}
-
-    return change
-
-
-def translating(text: Transformer, tokenizer: Any) -> None:
-    """Translation learnt before the pictures: 150 batches of captions, about a minute of CPU time."""
-    examples, collator = SceneExamples(16, 1), Collator(tokenizer, 1, 0.0, 16)
-    optimizer = AdamW(text.parameters(), 1e-3, betas=(0.9, 0.99), fused=True)
-    for step in range(150):
-        said = [scenes.tellings(examples.seed, step * 64 + i, ("en", "zh")[:: (-1) ** i]) for i in range(64)]
-        ids, mask, _ = collator.read([a.caption for a, _ in said], [[]] * 64, (16, 16))
-        targets = collator.write([b.caption for _, b in said])
-        with torch.autocast("cpu", torch.bfloat16, enabled=pipelines.train.bf16_is_fast()):
-            loss = text_loss(text, text.encode(ids, mask), mask, *targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def adamw(learning_rate: float) -> Callable[[], Settings]:
-    """AdamW for every weight."""
-
-    def change() -> Settings:
-        def optimizer(model: TextToImageModel, rate: float, decay: float) -> AdamW:
-            return AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-
-        pipelines.train.muon = optimizer  # type: ignore[assignment]
-        return {"learning_rate": learning_rate}
-
-    return change
-
-
-def predict(what: str) -> Callable[[], Settings]:
-    """The network says the velocity or the noise itself, not the picture."""
-
-    def velocity(said: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        if what == "velocity":
-            return said
-        t = t.clamp(0.02, 0.98).to(noisy.dtype).view(-1, 1, 1, 1)  # at 1 nothing but noise is seen, and it says nothing
-        return (said - noisy) / (1 - t)
-
-    def change() -> Settings:
-        flow.velocity_from = velocity
-        return {}
-
-    return change
-
-
-def times(shift: float) -> Callable[[], Settings]:
-    """Times nearer to noise, or not."""
-
-    def change() -> Settings:
-        flow.TIME_SHIFT = shift
-        return {}
-
-    return change
-
-
-def equal_weights() -> Settings:
-    """Every noise level's error in the velocity counts alike."""
-    flow.LEAST_TIME = 1e-3
-    return {}
-
-
-def masks_below(level: float) -> Callable[[], Settings]:
-    """Masks supervise attention in proportion to what is visible, and not above a noise level."""
-
-    def change() -> Settings:
-        plain = grounding.token_loss
-        known: dict[str, Tensor] = {}
-
-        def visible(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-            return plain(weights, masks * (known["times"] < level).view(-1, 1, 1, 1), grid)
-
-        forward = TextToImageModel.forward
-
-        def noted(self: TextToImageModel, batch: Any, *rest: Any) -> Any:
-            known["times"] = batch.times
-            return forward(self, batch, *rest)
-
-        grounding.token_loss, TextToImageModel.forward = visible, noted  # type: ignore[assignment,method-assign]
-        return {}
-
-    return change
-
-
-def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
-    """Other shares of the kinds of scenes, (one, count, two, relation, three), by the scene's index."""
-
-    def change() -> Settings:
-        plain = scenes.tellings
-
-        def tellings(seed: int, index: int, languages: Sequence[str], kind: str | None = None, *rest: Any) -> list:
-            if kind is None:
-                kind = str(np.random.default_rng((seed, index, 1)).choice(scenes.KINDS, p=shares(index)))
-            return plain(seed, index, languages, kind, *rest)
-
-        scenes.tellings = tellings
-        return {}
-
-    return change
-
-
-def any_order() -> Settings:
-    """Lists of things name them in any order, not from left to right or from top to bottom."""
-    scenes._in_reading_order = lambda objects: objects
-    return {}
-
-
-def curriculum(index: int) -> Sequence[float]:
-    """One object first, then two, then three: from all ones and counts to training's own mixture."""
-    late = min(1.0, index / 40_000)
-    return [late * own + (1 - late) * first for own, first in zip(MIXTURE, (0.7, 0.2, 0.1, 0.0, 0.0), strict=True)]
-
-
-VARIANTS: dict[str, Callable[[], Settings]] = {
-    "as it is": settings(),
-    "no masks": settings(mask_weight=0.0),
-    "masks ×0.3": settings(mask_weight=0.03),
-    "masks ×3": settings(mask_weight=0.3),
-    "masks below noise 0.5": masks_below(0.5),
-    "lists in any order": any_order,
-    "translation first": networks(teach=translating),
-    "translation first, not beside": lambda: networks(teach=translating)() | {"text_weight": 0.0},
-    "no translation": settings(text_weight=0.0),
-    "translation ×10": settings(text_weight=1.0),
-    "one object first": mixture(curriculum),
-    "relations half as often": mixture(lambda index: [0.2, 0.25, 0.25, 0.15, 0.15]),
-    "batch 32": settings(batch_size=32),
-    "batch 128": settings(batch_size=128),
-    "learning rate ×0.5": settings(learning_rate=1e-3),
-    "learning rate ×2": settings(learning_rate=4e-3),
-    "AdamW 1e-3": adamw(1e-3),
-    "AdamW 3e-4": adamw(3e-4),
-    "EMA ×0.5": settings(ema_sigma=0.05),
-    "EMA ×2": settings(ema_sigma=0.2),
-    "times not shifted": times(1.0),
-    "times shifted by 6": times(6.0),
-    "velocity-prediction": predict("velocity"),
-    "noise-prediction": predict("noise"),
-    "all noise levels alike": equal_weights,
-    "patch 4": networks(
-        patch_size=4,
-        block_out_channels=(128, 160),
-        layers_per_block=(2, 2),
-        cross_attention=(True, True),
-        self_attention=(False, True),
-    ),
-    "wider": networks(block_out_channels=(96, 192, 224)),
-    "narrower": networks(block_out_channels=(48, 96, 112)),
-    "text at 8 and 4 only": networks(cross_attention=(False, True, True)),
-    "text at 16 only": networks(cross_attention=(True, False, False), self_attention=(False, False, False)),
-    "no self-attention": networks(self_attention=(False, False, False)),
-    "8 heads": networks(heads=8),
-    "1 encoder layer": networks(encoder={"encoder_layers": 1}),
-    "6 encoder layers": networks(encoder={"encoder_layers": 6}),
-    "caption dropout 0": settings(caption_dropout=0.0),
-}
 DRAWINGS: dict[str, Settings] = {
     "guided by 2": {"guidance_scale": 2.0},
     "guided by 3": {"guidance_scale": 3.0},
@@ -247,13 +50,36 @@ DRAWINGS: dict[str, Settings] = {
 """How pictures of the recipe as it is are drawn besides."""
 
 
+AVERAGES = {"EMA ×0.5": 0.05, "EMA ×2": 0.2}
+"""Other windows of averaging, by their `ema_sigma`: the same run's weights have all of them."""
+
+
+def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[..., None]]:
+    """What makes the average of a run's weights; it keeps `AVERAGES` beside it, in `others`."""
+
+    def make(sigma: float) -> Callable[..., None]:
+        own, beside = power_function_ema(sigma), {n: power_function_ema(s) for n, s in AVERAGES.items()}
+
+        def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+            for name, average in beside.items():
+                average(others.setdefault(name, [t.clone() for t in averaged]), current, updates)
+            own(averaged, current, updates)
+
+        return update
+
+    return make
+
+
 def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any]:
     """Train a variant for so many steps and say what it draws; `draw` 0 only trains."""
+    small_world()
     networks()()  # the variant may have others
     changes = VARIANTS[name]()
     config = TrainConfig(out=str(out), steps=steps, seed=seed, size=SIZE, every=steps, warmup=min(200, steps // 5))
+    others: dict[str, list[Tensor]] = {}
     if draw and name == "as it is":
         config = replace(config, milestone=max(1, steps // 4))
+        pipelines.train.power_function_ema = averaging(others)
     pipelines.train.validate = lambda *rest: {}  # type: ignore[assignment]
     pipelines.train.draw_samples = lambda *rest: {}  # type: ignore[assignment]
     pipelines.train.loader_workers = lambda _: 0  # a variant's changes are to this process
@@ -269,20 +95,26 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
         return found
     drawings = {way: _agreement(pipe, draw, **settings) for way, settings in DRAWINGS.items()}
     latest, *_, earliest = checkpoints(out / "checkpoints")
-    drawings["autoguided by 2"] = _agreement(
-        _autoguided(pipe, _networks(pipe, earliest / "ema.safetensors"), 2.0), draw
-    )
-    last = _networks(pipe, latest / "model.safetensors")
-    parts = pipe.components | {"text_encoder": last.text_encoder, "unet": last.unet}
-    drawings["not averaged"] = _agreement(TextToImagePipeline(**parts, **pipe.settings), draw)
+    early = _networks(pipe, _weights(earliest / "ema.safetensors"))
+    drawings["autoguided by 2"] = _agreement(_autoguided(pipe, early, 2.0), draw)
+    names = [key for key, _ in early.named_parameters()]
+    weights = {way: dict(zip(names, others[way], strict=True)) for way in AVERAGES}
+    for way, found_weights in (weights | {"not averaged": _weights(latest / "model.safetensors")}).items():
+        other = _networks(pipe, found_weights)
+        parts = pipe.components | {"text_encoder": other.text_encoder, "unet": other.unet}
+        drawings[way] = _agreement(TextToImagePipeline(**parts, **pipe.settings), draw)
     return found | {"drawn otherwise": drawings}
 
 
-def _networks(pipe: TextToImagePipeline, weights: Path) -> TextToImageModel:
-    """Networks as a pipeline's, with weights of a checkpoint."""
+def _weights(path: Path) -> dict[str, Tensor]:
+    found = {key.removeprefix("module."): value for key, value in load_file(path).items()}
+    return {key: value for key, value in found.items() if key != "n_averaged"}
+
+
+def _networks(pipe: TextToImagePipeline, weights: dict[str, Tensor]) -> TextToImageModel:
+    """Networks as a pipeline's, with these weights."""
     model = copy.deepcopy(TextToImageModel(pipe.text_encoder, pipe.unet)).eval()  # type: ignore[arg-type]
-    found = {key.removeprefix("module."): value for key, value in load_file(weights).items()}
-    model.load_state_dict({key: value for key, value in found.items() if key != "n_averaged"})
+    model.load_state_dict(weights)
     return model
 
 
@@ -355,7 +187,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     for row in rows:
         by_variant.setdefault(row["variant"], []).append(row)
         for way, drawn in row.get("drawn otherwise", {}).items():
-            by_variant.setdefault(f"drawn {way}", []).append({"steps": row["steps"]} | drawn)
+            by_variant.setdefault(f"· {way}", []).append({"steps": row["steps"]} | drawn)
 
     def share(row: dict[str, Any], tag: str) -> float:
         return 100 * float(np.mean([row[split][tag] for split in ("seen", "held_out")]))
@@ -399,7 +231,7 @@ def main() -> None:
                 f"{arguments.out} is of runs of {report['minutes']} minutes: one budget for all, or another file"
             )
     there = {(row["variant"], row["seed"]) for row in report["rows"]}
-    todo = [(name, seed) for seed in arguments.seeds for name in arguments.only if (name, seed) not in there]
+    todo = [(name, seed) for name in arguments.only for seed in arguments.seeds if (name, seed) not in there]
     costs = {row["variant"]: (row["CPU seconds of the start"], row["CPU seconds a step"]) for row in report["rows"]}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         budget = arguments.minutes, arguments.draw

@@ -1,0 +1,221 @@
+"""The changes to the recipe that `recipe.py` measures, each made to the process that it is called in."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+import pipelines.train
+from pipelines import scenes
+from pipelines.dataset import Collator, SceneExamples
+from pipelines.objective import TextToImageModel, text_loss
+from pipelines.tokenizer import train_tokenizer
+from pipelines.train import TrainConfig
+from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
+
+SIZE = 32
+UNET = {
+    "sample_size": SIZE,
+    "block_out_channels": (64, 128, 160),
+    "layers_per_block": (1, 1, 1),
+    "cross_attention": (True, True, True),
+    "self_attention": (False, True, True),
+}
+SHAPES, COLOURS = ("circle", "square", "triangle", "heart"), ("orange", "purple", "pink", "green")
+"""Enough for four pairs that are held out."""
+
+MIXTURE = (0.15, 0.2, 0.2, 0.3, 0.15)
+"""Shares of the kinds in `scenes.scene`."""
+
+Settings = dict[str, Any]
+
+
+def small_world() -> None:
+    """Scenes of a few shapes and colours, in this process."""
+    for known, kept in ((scenes.SHAPES, SHAPES), (scenes.COLOURS, COLOURS)):
+        for name in set(known) - set(kept):
+            del known[name]  # type: ignore[attr-defined]
+    scenes.HELD_OUT = frozenset((s, c) for s, c in scenes.HELD_OUT if s in SHAPES and c in COLOURS)
+
+
+def settings(**changes: Any) -> Callable[[], Settings]:
+    """A variant by settings that training has."""
+    return lambda: changes
+
+
+def networks(
+    encoder: Settings | None = None, teach: Callable[[Transformer, Any], None] | None = None, **unet: Any
+) -> Callable[[], Settings]:
+    """A variant by the shape of its networks, or by what its text encoder is taught before."""
+
+    def change() -> Settings:
+        def build(config: TrainConfig, examples: Any, translates: bool) -> tuple:
+            tokenizer = train_tokenizer(examples.captions())
+            shape = {"vocab_size": len(tokenizer)} | (encoder or {})
+            text = Transformer(**shape, decoder_layers=2 if translates else 0)
+            if teach:
+                taught = Transformer(**shape, decoder_layers=2)
+                teach(taught, tokenizer)
+                text.load_state_dict(taught.state_dict(), strict=False)  # it may have no decoder
+            return tokenizer, text, CrossAttentionUNet(**(UNET | unet), memory_width=text.config.width), None
+
+        pipelines.train.build = build  # type: ignore[assignment]
+        return {}
+
+    return change
+
+
+def translating(text: Transformer, tokenizer: Any) -> None:
+    """Translation learnt before the pictures: 150 batches of captions, about a minute of CPU time."""
+    examples, collator = SceneExamples(16, 1), Collator(tokenizer, 1, 0.0, 16)
+    optimizer = AdamW(text.parameters(), 1e-3, betas=(0.9, 0.99), fused=True)
+    for step in range(150):
+        said = [scenes.tellings(examples.seed, step * 64 + i, ("en", "zh")[:: (-1) ** i]) for i in range(64)]
+        ids, mask, _ = collator.read([a.caption for a, _ in said], [[]] * 64, (16, 16))
+        targets = collator.write([b.caption for _, b in said])
+        with torch.autocast("cpu", torch.bfloat16, enabled=pipelines.train.bf16_is_fast()):
+            loss = text_loss(text, text.encode(ids, mask), mask, *targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def adamw(learning_rate: float) -> Callable[[], Settings]:
+    """AdamW for every weight."""
+
+    def change() -> Settings:
+        def optimizer(model: TextToImageModel, rate: float, decay: float) -> AdamW:
+            return AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+
+        pipelines.train.muon = optimizer  # type: ignore[assignment]
+        return {"learning_rate": learning_rate}
+
+    return change
+
+
+def predict(what: str) -> Callable[[], Settings]:
+    """The network says the velocity or the noise itself, not the picture."""
+
+    def velocity(said: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        if what == "velocity":
+            return said
+        t = t.clamp(0.02, 0.98).to(noisy.dtype).view(-1, 1, 1, 1)  # at 1 nothing but noise is seen, and it says nothing
+        return (said - noisy) / (1 - t)
+
+    def change() -> Settings:
+        flow.velocity_from = velocity
+        return {}
+
+    return change
+
+
+def times(shift: float) -> Callable[[], Settings]:
+    """Times nearer to noise, or not."""
+
+    def change() -> Settings:
+        flow.TIME_SHIFT = shift
+        return {}
+
+    return change
+
+
+def equal_weights() -> Settings:
+    """Every noise level's error in the velocity counts alike."""
+    flow.LEAST_TIME = 1e-3
+    return {}
+
+
+def masks_below(level: float) -> Callable[[], Settings]:
+    """Masks supervise attention in proportion to what is visible, and not above a noise level."""
+
+    def change() -> Settings:
+        plain = grounding.token_loss
+        known: dict[str, Tensor] = {}
+
+        def visible(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+            return plain(weights, masks * (known["times"] < level).view(-1, 1, 1, 1), grid)
+
+        forward = TextToImageModel.forward
+
+        def noted(self: TextToImageModel, batch: Any, *rest: Any) -> Any:
+            known["times"] = batch.times
+            return forward(self, batch, *rest)
+
+        grounding.token_loss, TextToImageModel.forward = visible, noted  # type: ignore[assignment,method-assign]
+        return {}
+
+    return change
+
+
+def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
+    """Other shares of the kinds of scenes, (one, count, two, relation, three), by the scene's index."""
+
+    def change() -> Settings:
+        plain = scenes.tellings
+
+        def tellings(seed: int, index: int, languages: Sequence[str], kind: str | None = None, *rest: Any) -> list:
+            if kind is None:
+                kind = str(np.random.default_rng((seed, index, 1)).choice(scenes.KINDS, p=shares(index)))
+            return plain(seed, index, languages, kind, *rest)
+
+        scenes.tellings = tellings
+        return {}
+
+    return change
+
+
+def any_order() -> Settings:
+    """Lists of things name them in any order, not from left to right or from top to bottom."""
+    scenes._in_reading_order = lambda objects: objects
+    return {}
+
+
+def curriculum(index: int) -> Sequence[float]:
+    """One object first, then two, then three: from all ones and counts to training's own mixture."""
+    late = min(1.0, index / 40_000)
+    return [late * own + (1 - late) * first for own, first in zip(MIXTURE, (0.7, 0.2, 0.1, 0.0, 0.0), strict=True)]
+
+
+VARIANTS: dict[str, Callable[[], Settings]] = {
+    "as it is": settings(),
+    "no masks": settings(mask_weight=0.0),
+    "masks ×3": settings(mask_weight=0.3),
+    "masks below noise 0.5": masks_below(0.5),
+    "lists in any order": any_order,
+    "translation first": networks(teach=translating),
+    "translation first alone": lambda: networks(teach=translating)() | {"text_weight": 0.0},
+    "no translation": settings(text_weight=0.0),
+    "translation ×10": settings(text_weight=1.0),
+    "one object first": mixture(curriculum),
+    "relations half as often": mixture(lambda index: [0.2, 0.25, 0.25, 0.15, 0.15]),
+    "batch 32": settings(batch_size=32),
+    "batch 128": settings(batch_size=128),
+    "learning rate ×0.5": settings(learning_rate=1e-3),
+    "learning rate ×2": settings(learning_rate=4e-3),
+    "AdamW 1e-3": adamw(1e-3),
+    "AdamW 3e-4": adamw(3e-4),
+    "times not shifted": times(1.0),
+    "times shifted by 6": times(6.0),
+    "velocity-prediction": predict("velocity"),
+    "noise-prediction": predict("noise"),
+    "all noise levels alike": equal_weights,
+    "patch 4": networks(
+        patch_size=4,
+        block_out_channels=(128, 160),
+        layers_per_block=(2, 2),
+        cross_attention=(True, True),
+        self_attention=(False, True),
+    ),
+    "wider": networks(block_out_channels=(96, 192, 224)),
+    "narrower": networks(block_out_channels=(48, 96, 112)),
+    "text at 8 and 4 only": networks(cross_attention=(False, True, True)),
+    "text at 16 only": networks(cross_attention=(True, False, False), self_attention=(False, False, False)),
+    "no self-attention": networks(self_attention=(False, False, False)),
+    "8 heads": networks(heads=8),
+    "1 encoder layer": networks(encoder={"encoder_layers": 1}),
+    "6 encoder layers": networks(encoder={"encoder_layers": 6}),
+    "caption dropout 0": settings(caption_dropout=0.0),
+}

@@ -1,0 +1,38 @@
+"""The measurements in tests/benchmarks reach into training: they must go on fitting it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+from recipe_variants import VARIANTS  # noqa: E402
+
+BASE = "as it is"
+QUICK = "masks below noise 0.5"
+
+
+def _run(variant: str, draw: int, folder: Path) -> dict:
+    answer = folder / "answer.json"
+    command = [sys.executable, str(BENCHMARKS / "recipe.py"), "--one", variant, "--seeds", "0", "--steps", "2"]
+    subprocess.run([*command, "--draw", str(draw), "--run", str(folder / "run"), "--out", str(answer)], check=True)
+    return json.loads(answer.read_text())
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[] if v == QUICK else pytest.mark.long) for v in VARIANTS if v != BASE]
+)
+def test_each_change_to_the_recipe_still_trains(variant: str, tmp_path: Path) -> None:
+    assert _run(variant, 0, tmp_path)["CPU seconds"] > 0
+
+
+@pytest.mark.long
+def test_the_recipe_as_it_is_says_what_other_ways_of_drawing_would_give(tmp_path: Path) -> None:
+    found = _run(BASE, 2, tmp_path)
+    for drawn in (found, *found["drawn otherwise"].values()):
+        assert {"all_correct", "position", "counting", "three"} <= set(drawn["seen"]) & set(drawn["held_out"])
+    assert found["ceiling"] == {"seen": 1.0, "held_out": 1.0}
+    assert {"autoguided by 2", "not averaged", "EMA ×2"} <= set(found["drawn otherwise"])
