@@ -88,7 +88,7 @@ def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
             with gr.Tab("Inspect"):
                 inspect_tab(models, model_name)
         opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], api_visibility="private")
-        draw_after(opened)
+        draw_after(opened, other_model=True)
         used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
         draw_after(used)
         gr.api(list_models, api_name="models")

@@ -218,11 +218,12 @@ def new_seed() -> str:
 
 def generate_tab(
     page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
-) -> tuple[gr.Textbox, Callable[[Dependency], Dependency]]:
+) -> tuple[gr.Textbox, Callable[..., Dependency]]:
     """Lay the tab out where the caller is, and wire it; `page` is the whole page, which draws once when it opens.
 
     Returns:
-        the box with the prompt, and what has it drawn after an event that put something there.
+        the box with the prompt, and what has it drawn after an event that put something there: as the model draws
+        best, where that is another one (`other_model=True`).
     """
 
     def show(*values: Any) -> Iterator[dict[str, Any]]:
@@ -337,9 +338,19 @@ def generate_tab(
         queue=False,  # which looks for work twenty times a second: too seldom for who types
         api_visibility="private",
     )
-    model.input(own_settings, model, [steps, guidance], api_visibility="private", show_progress="hidden")
+    settled: dict[str, Any] = {
+        "inputs": model,
+        "outputs": [steps, guidance],
+        "api_visibility": "private",
+        "show_progress": "hidden",
+    }
+    model.input(own_settings, **settled)
     gr.api(generate, api_name="generate", **MODEL)
-    return prompt, lambda event: event.then(show, **drawing)
+
+    def draw_after(event: Dependency, other_model: bool = False) -> Dependency:
+        return (event.then(own_settings, **settled) if other_model else event).then(show, **drawing)
+
+    return prompt, draw_after
 
 
 def _request(*values: Any) -> Request:

@@ -81,11 +81,16 @@ def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[.
     assert page.get_by_role("button", name="Stop").is_disabled()
     assert page.get_by_role("button", name="Resume").is_disabled()
     first = page.locator("section:has(h3:text('Samples')) figcaption").first.inner_text()
+    page.get_by_role("tab", name="Generate").click()
+    steps = page.get_by_label("number input for Steps")
+    steps.fill("5")  # for the model that was there before
+    page.get_by_role("tab", name="Train").click()
     page.get_by_role("button", name="Open in Generate").click()
     page.wait_for_function("[...document.querySelectorAll('input')].some((input) => input.value === 'runs/three')")
     drawn = "The picture drawn for: " + first
     page.wait_for_function("alt => document.querySelector('.picture').alt === alt", arg=drawn)
     assert page.locator(".frame:visible").count() == 1
+    assert steps.input_value() == "20"  # how this one draws best
 
 
 def test_captions_are_shown_as_they_are_and_run_nothing(open_tab: Callable[..., "Page"]) -> None:
