@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -60,7 +59,7 @@ from pipelines.tokenizer import train_tokenizer
 from pipelines.train_config import TrainConfig
 from pipelines.validate import draw_samples, validate
 from pipelines.worlds import WORLDS
-from unet_xattn import CrossAttentionUNet, Transformer, flow
+from unet_xattn import CrossAttentionUNet, Transformer
 
 FIXED = ("begin_from", "distill", "few_steps", "seed", "size", "text_encoder", "vae")
 """Settings that a run keeps to its end."""
@@ -344,10 +343,10 @@ def as_pipeline(
     """A pipeline on these very weights (not a copy), told how what the run trains draws best."""
     text_encoder = model.text_encoder or frozen.text_encoder
     settings: dict[str, Any] = {"guidance_scale": 1.0}
-    scheduler = SAMPLERS["Euler, stochastic"]()  # README, "How far the bundled model obeys"
-    if config.distill:  # to go where a teacher's paths lead, window by window
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.TIME_SHIFT)
-        settings["num_inference_steps"] = config.few_steps
+    sampler = "Euler, stochastic"  # README, "How far the bundled model obeys"
+    if config.distill:  # to go where a teacher's paths lead
+        sampler, settings["num_inference_steps"] = "Euler", config.few_steps
+    scheduler = SAMPLERS[sampler]()
     pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, scheduler, frozen.vae, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipelines import TextToImagePipeline
 from pipelines.dataset import Batch, Collator, SceneExamples
@@ -31,16 +30,10 @@ def test_a_straightened_line_starts_at_the_noisy_picture_of_its_windows_beginnin
     teacher: TextToImageModel, batch: Batch
 ) -> None:
     found = straightened(batch, teacher, 4)
-    beginnings = flow.shifted(torch.arange(1, 5) / 4)
-    assert torch.isclose(found.times[:, None], beginnings, atol=1e-6).any(dim=1).all()
+    assert set((found.times * 4).tolist()) <= {1, 2, 3, 4}
+    assert ((found.times >= batch.times) & (found.times - batch.times < 1 / 4)).all()
     start = flow.interpolate(batch.pictures, batch.noise, found.times)
     assert torch.allclose(flow.interpolate(found.pictures, found.noise, found.times), start, atol=1e-5)
-
-
-def test_each_window_is_learnt_as_often_as_any_other(teacher: TextToImageModel, batch: Batch) -> None:
-    times = flow.sample_times(800, torch.Generator().manual_seed(0))
-    beginnings = torch.cat([straightened(replace(batch, times=t), teacher, 4).times for t in times.split(8)])
-    assert all(160 < count < 240 for count in beginnings.unique(return_counts=True)[1].tolist())
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -59,10 +52,8 @@ def test_a_straightened_line_ends_where_the_teachers_own_sampling_comes_by(
         passed.append(tensors["latents"])
         return {}
 
-    parts = tiny_pipe.components | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.TIME_SHIFT)}
-    pipe = TextToImagePipeline(**parts)
-    pipe(prompts, None, None, steps * SUBSTEPS, 1.0, latents=noise, callback_on_step_end=note)
-    end = flow.interpolate(found.pictures, found.noise, flow.shifted(times - 1 / steps))
+    tiny_pipe(prompts, None, None, steps * SUBSTEPS, 1.0, latents=noise, callback_on_step_end=note)
+    end = flow.interpolate(found.pictures, found.noise, times - 1 / steps)
     assert torch.allclose(end, passed[SUBSTEPS - 1], atol=1e-3)
 
 
@@ -89,7 +80,6 @@ def test_a_run_learns_from_its_teacher_alone(tiny_pipe: TextToImagePipeline, tmp
     student = TextToImagePipeline.from_pretrained(out)
     assert (student.config.num_inference_steps, student.config.guidance_scale) == (2, 1.0)
     assert not student.scheduler.config.stochastic_sampling  # it goes where the teacher's paths lead
-    assert student.scheduler.config.shift == flow.TIME_SHIFT
     for name, weight in student.unet.state_dict().items():
         assert torch.allclose(weight, tiny_pipe.unet.state_dict()[name], atol=1e-6), name
     with pytest.raises(ValueError, match="leave out --from"):

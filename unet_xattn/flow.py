@@ -12,25 +12,19 @@ TRAIN_TIMESTEPS = 1000
 """A network sees time · 1000, as diffusers' schedulers give it."""
 
 TIME_SHIFT = 3.0
-"""See `shifted`."""
+"""See `sample_times`."""
 
 LEAST_TIME = 0.3
 """See `loss`."""
 
 
-def shifted(t: Tensor) -> Tensor:
-    """Times in [0, 1], nearer to noise, where it is decided what will be where (arXiv 2403.03206, eq. 23)."""
-    return TIME_SHIFT * t / (1 + (TIME_SHIFT - 1) * t)
-
-
-def unshifted(t: Tensor) -> Tensor:
-    """The inverse of `shifted`."""
-    return t / (TIME_SHIFT - (TIME_SHIFT - 1) * t)
-
-
 def sample_times(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Logit-normal times (arXiv 2403.03206, section 3.1), shifted, (count,) in (0, 1)."""
-    return shifted(torch.randn(count, generator=generator).sigmoid())
+    """Logit-normal times (arXiv 2403.03206, section 3.1), (count,) in (0, 1).
+
+    Shifted towards noise, where it is decided what will be where: t' = s·t / (1 + (s − 1)·t) (its eq. 23).
+    """
+    t = torch.randn(count, generator=generator).sigmoid()
+    return TIME_SHIFT * t / (1 + (TIME_SHIFT - 1) * t)
 
 
 def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
