@@ -22,11 +22,21 @@ def _run(variant: str, draw: int, folder: Path) -> dict:
     return json.loads(answer.read_text())
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=[] if v == QUICK else pytest.mark.long) for v in VARIANTS if v != BASE]
-)
-def test_each_change_to_the_recipe_still_trains(variant: str, tmp_path: Path) -> None:
-    assert _run(variant, 0, tmp_path)["CPU seconds"] > 0
+def _weights(variant: str, folder: Path) -> bytes:
+    _run(variant, 0, folder)
+    return (folder / "run/unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return _weights(BASE, tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=[] if v == QUICK else pytest.mark.long) for v in VARIANTS])
+def test_each_change_to_the_recipe_reaches_training_and_nothing_else_does(
+    variant: str, unchanged: bytes, tmp_path: Path
+) -> None:
+    assert (_weights(variant, tmp_path) == unchanged) == (variant == BASE)
 
 
 @pytest.mark.long
