@@ -1,20 +1,20 @@
 """What a user would pick instead: agreement against minutes of training, from nothing, on the same scenes.
 
-    python tests/benchmarks/compare.py ours --minutes 60 --out ours.json
-    python tests/benchmarks/compare.py diffusers --minutes 240 --every 30 --out diffusers.json
+    python tests/benchmarks/compare.py ours --size 32 --minutes 30 --out ours.json
+    python tests/benchmarks/compare.py diffusers --size 32 --minutes 150 --every 15 --out diffusers.json
 
 - ours: this package's recipe.
 - diffusers: its UNet2DConditionModel with the recipe of its example train_text_to_image.py (ε-prediction on Stable
   Diffusion's 1,000 noise levels, AdamW at 1e-4, clipped gradients, averaged weights), drawn by DPM-Solver++.
 - imagen: the base UNet of imagen-pytorch with its own trainer (`pip install imagen-pytorch`).
 
-All have about as many parameters, and see the same captioned scenes in the same order, one thread each. Both others
-expect a frozen text encoder that knows the language already, and get one that is better than any they could download:
-that of the finished model `shapes`. Ours learns its own. Minutes are CPU time of training alone (on a GPU, by the
-clock), making batches, drawing and judging left out; every `--every` minutes the fixed test prompts are drawn in 20
-steps (imagen: 50, its sampler takes no fewer well), with guidance 1 and 3, of which each time the better one counts.
-Interrupted, it goes on from the last of these points, or with more `--minutes` from where it ended (all but ours, whose
-learning rate falls towards an end that is known).
+All have about as many parameters, and see the same captioned scenes in the same order, one thread each; below 64 pixels
+the scenes and our UNet are those of recipe.py. Both others expect a frozen text encoder that knows the language
+already, and get one that is better than any they could download: that of the finished model `shapes`. Ours learns its
+own. Minutes are CPU time of training alone (on a GPU, by the clock), making batches, drawing and judging left out;
+every `--every` minutes the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well), with
+guidance 1 and 3, of which each time the better one counts. Interrupted, it goes on from the last of these points, or
+with more `--minutes` from where it ended (all but ours, whose learning rate falls towards an end that is known).
 """
 
 import argparse
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from recipe_variants import UNET
+from recipe_variants import UNET, small_world
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -109,7 +109,7 @@ class Diffusers(Borrowed):
             sample_size=size,
             in_channels=3,
             out_channels=3,
-            block_out_channels=(48, 80, 112, 112),
+            block_out_channels=(48, 80, 112, 112) if size >= 64 else (32, 64, 96, 96),
             down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
             up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
             layers_per_block=1,
@@ -171,7 +171,7 @@ class Imagen(Borrowed):
         from imagen_pytorch import ImagenTrainer, Unet
 
         unet = Unet(
-            dim=32,
+            dim=32 if size >= 64 else 24,
             text_embed_dim=wide,
             cond_dim=wide,
             dim_mults=(1, 2, 3, 4),
@@ -240,7 +240,7 @@ def curve(
 
 def _stream(system: Any, size: int, seed: int, start: int) -> Iterator[Batch]:
     collator = Collator(system.tokenizer, seed, 0.1, system.cell)
-    yield from batches(SceneExamples(size, seed), collator, 64, start * 64, 2**40, workers=1)
+    yield from batches(SceneExamples(size, seed), collator, 64, start * 64, 2**40, workers=0)
 
 
 def _drawn(system: Any, draw: int) -> dict[str, Any]:
@@ -279,6 +279,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.size < 64:
+        small_world()
     settings = {name: getattr(arguments, name) for name in ("minutes", "every", "size", "draw", "seed", "device")}
     for name in arguments.systems:
         report: dict[str, Any] = {"curves": []}
