@@ -109,6 +109,8 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
             raise ValueError(f"{path} holds another network than this version trains: {error}") from error
     moments = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # it is not stepped
+            continue
         for key in optimizer.state[parameter] or ("step", "exp_avg", "exp_avg_sq"):  # AdamW's come with its first step
             stored = moments.get(f"{name}|{key}")
             if stored is None or (key != "step" and stored.shape != parameter.shape):

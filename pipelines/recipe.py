@@ -18,6 +18,8 @@ def muon(model: TextToImageModel, learning_rate: float, weight_decay: float) -> 
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         between = parameter.ndim >= 2 and not name.endswith(ends)
         (matrices if between else others).append(parameter)
     dtype = torch.bfloat16 if bf16_is_fast() else torch.float32

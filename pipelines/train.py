@@ -28,7 +28,7 @@ from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder
 from pipelines.data.examples import PictureExamples
 from pipelines.data.preflight import check
 from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches, seed_of
-from pipelines.distill import load_teacher, straightened
+from pipelines.distill import Distillation
 from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
 from pipelines.machine import Pace, brief, code_version, machine
@@ -121,14 +121,14 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     with accelerator.local_main_process_first():  # whose decoded pictures the others find
         validation = examples.validation(128)
     trains_text = isinstance(text_encoder, Transformer)
-    model = TextToImageModel(text_encoder if trains_text else None, unet.to(memory_format=torch.channels_last))
+    networks = text_encoder if trains_text else None, unet.to(memory_format=torch.channels_last)
+    model = Distillation(*networks, config.few_steps) if config.distill else TextToImageModel(*networks)
     model = model.to(accelerator.device)
     frozen = Frozen(
         None if trains_text else text_encoder.to(accelerator.device),
         None if vae is None else vae.to(accelerator.device),
         None if config.data in WORLDS else out / "latents",  # scenes never come again
     )
-    teacher = load_teacher(config.distill).to(accelerator.device) if config.distill else None
     ema = AveragedModel(model, multi_avg_fn=power_function_ema(config.ema_sigma))
     averaged: TextToImageModel = ema.module  # type: ignore[assignment]
     rates = config.learning_rate, config.weight_decay
@@ -184,9 +184,6 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
         torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))  # of dropout, where a model has it
         batch, memory = frozen(batch)
-        if teacher is not None:
-            with accelerator.autocast():
-                batch = straightened(batch, teacher, config.few_steps)
         losses = step_losses(trained, batch, memory, config, accelerator)
         norm = whole(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
         # On a GPU this waits for the backward pass, as the average of the weights does anyhow a few lines later.
@@ -343,10 +340,9 @@ def as_pipeline(
     """A pipeline on these very weights (not a copy), told how what the run trains draws best."""
     text_encoder = model.text_encoder or frozen.text_encoder
     settings: dict[str, Any] = {"guidance_scale": 1.0}
-    sampler = "Euler, stochastic"  # README, "How far the bundled model obeys"
-    if config.distill:  # to go where a teacher's paths lead
-        sampler, settings["num_inference_steps"] = "Euler", config.few_steps
-    scheduler = SAMPLERS[sampler]()
+    if config.distill:
+        settings["num_inference_steps"] = config.few_steps
+    scheduler = SAMPLERS["Euler, stochastic"]()  # README, "How far the bundled model obeys"
     pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, scheduler, frozen.vae, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe

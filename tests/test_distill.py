@@ -1,5 +1,7 @@
 """Shapes: B batch, T tokens, h×w pixels."""
 
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +10,16 @@ import torch
 
 from pipelines import TextToImagePipeline
 from pipelines.dataset import Batch, Collator, SceneExamples
-from pipelines.distill import SUBSTEPS, straightened
-from pipelines.objective import TextToImageModel
-from pipelines.text_to_image import read_prompts
+from pipelines.distill import Distillation, picture
+from pipelines.recipe import muon
+from pipelines.samplers import with_sampler
 from pipelines.train import TrainConfig, train
 from unet_xattn import flow
 
 
 @pytest.fixture
-def teacher(tiny_pipe: TextToImagePipeline) -> TextToImageModel:
-    return TextToImageModel(tiny_pipe.text_encoder, tiny_pipe.unet)
+def distillation(tiny_pipe: TextToImagePipeline) -> Distillation:
+    return Distillation(deepcopy(tiny_pipe.text_encoder), deepcopy(tiny_pipe.unet), 4)
 
 
 @pytest.fixture
@@ -26,61 +28,96 @@ def batch(tiny_pipe: TextToImagePipeline) -> Batch:
     return Collator(tiny_pipe.tokenizer, 0, 0.1, 8)([(i, examples.example(i)) for i in range(8)])
 
 
-def test_a_straightened_line_starts_at_the_noisy_picture_of_its_windows_beginning(
-    teacher: TextToImageModel, batch: Batch
+def test_the_student_learns_at_the_levels_its_sampler_visits(
+    tiny_pipe: TextToImagePipeline, distillation: Distillation
 ) -> None:
-    found = straightened(batch, teacher, 4)
-    assert set((found.times * 4).tolist()) <= {1, 2, 3, 4}
-    assert ((found.times >= batch.times) & (found.times - batch.times < 1 / 4)).all()
-    start = flow.interpolate(batch.pictures, batch.noise, found.times)
-    assert torch.allclose(flow.interpolate(found.pictures, found.noise, found.times), start, atol=1e-5)
+    visited: list[float] = []
 
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_a_straightened_line_ends_where_the_teachers_own_sampling_comes_by(
-    tiny_pipe: TextToImagePipeline, teacher: TextToImageModel, batch: Batch, steps: int
-) -> None:
-    prompts = ["a red circle", "a blue square and a green star"]
-    ids, token_mask = read_prompts(tiny_pipe.tokenizer, prompts)
-    noise, times = batch.noise[:2], torch.ones(2)  # pure noise: where sampling starts
-    found = straightened(
-        replace(batch, ids=ids, token_mask=token_mask, noise=noise, pictures=noise, times=times), teacher, steps
-    )
-    passed: list[torch.Tensor] = []
-
-    def note(pipe: object, step: int, time: object, tensors: dict) -> dict:
-        passed.append(tensors["latents"])
+    def note(pipe: TextToImagePipeline, step: int, time: torch.Tensor, tensors: dict) -> dict:
+        visited.append(float(time) / flow.TRAIN_TIMESTEPS)
         return {}
 
-    tiny_pipe(prompts, None, None, steps * SUBSTEPS, 1.0, latents=noise, callback_on_step_end=note)
-    end = flow.interpolate(found.pictures, found.noise, times - 1 / steps)
-    assert torch.allclose(end, passed[SUBSTEPS - 1], atol=1e-3)
+    with_sampler(tiny_pipe, "Euler, stochastic")("a red circle", None, None, 4, 1.0, callback_on_step_end=note)
+    assert distillation.levels.tolist() == pytest.approx(visited, abs=1e-6)
 
 
-def test_a_straightened_batch_asks_the_same_of_the_words(teacher: TextToImageModel, batch: Batch) -> None:
-    found = straightened(batch, teacher, 4)
-    for name in ("ids", "token_mask", "masks", "target_ids", "target_mask"):
-        assert getattr(found, name) is getattr(batch, name)
+def test_pictures_are_underway_before_each_of_the_steps_alike(distillation: Distillation, batch: Batch) -> None:
+    memory = distillation.memory(batch)
+    with torch.no_grad():
+        x, levels = distillation.underway(batch.noise, memory, batch.token_mask)
+        assert sorted(levels.tolist()) == sorted(2 * distillation.levels.tolist())
+        first = levels == 1
+        assert torch.equal(x[first], batch.noise[first])  # no step taken yet
+        # One step further: what the student made of the noise, and as much new noise as the next level has.
+        second = levels == distillation.levels[1]
+        ones = torch.ones(int(second.sum()))
+        made = picture(distillation.unet, batch.noise[second], ones, memory[second], batch.token_mask[second])
+        level = distillation.levels[1]
+        added = (x[second] - (1 - level) * made) / level
+        assert added.std().item() == pytest.approx(1, abs=0.05)
+        assert abs(float((added * batch.noise[second]).mean())) < 0.05  # all of it new
 
 
-def test_a_run_learns_from_its_teacher_alone(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+def test_where_teacher_and_critic_agree_only_the_critic_learns(distillation: Distillation, batch: Batch) -> None:
+    losses = distillation(batch)
+    losses.flow.backward()
+    assert losses.flow > 0
+    assert all(not p.grad.any() for p in distillation.unet.parameters() if p.grad is not None)
+    assert any(p.grad is not None and p.grad.any() for p in distillation.critic.parameters())
+    frozen = [*distillation.teacher.parameters(), *distillation.text_encoder.parameters()]  # type: ignore[union-attr]
+    assert all(p.grad is None for p in frozen)
+
+
+def test_the_student_comes_to_draw_as_its_teacher_does(distillation: Distillation, batch: Batch) -> None:
+    """A teacher who knows brighter pictures only makes the student's brighter."""
+    knows = distillation.teacher.forward
+
+    def brighter(noisy: torch.Tensor, times: torch.Tensor, *rest: torch.Tensor) -> object:
+        said = knows(noisy, times, *rest)
+        t = (times / flow.TRAIN_TIMESTEPS).view(-1, 1, 1, 1)
+        return replace(said, sample=flow.velocity_from(noisy - t * said.sample + 0.5, noisy, t.flatten()))
+
+    distillation.teacher.forward = brighter  # type: ignore[method-assign,assignment]
+    ones = torch.ones(len(batch.noise))
+
+    @torch.no_grad()
+    def brightness() -> float:
+        memory = distillation.memory(batch)
+        return picture(distillation.unet, batch.noise, ones, memory, batch.token_mask).mean().item()
+
+    torch.manual_seed(0)
+    before = brightness()
+    optimizer = muon(distillation, 2e-3, 0.0)
+    for _ in range(30):
+        distillation(batch).flow.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert brightness() > before + 0.2
+
+
+def test_a_part_of_a_batch_too_small_for_the_steps_is_refused(distillation: Distillation, batch: Batch) -> None:
+    few = Batch(*(value[:3] for value in vars(batch).values()))
+    with pytest.raises(ValueError, match="3 pictures cannot show 4 steps: raise --batch-size"):
+        distillation(few)
+
+
+def test_a_run_leaves_a_student_of_few_steps_that_reads_as_its_teacher_does(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path
+) -> None:
     tiny_pipe.save_pretrained(tmp_path / "teacher")
-    out = train(
-        TrainConfig(
-            distill=str(tmp_path / "teacher"),
-            out=str(tmp_path / "run"),
-            few_steps=2,
-            steps=1,
-            batch_size=2,
-            size=32,
-            warmup=1,
-            learning_rate=1e-9,
-        )
-    )
-    student = TextToImagePipeline.from_pretrained(out)
+    settings = {"distill": str(tmp_path / "teacher"), "few_steps": 2, "batch_size": 2, "size": 32, "warmup": 1}
+    whole = TrainConfig(out=str(tmp_path / "run"), steps=4, every=2, **settings)  # type: ignore[arg-type]
+    student = TextToImagePipeline.from_pretrained(train(whole))
     assert (student.config.num_inference_steps, student.config.guidance_scale) == (2, 1.0)
-    assert not student.scheduler.config.stochastic_sampling  # it goes where the teacher's paths lead
-    for name, weight in student.unet.state_dict().items():
-        assert torch.allclose(weight, tiny_pipe.unet.state_dict()[name], atol=1e-6), name
+    assert student.scheduler.config.stochastic_sampling
+    for name, weight in student.text_encoder.state_dict().items():
+        assert torch.equal(weight, tiny_pipe.text_encoder.state_dict()[name]), name
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").glob("step-*")))  # as if stopped after two steps
+    again = TextToImagePipeline.from_pretrained(train(whole, resume=True))
+    for name, weight in again.unet.state_dict().items():
+        assert torch.equal(weight, student.unet.state_dict()[name]), name
+    assert any(
+        not torch.equal(weight, tiny_pipe.unet.state_dict()[name]) for name, weight in student.unet.state_dict().items()
+    )
     with pytest.raises(ValueError, match="leave out --from"):
         TrainConfig(distill="shapes", begin_from="shapes")
