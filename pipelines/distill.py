@@ -13,6 +13,9 @@ from pipelines.objective import Losses, TextToImageModel
 from pipelines.samplers import SAMPLERS
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
+CRITIC_PACE = 4.0
+"""How many times the student's learning rate the critic has."""
+
 
 class Distillation(TextToImageModel):
     """A student, its teacher, and a critic that knows how the student draws (DMD2, arXiv 2405.14867, without its GAN).
@@ -39,6 +42,10 @@ class Distillation(TextToImageModel):
         scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
         self.levels = scheduler.sigmas[:-1]  # (steps,), the first is 1: pure noise
         self.train()
+
+    def pace(self, name: str) -> float:
+        """A student that outran its critic would flee from where it was, not go where its teacher is."""
+        return CRITIC_PACE if name.startswith("critic.") else 1.0
 
     def train(self, mode: bool = True) -> "Distillation":
         """As any module, but those who learn nothing drop nothing out."""

@@ -6,44 +6,42 @@ that each of them reads.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from pipelines.sharding import piece_of, whole
 
 
 class Muon(AdamW):
-    """Muon for `matrices` (arXiv 2502.16982, algorithm 1, with Nesterov's momentum), AdamW for all `others`.
+    """Muon for matrices (arXiv 2502.16982, algorithm 1, with Nesterov's momentum), AdamW for all else.
 
     Muon is meant for what lies between layers. A network's first and last layer, its embeddings, biases and norms
     are AdamW's. The same learning rate suits both: Muon's step is given the size that AdamW's has (its eq. 4).
 
     Args:
+        groups: of parameters, as torch's; groups of matrices say `"orthogonal": True`.
         momentum: share of the last step's momentum that is kept.
         dtype: of the matrix products that orthogonalise a step; bf16 suffices where it is fast.
     """
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter],
-        others: Iterable[nn.Parameter],
+        groups: Iterable[dict[str, Any]],
         lr: float,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ):
-        groups: list[dict] = [
-            {"params": list(matrices), "orthogonal": True},
-            {"params": list(others), "orthogonal": False},
-        ]
         super().__init__(groups, lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.momentum, self.dtype = momentum, dtype
-        for parameter in groups[0]["params"]:
-            step = torch.zeros((), device=parameter.device)  # AdamW asks every state for one
-            self.state[parameter] = {"step": step, "momentum": torch.zeros_like(parameter)}
+        for group in self.param_groups:
+            for parameter in group["params"] if group.get("orthogonal") else ():
+                step = torch.zeros((), device=parameter.device)  # AdamW asks every state for one
+                self.state[parameter] = {"step": step, "momentum": torch.zeros_like(parameter)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -51,7 +49,7 @@ class Muon(AdamW):
         assert closure is None, "a step is taken on gradients that are there"
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)  # many small products at once cost less
-            for weight in group["params"] if group["orthogonal"] else ():
+            for weight in group["params"] if group.get("orthogonal") else ():
                 if weight.grad is not None:
                     alike[weight.shape].append(weight)
             for weights in alike.values():

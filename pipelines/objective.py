@@ -40,6 +40,10 @@ class TextToImageModel(nn.Module):
         self.text_encoder = text_encoder
         self.unet = unet
 
+    def pace(self, name: str) -> float:
+        """How many times the run's learning rate a parameter has; here all have just that."""
+        return 1.0
+
     def memory(self, batch: Batch) -> Tensor:
         """What the text encoder makes of the captions, (B, T, M)."""
         assert self.text_encoder is not None

@@ -1,5 +1,6 @@
 """How a run learns: its optimizer, its learning rate, the average of its weights, and the arithmetic it takes."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,17 +14,22 @@ from pipelines.objective import TextToImageModel
 
 
 def muon(model: TextToImageModel, learning_rate: float, weight_decay: float) -> Muon:
-    """The optimizer of a run: Muon for the matrices between layers, AdamW for the ends and what is no matrix."""
+    """The optimizer of a run: Muon for the matrices between layers, AdamW for the ends and what is no matrix.
+
+    Every group of it has a "pace": its learning rate is to be that many times the run's (`TextToImageModel.pace`).
+    """
     ends = ("conv_in.weight", "conv_out.weight", "embedding.weight")
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        between = parameter.ndim >= 2 and not name.endswith(ends)
-        (matrices if between else others).append(parameter)
+        if parameter.requires_grad:
+            between = parameter.ndim >= 2 and not name.endswith(ends)
+            groups[between, model.pace(name)].append(parameter)
     dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
-    return Muon(matrices, others, learning_rate, weight_decay, dtype=dtype)
+    named = [
+        {"params": parameters, "orthogonal": orthogonal, "pace": pace}
+        for (orthogonal, pace), parameters in groups.items()
+    ]
+    return Muon(named, learning_rate, weight_decay, dtype=dtype)
 
 
 def bf16_is_fast() -> bool:

@@ -181,7 +181,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
     stopping = False
     for step, batch in enumerate(loader, start):
         for group in stepping.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup)
+            group["lr"] = config.learning_rate * group["pace"] * schedule(step, config.steps, config.warmup)
         torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))  # of dropout, where a model has it
         batch, memory = frozen(batch)
         losses = step_losses(trained, batch, memory, config, accelerator)
@@ -202,7 +202,7 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
                 "token loss": token_loss,
                 "text loss": text_loss,
                 "gradient norm": float(norm),
-                "learning rate": stepping.param_groups[0]["lr"],
+                "learning rate": config.learning_rate * schedule(step, config.steps, config.warmup),
             }
             values |= pace.read(done)  # after the losses, which wait for the GPU to be done
             accelerator.log(values, step=done)

@@ -37,7 +37,7 @@ class Run:
         self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(0.1))
         kernel, *others = self.model.parameters()
-        self.optimizer = Muon([kernel], others, 0.05)
+        self.optimizer = Muon([{"params": [kernel], "orthogonal": True}, {"params": others}], 0.05)
         self.data = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         self.steps = 0
         for _ in range(steps):

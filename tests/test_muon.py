@@ -36,7 +36,7 @@ def test_orthogonal_evens_out_the_singular_values_and_keeps_the_directions(
 def test_its_step_is_that_of_torch_for_a_matrix() -> None:
     start = gradients([nn.Parameter(torch.zeros(24, 40))], 9)[0]
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    run(Muon([ours], [], lr=0.02, weight_decay=0.1, dtype=torch.bfloat16), [ours])
+    run(Muon([{"params": [ours], "orthogonal": True}], lr=0.02, weight_decay=0.1, dtype=torch.bfloat16), [ours])
     reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     run(reference, [theirs])
     assert (ours - theirs).norm() < 0.05 * (theirs - start).norm()  # both round to bf16, in another order
@@ -47,8 +47,8 @@ def test_a_convolution_is_the_matrix_from_what_it_reads_to_its_channels(memory_f
     weights = gradients([nn.Parameter(torch.zeros(8, 4, 3, 3))], 9)[0]
     kernel = nn.Parameter(weights.clone(memory_format=memory_format))
     matrix = nn.Parameter(weights.flatten(1))
-    run(Muon([kernel], [], lr=0.02), [kernel])
-    optimizer = Muon([matrix], [], lr=0.02)
+    run(Muon([{"params": [kernel], "orthogonal": True}], lr=0.02), [kernel])
+    optimizer = Muon([{"params": [matrix], "orthogonal": True}], lr=0.02)
     for step in range(4):
         matrix.grad = gradients([kernel], step)[0].flatten(1)
         optimizer.step()
@@ -58,7 +58,7 @@ def test_a_convolution_is_the_matrix_from_what_it_reads_to_its_channels(memory_f
 def test_all_others_move_as_by_adamw() -> None:
     ours, theirs = ([nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3, 4))] for _ in range(2))
     matrix = nn.Parameter(torch.ones(4, 4))
-    run(Muon([matrix], ours, lr=0.02, weight_decay=0.1), [*ours, matrix])
+    run(Muon([{"params": [matrix], "orthogonal": True}, {"params": ours}], lr=0.02, weight_decay=0.1), [*ours, matrix])
     run(torch.optim.AdamW(theirs, lr=0.02, weight_decay=0.1, betas=(0.9, 0.99), fused=True), theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
@@ -66,5 +66,5 @@ def test_all_others_move_as_by_adamw() -> None:
 
 def test_what_has_no_gradient_stays() -> None:
     matrix, vector = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
-    Muon([matrix], [vector], lr=0.02).step()
+    Muon([{"params": [matrix], "orthogonal": True}, {"params": [vector]}], lr=0.02).step()
     assert torch.equal(matrix, torch.ones(4, 4)) and torch.equal(vector, torch.ones(4))
