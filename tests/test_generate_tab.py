@@ -15,7 +15,7 @@ from pipelines.samplers import OWN, SAMPLERS
 from pipelines.scenes import render, scene
 from pipelines.text_to_image import bundled_models
 from ui import models as models_of_the_page
-from ui.generate_tab import Request, draw, draw_live, forming, linked, new_seed, verdict
+from ui.generate_tab import Request, draw, draw_live, forming, linked, live_request, new_seed, verdict
 from ui.kept import Drawing, Kept
 from ui.models import Models
 from unet_xattn import AttentionTrace
@@ -126,6 +126,14 @@ def test_a_live_picture_is_the_same_picture_without_its_steps(models: Models) ->
     assert live["live"] and "key" not in live["pictures"][0]
     assert live["pictures"][0]["steps"] == 0
     assert live["pictures"][0]["picture"] == full["pictures"][0]["picture"]
+
+
+def test_a_distilled_model_draws_live_as_it_draws_best(tiny_pipe: TextToImagePipeline, models: Models) -> None:
+    distilled = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=4, guidance_scale=1.0)
+    own = live_request(Models(distilled), PROMPT, "5", "")
+    assert (own.steps, own.guidance, own.sampler) == (4, 1.0, OWN)
+    other = live_request(models, PROMPT, "5", "")
+    assert (other.steps, other.guidance, other.sampler) == (6, 1.0, "DPM-Solver++")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

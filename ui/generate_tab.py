@@ -37,8 +37,8 @@ EXAMPLES = [
 MOST_STEPS = 100
 MOST_PICTURES = 8
 LIVE: dict[str, Any] = {"steps": 6, "guidance": 1.0, "sampler": "DPM-Solver++"}
-"""How a picture is drawn while one types: the fewest passes through the UNet that agree with prompts within three
-points of what 20 guided steps do, by `tests/benchmarks/samplers.py`."""
+"""How a model that was not distilled draws while one types: the fewest passes through the UNet that agree with prompts
+within three points of what 20 guided steps do, by `tests/benchmarks/samplers.py`."""
 
 PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
 """The threads that draw."""
@@ -182,6 +182,12 @@ def draw(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any
             yield {"frame": update, "note": "Drawing …"}
 
 
+def live_request(models: Models, prompt: str, seed: str, model: str) -> Request:
+    """How a picture is drawn while one types: by `LIVE`, or as the model draws best if that takes no more steps."""
+    best = drawn_best(models.get(model or models.first))
+    return Request(prompt, seed, **(best if best["steps"] <= LIVE["steps"] else LIVE), model=model)
+
+
 def draw_live(models: Models, request: Request) -> dict[str, Any]:
     """A picture in a moment, with maps of all its steps together. Raises as `forming` does."""
     pipe = models.get(request.model or models.first)
@@ -237,8 +243,7 @@ def generate_tab(
             line = read(prompt, models.get(name).tokenizer)
             if not live or not prompt.strip() or line["error"]:
                 return line, gr.skip()
-            request = Request(prompt, seed, **LIVE, model=name)
-            return line, draw_live(models, request)
+            return line, draw_live(models, live_request(models, prompt, seed, name))
         except ValueError as error:
             return {"pieces": [], "error": str(error)}, gr.skip()
 
