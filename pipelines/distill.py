@@ -17,6 +17,16 @@ CRITIC_PACE = 4.0
 """How many times the student's learning rate the critic has."""
 
 
+def check_parts(batch_size: int, accumulate: int, steps: int) -> None:
+    """Raise ValueError unless every part of a process's batch has a picture for each of the student's steps."""
+    fewest = len(torch.arange(batch_size).chunk(accumulate)[-1])
+    if fewest < steps:
+        raise ValueError(
+            f"a process's batch of {batch_size}, worked on in {accumulate} parts, leaves {fewest} pictures for "
+            f"a student of {steps} steps: each part needs as many as there are steps, by a greater --batch-size"
+        )
+
+
 class Distillation(TextToImageModel):
     """A student, its teacher, and a critic that knows how the student draws (DMD2, arXiv 2405.14867, without its GAN).
 
@@ -85,8 +95,7 @@ class Distillation(TextToImageModel):
         memory (B, T, M), mask (B, T) -> (B, 3, h, w) and their noise levels (B,).
         """
         steps, count = len(self.levels), len(noise)
-        if count < steps:
-            raise ValueError(f"a batch's part of {count} pictures cannot show {steps} steps: raise --batch-size")
+        assert count >= steps, "some step would have no picture"
         taken = (torch.randperm(count) % steps).to(noise.device)  # steps behind each picture
         levels = self.levels.to(noise.device)
         x = noise.clone()

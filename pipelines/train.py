@@ -28,7 +28,7 @@ from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder
 from pipelines.data.examples import PictureExamples
 from pipelines.data.preflight import check
 from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches, seed_of
-from pipelines.distill import Distillation
+from pipelines.distill import Distillation, check_parts
 from pipelines.failures import DivergedError, explained
 from pipelines.frozen import Frozen
 from pipelines.machine import Pace, brief, code_version, machine
@@ -110,6 +110,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         fsdp_plugin=fsdp_plugin(),
     )
     check_share(config.batch_size, accelerator.num_processes)
+    if config.distill:
+        check_parts(config.batch_size // accelerator.num_processes, config.accumulate, config.few_steps)
     torch.manual_seed(config.seed)
     examples = load_examples(config)
     circumstances = {"data": examples.fingerprint(), "processes": accelerator.num_processes}

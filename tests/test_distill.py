@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
+from pipelines.checkpoint import checkpoints
 from pipelines.dataset import Batch, Collator, SceneExamples
 from pipelines.distill import Distillation, picture
 from pipelines.recipe import muon
@@ -43,6 +45,7 @@ def test_the_student_learns_at_the_levels_its_sampler_visits(
 
 def test_pictures_are_underway_before_each_of_the_steps_alike(distillation: Distillation, batch: Batch) -> None:
     memory = distillation.memory(batch)
+    torch.manual_seed(0)
     with torch.no_grad():
         x, levels = distillation.underway(batch.noise, memory, batch.token_mask)
         assert sorted(levels.tolist()) == sorted(2 * distillation.levels.tolist())
@@ -95,19 +98,27 @@ def test_the_student_comes_to_draw_as_its_teacher_does(distillation: Distillatio
     assert brightness() > before + 0.2
 
 
-def test_a_part_of_a_batch_too_small_for_the_steps_is_refused(distillation: Distillation, batch: Batch) -> None:
-    few = Batch(*(value[:3] for value in vars(batch).values()))
-    with pytest.raises(ValueError, match="3 pictures cannot show 4 steps: raise --batch-size"):
-        distillation(few)
+def test_a_batch_too_small_for_the_steps_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    config = TrainConfig(distill="shapes", batch_size=6, accumulate=2, out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="leaves 3 pictures for a student of 4 steps"):
+        train(config)
+    assert [file.name for file in (tmp_path / "run").glob("*") if file.name != "lock"] == []
 
 
 def test_a_run_leaves_a_student_of_few_steps_that_reads_as_its_teacher_does(
     tiny_pipe: TextToImagePipeline, tmp_path: Path
 ) -> None:
     tiny_pipe.save_pretrained(tmp_path / "teacher")
-    settings = {"distill": str(tmp_path / "teacher"), "few_steps": 2, "batch_size": 2, "size": 32, "warmup": 1}
+    settings = {"distill": str(tmp_path / "teacher"), "few_steps": 2, "batch_size": 4, "size": 32, "warmup": 1}
     whole = TrainConfig(out=str(tmp_path / "run"), steps=4, every=2, **settings)  # type: ignore[arg-type]
     student = TextToImagePipeline.from_pretrained(train(whole))
+    weights = load_file(checkpoints(tmp_path / "run" / "checkpoints")[0] / "model.safetensors")
+
+    def moved(name: str) -> float:
+        teacher = {key: weight for key, weight in weights.items() if key.startswith("teacher.")}
+        return sum(float((weights[name + key[7:]] - weight).norm()) for key, weight in teacher.items())
+
+    assert moved("critic") > 2.5 * moved("unet") > 0  # it learns faster
     assert (student.config.num_inference_steps, student.config.guidance_scale) == (2, 1.0)
     assert student.scheduler.config.stochastic_sampling
     for name, weight in student.text_encoder.state_dict().items():
