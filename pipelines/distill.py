@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.dataset import Batch
 from pipelines.objective import Losses, TextToImageModel
-from pipelines.samplers import SAMPLERS
+from pipelines.samplers import SAMPLERS, TRAINED_FOR
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 CRITIC_PACE = 4.0
@@ -38,8 +38,8 @@ class Distillation(TextToImageModel):
     Args:
         text_encoder: which is not trained any further; None if the memory comes from one outside.
         unet: the teacher's, and after training the student's.
-        steps: that the student shall take. It learns at the noise levels that the sampler of the models trained here,
-            "Euler, stochastic", then visits, from where its own steps lead.
+        steps: that the student shall take. It learns at the noise levels that the sampler of the models trained here
+            then visits, from where its own steps lead.
     """
 
     def __init__(self, text_encoder: Transformer | None, unet: CrossAttentionUNet, steps: int):
@@ -48,7 +48,7 @@ class Distillation(TextToImageModel):
             text_encoder.requires_grad_(False)
         self.teacher = deepcopy(unet).requires_grad_(False)
         self.critic = deepcopy(unet)
-        scheduler = SAMPLERS["Euler, stochastic"]()
+        scheduler = SAMPLERS[TRAINED_FOR]()
         scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
         self.levels = scheduler.sigmas[:-1]  # (steps,), the first is 1: pure noise
         self.train()

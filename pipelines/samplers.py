@@ -28,6 +28,9 @@ what will be where.
 
 OWN = "the model's own"
 
+TRAINED_FOR = "Euler, stochastic"
+"""Which of them `train` has its models draw by: README, "How far the bundled model obeys"."""
+
 
 def with_sampler(pipe: TextToImagePipeline, name: str) -> TextToImagePipeline:
     """The same networks (not copies) under another sampler.

@@ -51,7 +51,7 @@ from pipelines.run_folder import (
     unused,
     write_whole,
 )
-from pipelines.samplers import SAMPLERS
+from pipelines.samplers import SAMPLERS, TRAINED_FOR
 from pipelines.sharding import fsdp_plugin, gather, prepare, whole
 from pipelines.text_to_image import TextToImagePipeline, locate
 from pipelines.text_to_text import TranslationPipeline
@@ -344,7 +344,7 @@ def as_pipeline(
     settings: dict[str, Any] = {"guidance_scale": 1.0}
     if config.distill:
         settings["num_inference_steps"] = config.few_steps
-    scheduler = SAMPLERS["Euler, stochastic"]()  # README, "How far the bundled model obeys"
+    scheduler = SAMPLERS[TRAINED_FOR]()
     pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, scheduler, frozen.vae, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -54,6 +54,11 @@ class TrainConfig(Saving):
         check_on_bad(self.on_bad)
         if self.distill and self.begin_from:
             raise ValueError(f"--distill begins from {self.distill} itself: leave out --from")
+        if self.distill and any(getattr(self, n) != getattr(TrainConfig, n) for n in ("mask_weight", "text_weight")):
+            raise ValueError(
+                "a student learns from pictures of its own, whose masks nobody knows, and reads as its teacher does: "
+                "leave out --mask-weight and --text-weight"
+            )
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
             ("weight_decay", 0.0, 1.0),
