@@ -176,8 +176,9 @@ def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[
     answer = out.with_suffix(".json")
     command = [sys.executable, __file__, "--one", name, "--seeds", str(seed), "--steps", str(steps)]
     command += ["--draw", str(draw), "--run", str(out), "--out", str(answer)]
-    with open(out.with_suffix(".log"), "w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if ran.returncode:
+        raise RuntimeError(f"{name}, seed {seed}: {(ran.stderr.splitlines() or ['no word of why'])[-1]}")
     return json.loads(answer.read_text())
 
 
@@ -233,13 +234,19 @@ def main() -> None:
     there = {(row["variant"], row["seed"]) for row in report["rows"]}
     todo = [(name, seed) for name in arguments.only for seed in arguments.seeds if (name, seed) not in there]
     costs = {row["variant"]: (row["CPU seconds of the start"], row["CPU seconds a step"]) for row in report["rows"]}
+    failures = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         budget = arguments.minutes, arguments.draw
         rows = [pool.submit(measured, name, seed, *budget, costs.get(name)) for name, seed in todo]
         for row in as_completed(rows):
+            if error := row.exception():  # the others go on: hours may be in them
+                failures.append(str(error))
+                continue
             report["rows"].append(row.result())
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
             print(table(report["rows"]), end="\n\n", flush=True)
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 if __name__ == "__main__":
