@@ -29,7 +29,7 @@ class TrainConfig(Saving):
     buckets: bool = False  # leave wide and upright pictures so, at about as many pixels as a square one has
     fit: str = "crop"  # what becomes of a picture of another shape: "crop" to its middle, or "pad" with white
     flip: bool = False  # show half of the pictures as in a mirror
-    learning_rate: float = 2e-3
+    learning_rate: float = None  # type: ignore[assignment]  # its highest; unless given, what `_usual_rate` says
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
     caption_dropout: float = 0.1  # without it there is nothing to guide away from
@@ -40,6 +40,8 @@ class TrainConfig(Saving):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", self._usual_rate())
         leasts = {"steps": 1, "batch_size": 2, "accumulate": 1, "seed": 0, "size": 16, "warmup": 0, "every": 1}
         leasts["few_steps"] = 1
         for name, least in leasts.items():
@@ -57,7 +59,7 @@ class TrainConfig(Saving):
         if self.distill and any(getattr(self, n) != getattr(TrainConfig, n) for n in ("mask_weight", "text_weight")):
             raise ValueError(
                 "a student learns from pictures of its own, whose masks nobody knows, and reads as its teacher does: "
-                "leave out --mask-weight and --text-weight"
+                "leave mask_weight and text_weight as they are"
             )
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
@@ -69,3 +71,7 @@ class TrainConfig(Saving):
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
+
+    def _usual_rate(self) -> float:
+        """The gentler the more is known at the beginning: a student's is that of the bundled `shapes-fast`."""
+        return 5e-4 if self.distill else 1e-3 if self.begin_from else 2e-3

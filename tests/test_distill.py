@@ -136,5 +136,5 @@ def test_a_run_leaves_a_student_of_few_steps_that_reads_as_its_teacher_does(
 
 @pytest.mark.parametrize("weight", ["mask_weight", "text_weight"])
 def test_weights_that_a_student_has_no_use_for_are_refused(weight: str) -> None:
-    with pytest.raises(ValueError, match="leave out --mask-weight and --text-weight"):
+    with pytest.raises(ValueError, match="leave mask_weight and text_weight as they are"):
         TrainConfig(distill="shapes", **{weight: 0.5})

@@ -652,6 +652,12 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert rates[600:] == sorted(rates[600:], reverse=True) and 0 < rates[-1] < 0.01
 
 
+def test_what_begins_with_a_model_learns_more_gently_unless_told_otherwise() -> None:
+    rates = [TrainConfig(**start).learning_rate for start in ({}, {"begin_from": "shapes"}, {"distill": "shapes"})]
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == 3
+    assert TrainConfig(distill="shapes", learning_rate=0.1).learning_rate == 0.1
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 200), (5, 200), (3, 1)])
 def test_short_runs_learn_at_every_step(steps: int, warmup: int) -> None:
     config = TrainConfig(steps=steps, warmup=warmup)

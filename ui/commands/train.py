@@ -59,9 +59,13 @@ def train(
     ] = TrainConfig.distill,
     few_steps: Annotated[int, typer.Option(help="How many, for --distill.")] = TrainConfig.few_steps,
     steps: Annotated[int, typer.Option(help="Training steps.")] = TrainConfig.steps,
-    learning_rate: Annotated[float, typer.Option(help="Its highest; it rises first, and falls at the end.")] = (
-        TrainConfig.learning_rate
-    ),
+    learning_rate: Annotated[
+        float,
+        typer.Option(
+            help="Its highest; it rises first, and falls at the end.",
+            show_default="0.002, with --from 0.001, with --distill 0.0005",
+        ),
+    ] = TrainConfig.learning_rate,
     batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
     seed: Annotated[int, typer.Option(help="Decides everything random in the run.")] = TrainConfig.seed,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = TrainConfig.size,
