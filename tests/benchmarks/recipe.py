@@ -7,8 +7,9 @@ has at 64×64. Each run is a process of its own with one thread, which also make
 step of it costs in CPU time, and it then trains for as many as fit the budget, with its learning rate's schedule cut to
 them; its averaged weights draw the fixed test prompts as `train` leaves them to be drawn. Runs of the recipe as it is
 also say what other averages of the same run's weights draw, and what guidance does. Rows that are in the file already
-are not measured again, so it can be stopped at any time and gone on with. Fewer minutes than about
-25 tell little: after 15 a tenth of the pictures are right, with the recipe as it is.
+are not measured again, so it can be stopped at any time and gone on with.
+
+Fewer minutes than about 25 tell little: after 15 a tenth of the pictures are right, with the recipe as it is.
 """
 
 import argparse
