@@ -1,7 +1,7 @@
 """What a user would pick instead: agreement against minutes of training, from nothing, on the same scenes.
 
-    python tests/benchmarks/compare.py ours --size 32 --minutes 30 --out ours.json
-    python tests/benchmarks/compare.py diffusers --size 32 --minutes 150 --every 15 --out diffusers.json
+    python tests/benchmarks/compare.py ours --size 16 --minutes 30 --out ours.json
+    python tests/benchmarks/compare.py diffusers --size 16 --minutes 150 --every 15 --out diffusers.json
 
 - ours: this package's recipe.
 - diffusers: its UNet2DConditionModel with the recipe of its example train_text_to_image.py (ε-prediction on Stable

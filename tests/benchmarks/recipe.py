@@ -1,15 +1,18 @@
-"""The recipe, one change at a time, on equal CPU time: what a change is worth in agreement with the prompt.
+"""The recipe, one change at a time, on equal CPU time: what a change is worth in obedience to the prompt.
 
-    python tests/benchmarks/recipe.py --out recipe.json --minutes 30 --seeds 0 1 --jobs 2
+    python tests/benchmarks/recipe.py --out recipe.json --steps 750 --seeds 0 1 --jobs 2
 
-Scenes of four shapes in four colours at 32×32 pixels, where a run is short, and a UNet whose attention has the grids it
-has at 64×64. Each run is a process of its own with one thread, which also makes its batches. A few steps tell what a
-step of it costs in CPU time, and it then trains for as many as fit the budget, with its learning rate's schedule cut to
-them; its averaged weights draw the fixed test prompts as `train` leaves them to be drawn. Runs of the recipe as it is
-also say what other averages of the same run's weights draw, and what guidance does. Rows that are in the file already
-are not measured again, so it can be stopped at any time and gone on with.
+In a miniature (`recipe_variants`), and in batches of 32. Each run is a process of its own with one thread, which also
+makes its batches. A few steps tell what a step of a change costs, and it trains for as many as take the CPU time of
+`--steps` of the recipe as it is, with its learning rate's schedule cut to them: the budget is counted in steps, so that
+another machine can go on with the file. The averaged weights are then asked two things:
 
-Fewer minutes than about 25 tell little: after 15 a tenth of the pictures are right, with the recipe as it is.
+- told apart: of two pictures with things in exchanged colours, or in a reversed relation, whether each is denoised
+  better with its own caption than with the other's, so of 50 % by chance. Nothing is drawn, and little training tells.
+- drawn: the fixed test prompts, as `train` leaves a model to draw, judged.
+
+Runs of the recipe as it is also say what other averages of the same run's weights draw, and what guidance does. Rows
+that are in the file already are not measured again, so it can be stopped at any time and gone on with.
 """
 
 import argparse
@@ -29,19 +32,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipe_variants import SIZE, VARIANTS, Settings, networks, small_world
+from recipe_variants import AS_DEAR, BATCH_SIZE, SIZE, VARIANTS, Settings, networks, small_world
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 import pipelines.train
 from pipelines import TextToImagePipeline
 from pipelines.checkpoint import checkpoints
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import SPLITS, TEST_SEED, evaluate
+from pipelines.evaluate_pairs import minimal_pairs
 from pipelines.machine import code_version, machine
 from pipelines.objective import TextToImageModel
+from pipelines.pictures import to_tensor
 from pipelines.recipe import power_function_ema
+from pipelines.scenes import SWAPS, render
 from pipelines.text_to_image import read_prompts
 from pipelines.train import TrainConfig, train
+from unet_xattn import flow
+
+BASE = "as it is"
 
 DRAWINGS: dict[str, Settings] = {
     "guided by 2": {"guidance_scale": 2.0},
@@ -54,6 +64,9 @@ DRAWINGS: dict[str, Settings] = {
 
 AVERAGES = {"EMA ×0.5": 0.05, "EMA ×2": 0.2}
 """Other windows of averaging, by their `ema_sigma`: the same run's weights have all of them."""
+
+LEVELS = (0.8, 0.9)
+"""Noise levels at which pictures are told apart: where the layout is made."""
 
 
 def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[..., None]]:
@@ -77,9 +90,10 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
     small_world()
     networks()()  # the variant may have others
     changes = VARIANTS[name]()
-    config = TrainConfig(out=str(out), steps=steps, seed=seed, size=SIZE, every=steps, warmup=min(200, steps // 5))
+    config = TrainConfig(out=str(out), steps=steps, seed=seed, size=SIZE, every=steps, batch_size=BATCH_SIZE)
+    config = replace(config, warmup=min(config.warmup, steps // 5))
     others: dict[str, list[Tensor]] = {}
-    if draw and name == "as it is":
+    if draw and name == BASE:
         config = replace(config, milestone=max(1, steps // 4))
         pipelines.train.power_function_ema = averaging(others)
     pipelines.train.validate = lambda *rest: {}  # type: ignore[assignment]
@@ -92,8 +106,8 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
         return spent
     pipe = TextToImagePipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
-    found = spent | _agreement(pipe, draw)
-    if name != "as it is":
+    found = spent | _agreement(pipe, draw) | {"told apart": told_apart(pipe, 2 * draw)}
+    if name != BASE:
         return found
     drawings = {way: _agreement(pipe, draw, **settings) for way, settings in DRAWINGS.items()}
     latest, *_, earliest = checkpoints(out / "checkpoints")
@@ -104,7 +118,8 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
     for way, found_weights in (weights | {"not averaged": _weights(latest / "model.safetensors")}).items():
         other = _networks(pipe, found_weights)
         parts = pipe.components | {"text_encoder": other.text_encoder, "unet": other.unet}
-        drawings[way] = _agreement(TextToImagePipeline(**parts, **pipe.settings), draw)
+        other_pipe = TextToImagePipeline(**parts, **pipe.settings)
+        drawings[way] = _agreement(other_pipe, draw) | {"told apart": told_apart(other_pipe, 2 * draw)}
     return found | {"drawn otherwise": drawings}
 
 
@@ -139,6 +154,39 @@ def _autoguided(pipe: TextToImagePipeline, early: TextToImageModel, scale: float
     return draw
 
 
+@torch.no_grad()
+def told_apart(pipe: TextToImagePipeline, count: int) -> dict[str, Any]:
+    """Minimal pairs, `count` of each kind and split: whether a picture's own caption fits it better than the other's.
+
+    The better one is that with which the network is nearer to the velocity (a diffusion classifier, arXiv 2303.16203).
+
+    Returns:
+        {"seen": {swap: {"share": of the pictures, "gain": by how much of its loss the other caption costs more}}, ...}
+    """
+    found: dict[str, Any] = {}
+    for split, held_out in SPLITS.items():
+        found[split] = {}
+        for swap in SWAPS:
+            scenes = [scene for pair in minimal_pairs(count, swap, held_out) for scene in pair]
+            pictures = to_tensor(np.stack([render(scene, SIZE)[0] for scene in scenes]))
+            noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(TEST_SEED))
+            target = flow.velocity(pictures, noise)
+            own = [scene.caption for scene in scenes]
+            losses = []
+            for captions in (own, [own[i ^ 1] for i in range(len(own))]):
+                ids, mask = read_prompts(pipe.tokenizer, captions)
+                memory = pipe.text_encoder.encode(ids, mask)  # type: ignore[union-attr]
+                at = [torch.full((len(scenes),), level) for level in LEVELS]
+                said = [
+                    pipe.unet(flow.interpolate(pictures, noise, t), t * flow.TRAIN_TIMESTEPS, memory, mask).sample
+                    for t in at
+                ]
+                losses.append(torch.stack([F.mse_loss(v, target, reduction="none") for v in said]).mean((0, 2, 3, 4)))
+            share, gain = (losses[1] > losses[0]).float().mean(), losses[1].mean() / losses[0].mean() - 1
+            found[split][swap] = {"share": round(share.item(), 4), "gain": round(gain.item(), 4)}
+    return found
+
+
 def _agreement(pipe: Callable[..., Any], count: int, guidance_scale: float = 1.0, **settings: Any) -> dict[str, Any]:
     def drawn(prompts: list[str], **given: Any) -> Any:
         return pipe(prompts, **given, **settings)
@@ -155,23 +203,30 @@ def _shares(entries: dict[str, Any]) -> dict[str, Any]:
     return {tag: round(entry["share"], 4) for tag, entry in flat.items()}
 
 
-def measured(
-    name: str, seed: int, minutes: float, draw: int, known: tuple[float, float] | None = None
-) -> dict[str, Any]:
-    """One row: a variant trained for so many minutes of CPU time, its start among them.
-
-    known: seconds that the start and a step of it take, where an earlier row says so.
-    """
+def costs(name: str, seed: int) -> tuple[float, float]:
+    """Seconds of CPU time that a variant takes to start, and for a step."""
+    few, many = 5, 35
     with tempfile.TemporaryDirectory() as scratch:
-        if known is None:
-            few, many = (_in_process(name, seed, n, Path(scratch) / str(n), 0)["CPU seconds"] for n in (5, 35))
-            known = few - (many - few) / 6, (many - few) / 30
-        start, step = known
-        steps = max(10, round((minutes * 60 - start) / step))
-        found = _in_process(name, seed, steps, Path(scratch) / "run", draw)
-    costs = {"CPU seconds of the start": round(start, 3), "CPU seconds a step": round(step, 3)}
+        short, long = (_in_process(name, seed, n, Path(scratch) / str(n), 0)["CPU seconds"] for n in (few, many))
+    step = (long - short) / (many - few)
+    return short - few * step, step
+
+
+def measured(
+    name: str, seed: int, steps: int, draw: int, base: tuple[float, float], own: tuple[float, float] | None
+) -> dict[str, Any]:
+    """One row: a variant trained for the CPU time that the recipe as it is takes for its start and so many steps.
+
+    base: what `costs` says of that one, here and now; own: what it says of the variant, if that is known.
+    """
+    start, step = own or costs(name, seed)
+    few = max(10, round((base[0] + steps * base[1] - start) / step))
+    with tempfile.TemporaryDirectory() as scratch:
+        found = _in_process(name, seed, few, Path(scratch) / "run", draw)
+    seconds = {"start": start, "step": step, "start as it is": base[0], "step as it is": base[1]}
+    spent = {"seconds": {key: round(value, 3) for key, value in seconds.items()}}
     where = {"machine": machine(), "code": code_version()}
-    return {"variant": name, "seed": seed, "steps": steps} | costs | found | where
+    return {"variant": name, "seed": seed, "steps": few} | spent | found | where
 
 
 def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any]:
@@ -185,40 +240,44 @@ def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as Markdown, the best first: all-correct of each seed, both splits together, and some tags' means."""
+    """The rows as Markdown, the best first: both splits together in %, each seed's and the mean of some tags."""
     by_variant: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["seed"]):
         by_variant.setdefault(row["variant"], []).append(row)
         for way, drawn in row.get("drawn otherwise", {}).items():
             by_variant.setdefault(f"· {way}", []).append({"steps": row["steps"]} | drawn)
 
-    def share(row: dict[str, Any], tag: str) -> float:
-        return 100 * float(np.mean([row[split][tag] for split in ("seen", "held_out")]))
+    def told(row: dict[str, Any], swap: str) -> float:
+        return 100 * float(np.mean([row["told apart"][split][swap]["share"] for split in SPLITS]))
 
-    tags = {"all_correct": "mean", "colours": "colours", "two": "two", "position": "position", "counting": "counting"}
-    lines = [
-        f"| change | steps | all correct, each seed | {' | '.join(tags.values())} |",
-        "|:--|--:|--:|" + "--:|" * len(tags),
-    ]
-    means = {name: {t: np.mean([share(r, t) for r in found]) for t in tags} for name, found in by_variant.items()}
-    for name, found in sorted(by_variant.items(), key=lambda item: -means[item[0]]["all_correct"]):
-        each = " / ".join(f"{share(row, 'all_correct'):.1f}" for row in found)
-        steps = np.mean([row["steps"] for row in found])
-        cells = " | ".join(f"{mean:.1f}" for mean in means[name].values())
-        lines.append(f"| {name} | {steps:,.0f} | {each} | {cells} |")
-    return "\n".join(lines)
+    def drawn(row: dict[str, Any], tag: str) -> float:
+        return 100 * float(np.mean([row[split][tag] for split in SPLITS]))
+
+    tags = ("one", "count", "two", "relation", "three")
+    heads = ["change", "steps", *(f"told apart: {swap}" for swap in SWAPS), "drawn: all correct", *tags]
+    lines = []
+    for name, found in by_variant.items():
+        known = all("told apart" in row for row in found)
+        each = {swap: [told(row, swap) for row in found] if known else [] for swap in SWAPS}
+        cells = [name, f"{np.mean([row['steps'] for row in found]):,.0f}"]
+        cells += [" / ".join(f"{share:.1f}" for share in shares) or "–" for shares in each.values()]
+        cells.append(" / ".join(f"{drawn(row, 'all_correct'):.1f}" for row in found))
+        cells += [f"{np.mean([drawn(row, tag) for row in found]):.0f}" for tag in tags]
+        rank = np.mean(list(each.values())) if known else -1.0, np.mean([drawn(row, "all_correct") for row in found])
+        lines.append((rank, f"| {' | '.join(cells)} |"))
+    head = [f"| {' | '.join(heads)} |", "|:--" + "|--:" * (len(heads) - 1) + "|"]
+    return "\n".join(head + [line for _, line in sorted(lines, reverse=True)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of CPU time, for each run")
+    parser.add_argument("--steps", type=int, default=750, help="of the recipe as it is: each run has their CPU time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; no more than there are cores")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--draw", type=int, default=50, help="prompts of each kind and split")
+    parser.add_argument("--draw", type=int, default=50, help="prompts of each kind and split; twice as many pairs")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what the processes are told
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -226,20 +285,20 @@ def main() -> None:
         found = run(arguments.one, arguments.seeds[0], arguments.steps, arguments.run, arguments.draw)
         arguments.out.write_text(json.dumps(found))
         return
-    report: dict[str, Any] = {"minutes": arguments.minutes, "prompts of each kind": arguments.draw, "rows": []}
+    report: dict[str, Any] = {"steps": arguments.steps, "prompts of each kind": arguments.draw, "rows": []}
     if arguments.out.exists():
         report = json.loads(arguments.out.read_text())
-        if report["minutes"] != arguments.minutes or report["prompts of each kind"] != arguments.draw:
-            parser.error(
-                f"{arguments.out} is of runs of {report['minutes']} minutes: one budget for all, or another file"
-            )
+        if report["steps"] != arguments.steps or report["prompts of each kind"] != arguments.draw:
+            parser.error(f"{arguments.out} is of runs of {report['steps']} steps: one budget for all, or another file")
     there = {(row["variant"], row["seed"]) for row in report["rows"]}
-    todo = [(name, seed) for name in arguments.only for seed in arguments.seeds if (name, seed) not in there]
-    costs = {row["variant"]: (row["CPU seconds of the start"], row["CPU seconds a step"]) for row in report["rows"]}
+    todo = [(name, seed) for seed in arguments.seeds for name in arguments.only if (name, seed) not in there]
     failures = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        budget = arguments.minutes, arguments.draw
-        rows = [pool.submit(measured, name, seed, *budget, costs.get(name)) for name, seed in todo]
+        lanes = list(pool.map(costs, [BASE] * arguments.jobs, range(arguments.jobs)))  # as busy as they will be
+        base = float(np.mean([start for start, _ in lanes])), float(np.mean([step for _, step in lanes]))
+        same = {BASE, *AS_DEAR}
+        budget = arguments.steps, arguments.draw, base
+        rows = [pool.submit(measured, name, seed, *budget, base if name in same else None) for name, seed in todo]
         for row in as_completed(rows):
             if error := row.exception():  # the others go on: hours may be in them
                 failures.append(str(error))
