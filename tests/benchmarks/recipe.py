@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pipelines.train
-from pipelines import TextToImagePipeline
+from pipelines import TextToImagePipeline, recipe
 from pipelines.checkpoint import checkpoints
 from pipelines.evaluate import SPLITS, TEST_SEED, evaluate
 from pipelines.evaluate_pairs import minimal_pairs
@@ -85,6 +85,17 @@ def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[...
     return make
 
 
+def timing(times: list[float]) -> Callable[..., float]:
+    """The learning rate's schedule; the CPU time at which each step first asks for it is kept in `times`."""
+
+    def schedule(step: int, *rest: int) -> float:
+        if step == len(times):
+            times.append(time.process_time())
+        return recipe.schedule(step, *rest)
+
+    return schedule
+
+
 def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any]:
     """Train a variant for so many steps and say what it draws; `draw` 0 only trains."""
     small_world()
@@ -99,14 +110,16 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
     pipelines.train.validate = lambda *rest: {}  # type: ignore[assignment]
     pipelines.train.draw_samples = lambda *rest: {}  # type: ignore[assignment]
     pipelines.train.loader_workers = lambda _: 0  # a variant's changes are to this process
-    before = time.process_time()
+    times = [time.process_time()]  # and then that of every step but the first
+    pipelines.train.schedule = timing(times)  # type: ignore[assignment]
     train(replace(config, **changes))
-    spent = {"CPU seconds": time.process_time() - before}
+    spent: dict[str, Any] = {"step": float(np.median(np.diff(times[len(times) // 4 :])))}  # past the warm-up
+    spent["start"] = times[1] - times[0] - spent["step"]
     if not draw:
         return spent
     pipe = TextToImagePipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
-    found = spent | _agreement(pipe, draw) | {"told apart": told_apart(pipe, 2 * draw)}
+    found = {"seconds": spent} | _agreement(pipe, draw) | {"told apart": told_apart(pipe, 2 * draw)}
     if name != BASE:
         return found
     drawings = {way: _agreement(pipe, draw, **settings) for way, settings in DRAWINGS.items()}
@@ -203,30 +216,25 @@ def _shares(entries: dict[str, Any]) -> dict[str, Any]:
     return {tag: round(entry["share"], 4) for tag, entry in flat.items()}
 
 
-def costs(name: str, seed: int) -> tuple[float, float]:
+def costs(name: str, seed: int) -> dict[str, float]:
     """Seconds of CPU time that a variant takes to start, and for a step."""
-    few, many = 5, 35
     with tempfile.TemporaryDirectory() as scratch:
-        short, long = (_in_process(name, seed, n, Path(scratch) / str(n), 0)["CPU seconds"] for n in (few, many))
-    step = (long - short) / (many - few)
-    return short - few * step, step
+        return _in_process(name, seed, 35, Path(scratch) / "run", 0)
 
 
-def measured(
-    name: str, seed: int, steps: int, draw: int, base: tuple[float, float], own: tuple[float, float] | None
-) -> dict[str, Any]:
+def measured(name: str, seed: int, steps: int, draw: int, base: dict[str, float]) -> dict[str, Any]:
     """One row: a variant trained for the CPU time that the recipe as it is takes for its start and so many steps.
 
-    base: what `costs` says of that one, here and now; own: what it says of the variant, if that is known.
+    base: what `costs` says of that one, here and now.
     """
-    start, step = own or costs(name, seed)
-    few = max(10, round((base[0] + steps * base[1] - start) / step))
+    own = base if name == BASE or name in AS_DEAR else costs(name, seed)
+    few = max(10, round((base["start"] + steps * base["step"] - own["start"]) / own["step"]))
     with tempfile.TemporaryDirectory() as scratch:
         found = _in_process(name, seed, few, Path(scratch) / "run", draw)
-    seconds = {"start": start, "step": step, "start as it is": base[0], "step as it is": base[1]}
-    spent = {"seconds": {key: round(value, 3) for key, value in seconds.items()}}
-    where = {"machine": machine(), "code": code_version()}
-    return {"variant": name, "seed": seed, "steps": few} | spent | found | where
+    reckoned = {"reckoned with": {"as it is": base, "own": own}}
+    return (
+        {"variant": name, "seed": seed, "steps": few, "machine": machine(), "code": code_version()} | found | reckoned
+    )
 
 
 def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any]:
@@ -295,10 +303,8 @@ def main() -> None:
     failures = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         lanes = list(pool.map(costs, [BASE] * arguments.jobs, range(arguments.jobs)))  # as busy as they will be
-        base = float(np.mean([start for start, _ in lanes])), float(np.mean([step for _, step in lanes]))
-        same = {BASE, *AS_DEAR}
-        budget = arguments.steps, arguments.draw, base
-        rows = [pool.submit(measured, name, seed, *budget, base if name in same else None) for name, seed in todo]
+        base = {part: float(np.mean([found[part] for found in lanes])) for part in ("start", "step")}
+        rows = [pool.submit(measured, name, seed, arguments.steps, arguments.draw, base) for name, seed in todo]
         for row in as_completed(rows):
             if error := row.exception():  # the others go on: hours may be in them
                 failures.append(str(error))

@@ -40,12 +40,17 @@ MIXTURE = (0.15, 0.2, 0.2, 0.3, 0.15)
 Settings = dict[str, Any]
 
 
-def small_world() -> None:
-    """Scenes of a few shapes and colours, all big and told in English first, in this process."""
-    for known, kept in ((scenes.SHAPES, SHAPES), (scenes.COLOURS, COLOURS)):
+def few_things(shapes: Sequence[str], colours: Sequence[str]) -> None:
+    """Scenes of these shapes and colours only, in this process."""
+    for known, kept in ((scenes.SHAPES, shapes), (scenes.COLOURS, colours)):
         for name in set(known) - set(kept):
             del known[name]  # type: ignore[attr-defined]
-    scenes.HELD_OUT = frozenset((s, c) for s, c in scenes.HELD_OUT if s in SHAPES and c in COLOURS)
+    scenes.HELD_OUT = frozenset((s, c) for s, c in scenes.HELD_OUT if s in shapes and c in colours)
+
+
+def small_world() -> None:
+    """Scenes of a few things, all big and told in English first, in this process."""
+    few_things(SHAPES, COLOURS)
     describe, tellings = scenes._describe_objects, scenes.tellings
     scenes._describe_objects = lambda *scene: [replace(o, size="big") for o in describe(*scene)]
     scenes.tellings = lambda seed, index, languages, *rest: tellings(seed, index, sorted(languages), *rest)
