@@ -9,20 +9,21 @@
   stochastic one, as ours, mends early errors that DPM-Solver++ leaves in the picture.
 - imagen: the base UNet of imagen-pytorch with its own trainer (`pip install imagen-pytorch`).
 
-All have about as many parameters, and see the same captioned scenes in the same order, one thread each; below 64 pixels
-scenes have four shapes in four colours, and our UNet has the grids it has at 64. Both others expect a frozen text
-encoder that knows the language already, and get one that is better than any they could download: that of the finished
-model `shapes`. Ours learns its own. Minutes are CPU time of training alone (on a GPU, by the clock), making batches,
-drawing and judging left out; every `--every` minutes the fixed test prompts are drawn in 20 steps (imagen: 50, its
-sampler takes no fewer well), with guidance 1 and 3, of which each time the better one counts. Interrupted, it goes on
-from the last of these points, or with more `--minutes` from where it ended (all but ours, whose learning rate falls
-towards an end that is known).
+All have about as many parameters, and see the same captioned scenes in the same order, one thread each: at 64 pixels
+those that `train` shows, at 32 four shapes in four colours with a UNet whose attention has the grids it has at 64, and
+at 16 the miniature of recipe.py. Both others expect a frozen text encoder that knows the language already, and get one
+that is better than any they could download: that of the finished model `shapes`. Ours learns its own. Minutes are CPU
+time of training alone (on a GPU, by the clock), making batches, drawing and judging left out; every `--every` minutes
+the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well), with guidance 1 and 3, of
+which each time the better one counts, and captions are told apart (told_apart.py). Interrupted, it goes on from the
+last of these points, or with more `--minutes` from where it ended (all but ours, whose learning rate falls towards an
+end that is known).
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,8 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from recipe_variants import few_things
+from recipe_variants import BATCH_SIZE, TEXT, UNET, few_things, small_world
+from told_apart import Errors, errors_of, share, squared, told_apart
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -44,6 +46,7 @@ from pipelines.frozen import Frozen
 from pipelines.machine import code_version, machine
 from pipelines.objective import TextToImageModel
 from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
+from pipelines.scenes import SWAPS
 from pipelines.text_to_image import read_prompts
 from pipelines.tokenizer import train_tokenizer
 from pipelines.train import TrainConfig, as_pipeline
@@ -51,14 +54,23 @@ from unet_xattn import CrossAttentionUNet, Transformer
 
 MARKS = (0.5, 0.8, 0.9)
 
-SMALL_WORLD = ("circle", "square", "triangle", "heart"), ("orange", "purple", "pink", "green")
-"""Shapes and colours below 64 pixels: enough for four pairs that are held out."""
+SIZES: dict[int, dict[str, Any]] = {
+    64: {"unet": {}, "text": {}, "diffusers": (48, 80, 112, 112), "imagen": (32, (1, 2, 3, 4)), "batch": 64},
+    32: {
+        "unet": UNET | {"sample_size": 32, "block_out_channels": (64, 128, 160)},
+        "text": {},
+        "diffusers": (32, 64, 96, 96),
+        "imagen": (24, (1, 2, 3, 4)),
+        "batch": 64,
+    },
+    16: {"unet": UNET, "text": TEXT, "diffusers": (32, 48, 64), "imagen": (16, (1, 2, 3)), "batch": BATCH_SIZE},
+}
+"""How large the networks are for pictures of a size: ours, the other two's channels, and pictures a step."""
 
-SMALL_UNET = {
-    "block_out_channels": (64, 128, 160),
-    "layers_per_block": (1, 1, 1),
-    "cross_attention": (True, True, True),
-    "self_attention": (False, True, True),
+WORLDS: dict[int, Callable[[], None]] = {
+    64: lambda: None,
+    32: lambda: few_things(("circle", "square", "triangle", "heart"), ("orange", "purple", "pink", "green")),
+    16: small_world,
 }
 
 
@@ -68,8 +80,10 @@ class Ours:
     def __init__(self, size: int, device: str):
         self.config, self.device = TrainConfig(size=size), device
         self.tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
-        text_encoder = Transformer(len(self.tokenizer), decoder_layers=2)
-        unet = CrossAttentionUNet(size, memory_width=text_encoder.config.width, **(SMALL_UNET if size < 64 else {}))
+        text_encoder = Transformer(len(self.tokenizer), decoder_layers=2, **SIZES[size]["text"])
+        unet = CrossAttentionUNet(
+            **{"sample_size": size, "memory_width": text_encoder.config.width} | SIZES[size]["unet"]
+        )
         self.cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)
         self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())
@@ -88,9 +102,16 @@ class Ours:
         self.optimizer.zero_grad()
         self.ema.update_parameters(self.model)
 
+    @property
+    def pipe(self) -> TextToImagePipeline:
+        return as_pipeline(self.tokenizer, self.ema.module, Frozen(None, None, None), self.config)  # type: ignore[arg-type]
+
     def draw(self, prompts: list[str], **settings: Any) -> Any:
-        frozen = Frozen(None, None, None)
-        return as_pipeline(self.tokenizer, self.ema.module, frozen, self.config)(prompts, **settings)  # type: ignore[arg-type]
+        return self.pipe(prompts, **settings)
+
+    @property
+    def errors(self) -> Errors:
+        return errors_of(self.pipe)
 
 
 class Borrowed:
@@ -116,13 +137,15 @@ class Diffusers(Borrowed):
 
     def __init__(self, size: int, device: str):
         super().__init__(size, device)
+        channels = SIZES[size]["diffusers"]
+        blind = len(channels) - 2  # levels that do not read
         self.unet = UNet2DConditionModel(
             sample_size=size,
             in_channels=3,
             out_channels=3,
-            block_out_channels=(48, 80, 112, 112) if size >= 64 else (32, 64, 96, 96),
-            down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
+            block_out_channels=channels,
+            down_block_types=("DownBlock2D",) * blind + ("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * blind,
             layers_per_block=1,
             cross_attention_dim=self.encoder.config.width,
             attention_head_dim=4,
@@ -167,6 +190,18 @@ class Diffusers(Borrowed):
         self.ema.restore(self.unet.parameters())
         return _as_images(x)
 
+    def errors(self, pictures: Tensor, noise: Tensor, level: float, captions: list[str]) -> Tensor:
+        """Those of the noise, at the step whose shares of noise and picture are nearest to the level's."""
+        kept = self.noise.alphas_cumprod
+        step = ((1 - kept).sqrt() / (kept.sqrt() + (1 - kept).sqrt()) - level).abs().argmin()
+        memory, mask = self.read(captions)
+        noisy = self.noise.add_noise(pictures, noise, step.expand(len(pictures))).to(self.device)
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        said = self.unet(noisy, step.to(self.device), memory, encoder_attention_mask=mask).sample
+        self.ema.restore(self.unet.parameters())
+        return squared(said.cpu(), noise)
+
 
 class Imagen(Borrowed):
     """imagen-pytorch's base UNet, its cascade's first, and its trainer."""
@@ -181,16 +216,18 @@ class Imagen(Borrowed):
         from imagen_pytorch import Imagen as Cascade
         from imagen_pytorch import ImagenTrainer, Unet
 
+        dim, multiples = SIZES[size]["imagen"]
+        attends = (False,) * (len(multiples) - 2) + (True, True)
         unet = Unet(
-            dim=32 if size >= 64 else 24,
+            dim=dim,
             text_embed_dim=wide,
             cond_dim=wide,
-            dim_mults=(1, 2, 3, 4),
+            dim_mults=multiples,
             num_resnet_blocks=1,
             attn_heads=4,
             attn_dim_head=32,
-            layer_attns=(False, False, True, True),
-            layer_cross_attns=(False, False, True, True),
+            layer_attns=attends,
+            layer_cross_attns=attends,
         )
         self.parameters = sum(p.numel() for p in unet.parameters())
         cascade = Cascade(unets=(unet,), image_sizes=(size,), text_embed_dim=wide, timesteps=50)
@@ -211,6 +248,19 @@ class Imagen(Borrowed):
         torch.manual_seed(generator[0].initial_seed())
         x = self.trainer.sample(text_embeds=memory, text_masks=mask, cond_scale=guidance_scale, use_tqdm=False)
         return _as_images(x * 2 - 1)
+
+    def errors(self, pictures: Tensor, noise: Tensor, level: float, captions: list[str]) -> Tensor:
+        """Those of the noise, at the time whose shares of noise and picture are nearest to the level's."""
+        scheduler = self.trainer.imagen.noise_schedulers[0]
+        times = torch.linspace(0, 1, 1001)
+        _, _, kept, added = scheduler.q_sample(pictures[:1].expand(len(times), -1, -1, -1), times)
+        nearest = times[(added / (kept + added)).flatten().sub(level).abs().argmin()].expand(len(pictures))
+        noisy, *_ = scheduler.q_sample(pictures, nearest, noise)
+        memory, mask = self.read(captions)
+        unet = self.trainer.ema_unets[0].ema_model
+        at = scheduler.get_condition(nearest).to(self.device)
+        said = unet(noisy.to(self.device), at, text_embeds=memory, text_mask=mask)
+        return squared(said.cpu(), noise)
 
 
 SYSTEMS = {"ours": Ours, "diffusers": Diffusers, "imagen": Imagen}
@@ -243,6 +293,7 @@ def curve(
         spent += clock() - before
         if spent >= ((points[-1]["minutes"] if points else 0) + every) * 60 or spent >= minutes * 60:
             points.append({"minutes": spent / 60, "steps": step + 1} | _drawn(system, draw))
+            points[-1]["told apart"] = told_apart(system.errors, size, 2 * draw)
             print(name, points[-1], flush=True)
             save_checkpoint(folder, *system.trained, {"step": step + 1, "points": points}, keep=1)
     where = {"machine": machine(device), "code": code_version()}
@@ -251,7 +302,8 @@ def curve(
 
 def _stream(system: Any, size: int, seed: int, start: int) -> Iterator[Batch]:
     collator = Collator(system.tokenizer, seed, 0.1, system.cell)
-    yield from batches(SceneExamples(size, seed), collator, 64, start * 64, 2**40, workers=0)
+    batch = SIZES[size]["batch"]
+    yield from batches(SceneExamples(size, seed), collator, batch, start * batch, 2**40, workers=0)
 
 
 def _drawn(system: Any, draw: int) -> dict[str, Any]:
@@ -264,17 +316,23 @@ def _drawn(system: Any, draw: int) -> dict[str, Any]:
 
 
 def _reached(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Minutes to each of `MARKS`, on a straight line between the points before and behind; None if it never was."""
+    """Minutes to each of `MARKS`, on a straight line between the points before and behind; None if it never was.
+
+    Of what is drawn right, and where points have it, of the worse of the swaps in telling apart.
+    """
+    curves = {"": [float(np.mean([p["seen"], p["held_out"]])) for p in points]}
+    if all("told apart" in p for p in points):
+        curves[" told apart"] = [min(share(p["told apart"], swap) for swap in SWAPS) for p in points]
     found: dict[str, Any] = {}
-    shares = [float(np.mean([p["seen"], p["held_out"]])) for p in points]
-    known = [(0.0, 0.0), *((p["minutes"], share) for p, share in zip(points, shares, strict=True))]
-    for mark in MARKS:
-        behind = next((i for i, (_, share) in enumerate(known) if share >= mark), None)
-        if behind is None:
-            found[f"minutes to {mark:.0%}"] = None
-        else:
-            (before, low), (after, high) = known[behind - 1], known[behind]
-            found[f"minutes to {mark:.0%}"] = before + (after - before) * (mark - low) / (high - low)
+    for what, shares in curves.items():
+        known = [(0.0, 0.5 if what else 0.0), *((p["minutes"], s) for p, s in zip(points, shares, strict=True))]
+        for mark in MARKS:
+            behind = next((i for i, (_, s) in enumerate(known) if s >= mark), None)
+            minutes = None
+            if behind:
+                (before, low), (after, high) = known[behind - 1], known[behind]
+                minutes = before + (after - before) * (mark - low) / (high - low)
+            found[f"minutes to {mark:.0%}{what}"] = minutes
     return found
 
 
@@ -283,15 +341,14 @@ def main() -> None:
     parser.add_argument("systems", nargs="+", choices=list(SYSTEMS))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=5.0, help="minutes between two points of a curve")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, choices=list(SIZES), default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draw", type=int, default=20, help="prompts of each kind and split")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.size < 64:
-        few_things(*SMALL_WORLD)
+    WORLDS[arguments.size]()
     settings = {name: getattr(arguments, name) for name in ("minutes", "every", "size", "draw", "seed", "device")}
     for name in arguments.systems:
         report: dict[str, Any] = {"curves": []}

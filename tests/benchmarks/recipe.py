@@ -34,22 +34,19 @@ import numpy as np
 import torch
 from recipe_variants import AS_DEAR, BATCH_SIZE, SIZE, VARIANTS, Settings, networks, small_world
 from safetensors.torch import load_file
+from told_apart import errors_of, share, told_apart
 from torch import Tensor
-from torch.nn import functional as F
 
 import pipelines.train
 from pipelines import TextToImagePipeline, recipe
 from pipelines.checkpoint import checkpoints
-from pipelines.evaluate import SPLITS, TEST_SEED, evaluate
-from pipelines.evaluate_pairs import minimal_pairs
+from pipelines.evaluate import SPLITS, evaluate
 from pipelines.machine import code_version, machine
 from pipelines.objective import TextToImageModel
-from pipelines.pictures import to_tensor
 from pipelines.recipe import power_function_ema
-from pipelines.scenes import SWAPS, render
+from pipelines.scenes import SWAPS
 from pipelines.text_to_image import read_prompts
 from pipelines.train import TrainConfig, train
-from unet_xattn import flow
 
 BASE = "as it is"
 
@@ -64,9 +61,6 @@ DRAWINGS: dict[str, Settings] = {
 
 AVERAGES = {"EMA ×0.5": 0.05, "EMA ×2": 0.2}
 """Other windows of averaging, by their `ema_sigma`: the same run's weights have all of them."""
-
-LEVELS = (0.8, 0.9)
-"""Noise levels at which pictures are told apart: where the layout is made."""
 
 
 def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[..., None]]:
@@ -119,7 +113,7 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
         return spent
     pipe = TextToImagePipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
-    found = {"seconds": spent} | _agreement(pipe, draw) | {"told apart": told_apart(pipe, 2 * draw)}
+    found = {"seconds": spent} | _agreement(pipe, draw) | {"told apart": told_apart(errors_of(pipe), SIZE, 2 * draw)}
     if name != BASE:
         return found
     drawings = {way: _agreement(pipe, draw, **settings) for way, settings in DRAWINGS.items()}
@@ -132,7 +126,7 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
         other = _networks(pipe, found_weights)
         parts = pipe.components | {"text_encoder": other.text_encoder, "unet": other.unet}
         other_pipe = TextToImagePipeline(**parts, **pipe.settings)
-        drawings[way] = _agreement(other_pipe, draw) | {"told apart": told_apart(other_pipe, 2 * draw)}
+        drawings[way] = _agreement(other_pipe, draw) | {"told apart": told_apart(errors_of(other_pipe), SIZE, 2 * draw)}
     return found | {"drawn otherwise": drawings}
 
 
@@ -165,39 +159,6 @@ def _autoguided(pipe: TextToImagePipeline, early: TextToImageModel, scale: float
         return SimpleNamespace(images=((x.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy())
 
     return draw
-
-
-@torch.no_grad()
-def told_apart(pipe: TextToImagePipeline, count: int) -> dict[str, Any]:
-    """Minimal pairs, `count` of each kind and split: whether a picture's own caption fits it better than the other's.
-
-    The better one is that with which the network is nearer to the velocity (a diffusion classifier, arXiv 2303.16203).
-
-    Returns:
-        {"seen": {swap: {"share": of the pictures, "gain": by how much of its loss the other caption costs more}}, ...}
-    """
-    found: dict[str, Any] = {}
-    for split, held_out in SPLITS.items():
-        found[split] = {}
-        for swap in SWAPS:
-            scenes = [scene for pair in minimal_pairs(count, swap, held_out) for scene in pair]
-            pictures = to_tensor(np.stack([render(scene, SIZE)[0] for scene in scenes]))
-            noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(TEST_SEED))
-            target = flow.velocity(pictures, noise)
-            own = [scene.caption for scene in scenes]
-            losses = []
-            for captions in (own, [own[i ^ 1] for i in range(len(own))]):
-                ids, mask = read_prompts(pipe.tokenizer, captions)
-                memory = pipe.text_encoder.encode(ids, mask)  # type: ignore[union-attr]
-                at = [torch.full((len(scenes),), level) for level in LEVELS]
-                said = [
-                    pipe.unet(flow.interpolate(pictures, noise, t), t * flow.TRAIN_TIMESTEPS, memory, mask).sample
-                    for t in at
-                ]
-                losses.append(torch.stack([F.mse_loss(v, target, reduction="none") for v in said]).mean((0, 2, 3, 4)))
-            share, gain = (losses[1] > losses[0]).float().mean(), losses[1].mean() / losses[0].mean() - 1
-            found[split][swap] = {"share": round(share.item(), 4), "gain": round(gain.item(), 4)}
-    return found
 
 
 def _agreement(pipe: Callable[..., Any], count: int, guidance_scale: float = 1.0, **settings: Any) -> dict[str, Any]:
@@ -255,9 +216,6 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         for way, drawn in row.get("drawn otherwise", {}).items():
             by_variant.setdefault(f"· {way}", []).append({"steps": row["steps"]} | drawn)
 
-    def told(row: dict[str, Any], swap: str) -> float:
-        return 100 * float(np.mean([row["told apart"][split][swap]["share"] for split in SPLITS]))
-
     def drawn(row: dict[str, Any], tag: str) -> float:
         return 100 * float(np.mean([row[split][tag] for split in SPLITS]))
 
@@ -266,9 +224,9 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     lines = []
     for name, found in by_variant.items():
         known = all("told apart" in row for row in found)
-        each = {swap: [told(row, swap) for row in found] if known else [] for swap in SWAPS}
+        each = {swap: [100 * share(row["told apart"], swap) for row in found] if known else [] for swap in SWAPS}
         cells = [name, f"{np.mean([row['steps'] for row in found]):,.0f}"]
-        cells += [" / ".join(f"{share:.1f}" for share in shares) or "–" for shares in each.values()]
+        cells += [" / ".join(f"{told:.1f}" for told in shares) or "–" for shares in each.values()]
         cells.append(" / ".join(f"{drawn(row, 'all_correct'):.1f}" for row in found))
         cells += [f"{np.mean([drawn(row, tag) for row in found]):.0f}" for tag in tags]
         rank = np.mean(list(each.values())) if known else -1.0, np.mean([drawn(row, "all_correct") for row in found])

@@ -103,7 +103,8 @@ def adamw(learning_rate: float) -> Callable[[], Settings]:
 
     def change() -> Settings:
         def optimizer(model: TextToImageModel, rate: float, decay: float) -> AdamW:
-            return AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+            weights = {"params": list(model.parameters()), "pace": 1.0}
+            return AdamW([weights], rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
 
         pipelines.train.muon = optimizer  # type: ignore[assignment]
         return {"learning_rate": learning_rate}
