@@ -6,10 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+
+from pipelines.judge import judge
+from pipelines.scenes import described
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 from recipe_variants import VARIANTS  # noqa: E402
+from told_apart import share, told_apart  # noqa: E402
 
 BASE = "as it is"
 QUICK = "masks below noise 0.5"
@@ -46,3 +52,16 @@ def test_the_recipe_as_it_is_says_what_other_ways_of_drawing_would_give(tmp_path
         assert {"all_correct", "position", "counting", "three"} <= set(drawn["seen"]) & set(drawn["held_out"])
     assert found["ceiling"] == {"seen": 1.0, "held_out": 1.0}
     assert {"autoguided by 2", "not averaged", "EMA ×2"} <= set(found["drawn otherwise"])
+
+
+@pytest.mark.parametrize(("right", "wrong", "told"), [(0.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.0)])
+def test_captions_are_told_apart_by_whoever_errs_less_with_the_one_that_is_true(
+    right: float, wrong: float, told: float
+) -> None:
+    def errors(pictures: Tensor, noise: Tensor, level: float, captions: list[str]) -> Tensor:
+        seen = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+        true = [judge(described(said), picture).all_correct for said, picture in zip(captions, seen, strict=True)]
+        return torch.tensor([right if t else wrong for t in true]) + 1
+
+    found = told_apart(errors, 64, 4)
+    assert {share(found, swap) for swap in ("colours", "relation")} == {told}

@@ -18,6 +18,7 @@ that are in the file already are not measured again, so it can be stopped at any
 import argparse
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -61,6 +62,9 @@ DRAWINGS: dict[str, Settings] = {
 
 AVERAGES = {"EMA ×0.5": 0.05, "EMA ×2": 0.2}
 """Other windows of averaging, by their `ema_sigma`: the same run's weights have all of them."""
+
+DRAWN = {"drawn: all correct": "all_correct", "one thing": "one"}
+"""What the table says of the test prompts: its head -> the figure's name."""
 
 
 def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[..., None]]:
@@ -209,28 +213,25 @@ def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as Markdown, the best first: both splits together in %, each seed's and the mean of some tags."""
+    """The rows as Markdown, the best first: each seed's figures in %, both splits together."""
     by_variant: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         by_variant.setdefault(row["variant"], []).append(row)
         for way, drawn in row.get("drawn otherwise", {}).items():
             by_variant.setdefault(f"· {way}", []).append({"steps": row["steps"]} | drawn)
 
-    def drawn(row: dict[str, Any], tag: str) -> float:
-        return 100 * float(np.mean([row[split][tag] for split in SPLITS]))
+    def figures(row: dict[str, Any]) -> list[float]:
+        told = [share(row["told apart"], swap) for swap in SWAPS] if "told apart" in row else [math.nan] * len(SWAPS)
+        return [100 * x for x in (*told, *(np.mean([row[split][tag] for split in SPLITS]) for tag in DRAWN.values()))]
 
-    tags = ("one", "count", "two", "relation", "three")
-    heads = ["change", "steps", *(f"told apart: {swap}" for swap in SWAPS), "drawn: all correct", *tags]
+    heads = ["change", "steps", *(f"told apart: {swap}" for swap in SWAPS), *DRAWN]
     lines = []
     for name, found in by_variant.items():
-        known = all("told apart" in row for row in found)
-        each = {swap: [100 * share(row["told apart"], swap) for row in found] if known else [] for swap in SWAPS}
-        cells = [name, f"{np.mean([row['steps'] for row in found]):,.0f}"]
-        cells += [" / ".join(f"{told:.1f}" for told in shares) or "–" for shares in each.values()]
-        cells.append(" / ".join(f"{drawn(row, 'all_correct'):.1f}" for row in found))
-        cells += [f"{np.mean([drawn(row, tag) for row in found]):.0f}" for tag in tags]
-        rank = np.mean(list(each.values())) if known else -1.0, np.mean([drawn(row, "all_correct") for row in found])
-        lines.append((rank, f"| {' | '.join(cells)} |"))
+        columns = np.array([figures(row) for row in found]).T  # (figures, seeds)
+        cells = [" / ".join("–" if math.isnan(x) else f"{x:.0f}" for x in column) for column in columns]
+        rank = columns[: len(SWAPS)].mean(), columns[len(SWAPS)].mean()
+        steps = " / ".join(f"{row['steps']:,}" for row in found)
+        lines.append(([-1 if math.isnan(x) else x for x in rank], f"| {' | '.join([name, steps, *cells])} |"))
     head = [f"| {' | '.join(heads)} |", "|:--" + "|--:" * (len(heads) - 1) + "|"]
     return "\n".join(head + [line for _, line in sorted(lines, reverse=True)])
 
