@@ -67,11 +67,12 @@ SIZES: dict[int, dict[str, Any]] = {
 }
 """How large the networks are for pictures of a size: ours, the other two's channels, and pictures a step."""
 
-WORLDS: dict[int, Callable[[], None]] = {
+MAKE_WORLD: dict[int, Callable[[], None]] = {
     64: lambda: None,
     32: lambda: few_things(("circle", "square", "triangle", "heart"), ("orange", "purple", "pink", "green")),
     16: small_world,
 }
+"""What leaves the scenes of a size, and no others, in this process."""
 
 
 class Ours:
@@ -348,7 +349,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    WORLDS[arguments.size]()
+    MAKE_WORLD[arguments.size]()
     settings = {name: getattr(arguments, name) for name in ("minutes", "every", "size", "draw", "seed", "device")}
     for name in arguments.systems:
         report: dict[str, Any] = {"curves": []}
