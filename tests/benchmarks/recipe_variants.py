@@ -223,6 +223,7 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "times not shifted": times(1.0),
     "times shifted by 6": times(6.0),
     "masks ×3": settings(mask_weight=0.3),
+    "masks ×3, learning rate ×2": settings(mask_weight=0.3, learning_rate=4e-3),
     "masks below noise 0.5": masks_below(0.5),
     "lists in any order": any_order,
     "translation first alone": lambda: networks(teach=translating)() | {"text_weight": 0.0},
