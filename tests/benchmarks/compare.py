@@ -319,18 +319,21 @@ def _drawn(system: Any, draw: int) -> dict[str, Any]:
 def _reached(points: list[dict[str, Any]]) -> dict[str, Any]:
     """Minutes to each of `MARKS`, on a straight line between the points before and behind; None if it never was.
 
-    Of what is drawn right, and where points have it, of the worse of the swaps in telling apart.
+    Of what is drawn right, of seen pairs alone and of both splits together, and where points have it, of the worse of
+    the swaps in telling apart.
     """
-    curves = {"": [float(np.mean([p["seen"], p["held_out"]])) for p in points]}
+    both = [0.0, *(float(np.mean([p["seen"], p["held_out"]])) for p in points)]
+    curves = {"": both, " of seen pairs": [0.0, *(p["seen"] for p in points)]}
     if all("told apart" in p for p in points):
-        curves[" told apart"] = [min(share(p["told apart"], swap) for swap in SWAPS) for p in points]
+        curves[" told apart"] = [0.5, *(min(share(p["told apart"], swap) for swap in SWAPS) for p in points)]
+    times = [0.0, *(p["minutes"] for p in points)]
     found: dict[str, Any] = {}
     for what, shares in curves.items():
-        known = [(0.0, 0.5 if what else 0.0), *((p["minutes"], s) for p, s in zip(points, shares, strict=True))]
-        for mark in MARKS:
+        known = list(zip(times, shares, strict=True))
+        for mark in (mark for mark in MARKS if mark > shares[0]):
             behind = next((i for i, (_, s) in enumerate(known) if s >= mark), None)
             minutes = None
-            if behind:
+            if behind is not None:
                 (before, low), (after, high) = known[behind - 1], known[behind]
                 minutes = before + (after - before) * (mark - low) / (high - low)
             found[f"minutes to {mark:.0%}{what}"] = minutes
