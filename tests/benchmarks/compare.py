@@ -4,6 +4,7 @@
     python tests/benchmarks/compare.py diffusers --size 32 --minutes 150 --every 15 --out diffusers.json
 
 - ours: this package's recipe.
+- ours-lent: the same, reading with the text encoder that the others are lent.
 - diffusers: its UNet2DConditionModel with the recipe of its example train_text_to_image.py (ε-prediction on Stable
   Diffusion's 1,000 noise levels, AdamW at 1e-4, clipped gradients, averaged weights), drawn by DDPM's own rule: a
   stochastic one, as ours, mends early errors that DPM-Solver++ leaves in the picture.
@@ -16,8 +17,8 @@ that is better than any they could download: that of the finished model `shapes`
 time of training alone (on a GPU, by the clock), making batches, drawing and judging left out; every `--every` minutes
 the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well), with guidance 1 and 3, of
 which each time the better one counts, and captions are told apart (told_apart.py). Interrupted, it goes on from the
-last of these points, or with more `--minutes` from where it ended (all but ours, whose learning rate falls towards an
-end that is known).
+last of these points, or with more `--minutes` from where it ended (but for both of ours, whose learning rate falls
+towards an end that is known).
 """
 
 import argparse
@@ -79,12 +80,17 @@ class Ours:
     """The recipe of `pipelines.train`, its learning rate falling over the last third of the minutes it has."""
 
     def __init__(self, size: int, device: str):
+        tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
+        self.reads(tokenizer, Transformer(len(tokenizer), decoder_layers=2, **SIZES[size]["text"]), None, size, device)
+
+    def reads(
+        self, tokenizer: Any, text_encoder: Transformer | None, lent: Transformer | None, size: int, device: str
+    ) -> None:
+        """Networks around a text encoder that is trained with the UNet, or one that is `lent` and stays as it is."""
         self.config, self.device = TrainConfig(size=size), device
-        self.tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
-        text_encoder = Transformer(len(self.tokenizer), decoder_layers=2, **SIZES[size]["text"])
-        unet = CrossAttentionUNet(
-            **{"sample_size": size, "memory_width": text_encoder.config.width} | SIZES[size]["unet"]
-        )
+        self.tokenizer, self.frozen = tokenizer, Frozen(lent, None)
+        width = (text_encoder or lent).config.width  # type: ignore[union-attr]
+        unet = CrossAttentionUNet(**{"sample_size": size, "memory_width": width} | SIZES[size]["unet"])
         self.cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)
         self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())
@@ -92,11 +98,14 @@ class Ours:
         self.optimizer = muon(self.model, self.config.learning_rate, self.config.weight_decay)
         self.trained = self.model, self.ema, self.optimizer
 
+    def remember(self, batch: Batch) -> Tensor:
+        return self.model.memory(batch)
+
     def step(self, batch: Batch, step: int, share: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * min(schedule(step, 10**9, self.config.warmup), (1 - share) * 3)
         with torch.autocast(self.device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(self.device):
-            losses = self.model(batch)
+            losses = self.model(batch, memory=self.remember(batch))
         (losses.flow + self.config.mask_weight * losses.tokens + self.config.text_weight * losses.text).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -105,7 +114,7 @@ class Ours:
 
     @property
     def pipe(self) -> TextToImagePipeline:
-        return as_pipeline(self.tokenizer, self.ema.module, Frozen(None, None, None), self.config)  # type: ignore[arg-type]
+        return as_pipeline(self.tokenizer, self.ema.module, self.frozen, self.config)  # type: ignore[arg-type]
 
     def draw(self, prompts: list[str], **settings: Any) -> Any:
         return self.pipe(prompts, **settings)
@@ -131,6 +140,14 @@ class Borrowed:
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
         return self.encoder.encode(batch.ids, batch.token_mask)
+
+
+class OursLent(Borrowed, Ours):
+    """Ours with what the other two read: how much of the difference is the text encoder's?"""
+
+    def __init__(self, size: int, device: str):
+        super().__init__(size, device)
+        self.reads(self.tokenizer, None, self.encoder, size, device)
 
 
 class Diffusers(Borrowed):
@@ -264,7 +281,7 @@ class Imagen(Borrowed):
         return squared(said.cpu(), noise)
 
 
-SYSTEMS = {"ours": Ours, "diffusers": Diffusers, "imagen": Imagen}
+SYSTEMS = {"ours": Ours, "ours-lent": OursLent, "diffusers": Diffusers, "imagen": Imagen}
 
 
 def _as_images(x: Tensor) -> Any:
