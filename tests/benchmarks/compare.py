@@ -4,7 +4,7 @@
     python tests/benchmarks/compare.py diffusers --size 32 --minutes 150 --every 15 --out diffusers.json
 
 - ours: this package's recipe.
-- ours-lent: the same, reading with the text encoder that the others are lent.
+- ours-lent: the same, reading with the text encoder that the others are lent: how much of the difference is its?
 - diffusers: its UNet2DConditionModel with the recipe of its example train_text_to_image.py (ε-prediction on Stable
   Diffusion's 1,000 noise levels, AdamW at 1e-4, clipped gradients, averaged weights), drawn by DDPM's own rule: a
   stochastic one, as ours, mends early errors that DPM-Solver++ leaves in the picture.
@@ -79,33 +79,26 @@ MAKE_WORLD: dict[int, Callable[[], None]] = {
 class Ours:
     """The recipe of `pipelines.train`, its learning rate falling over the last third of the minutes it has."""
 
-    def __init__(self, size: int, device: str):
-        tokenizer = train_tokenizer(SceneExamples(size, 0).captions())
-        self.reads(tokenizer, Transformer(len(tokenizer), decoder_layers=2, **SIZES[size]["text"]), None, size, device)
-
-    def reads(
-        self, tokenizer: Any, text_encoder: Transformer | None, lent: Transformer | None, size: int, device: str
-    ) -> None:
-        """Networks around a text encoder that is trained with the UNet, or one that is `lent` and stays as it is."""
-        self.config, self.device = TrainConfig(size=size), device
-        self.tokenizer, self.frozen = tokenizer, Frozen(lent, None)
-        width = (text_encoder or lent).config.width  # type: ignore[union-attr]
+    def __init__(self, size: int, device: str, lent: "Borrowed | None" = None):
+        """Learns its own text encoder, or reads with the one that the others are `lent`, which stays as it is."""
+        self.config, self.device, self.lent = TrainConfig(size=size), device, lent
+        self.tokenizer = lent.tokenizer if lent else train_tokenizer(SceneExamples(size, 0).captions())
+        own = None if lent else Transformer(len(self.tokenizer), decoder_layers=2, **SIZES[size]["text"])
+        self.frozen = Frozen(lent.encoder if lent else None, None)
+        width = (lent.encoder if lent else own).config.width
         unet = CrossAttentionUNet(**{"sample_size": size, "memory_width": width} | SIZES[size]["unet"])
         self.cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)
-        self.model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last)).to(device)
+        self.model = TextToImageModel(own, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())
         self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(self.config.ema_sigma))
         self.optimizer = muon(self.model, self.config.learning_rate, self.config.weight_decay)
         self.trained = self.model, self.ema, self.optimizer
 
-    def remember(self, batch: Batch) -> Tensor:
-        return self.model.memory(batch)
-
     def step(self, batch: Batch, step: int, share: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * min(schedule(step, 10**9, self.config.warmup), (1 - share) * 3)
         with torch.autocast(self.device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(self.device):
-            losses = self.model(batch, memory=self.remember(batch))
+            losses = self.model(batch, memory=self.lent.remember(batch) if self.lent else None)
         (losses.flow + self.config.mask_weight * losses.tokens + self.config.text_weight * losses.text).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -125,7 +118,7 @@ class Ours:
 
 
 class Borrowed:
-    """What the other two share: the text encoder of the finished model, frozen."""
+    """What the other two share, and `ours-lent`: the text encoder of the finished model, frozen."""
 
     def __init__(self, size: int, device: str):
         pipe = TextToImagePipeline.from_pretrained("shapes").to(device)
@@ -140,14 +133,6 @@ class Borrowed:
     @torch.no_grad()
     def remember(self, batch: Batch) -> Tensor:
         return self.encoder.encode(batch.ids, batch.token_mask)
-
-
-class OursLent(Borrowed, Ours):
-    """Ours with what the other two read: how much of the difference is the text encoder's?"""
-
-    def __init__(self, size: int, device: str):
-        super().__init__(size, device)
-        self.reads(self.tokenizer, None, self.encoder, size, device)
 
 
 class Diffusers(Borrowed):
@@ -281,7 +266,12 @@ class Imagen(Borrowed):
         return squared(said.cpu(), noise)
 
 
-SYSTEMS = {"ours": Ours, "ours-lent": OursLent, "diffusers": Diffusers, "imagen": Imagen}
+SYSTEMS: dict[str, Callable[[int, str], Any]] = {
+    "ours": Ours,
+    "ours-lent": lambda size, device: Ours(size, device, Borrowed(size, device)),
+    "diffusers": Diffusers,
+    "imagen": Imagen,
+}
 
 
 def _as_images(x: Tensor) -> Any:
