@@ -195,6 +195,8 @@ def curriculum(index: int) -> Sequence[float]:
     return [late * own + (1 - late) * first for own, first in zip(MIXTURE, (0.7, 0.2, 0.1, 0.0, 0.0), strict=True)]
 
 
+three_that_pay = settings(mask_weight=0.3, learning_rate=4e-3, caption_dropout=0.0)
+
 VARIANTS: dict[str, Callable[[], Settings]] = {
     "as it is": settings(),
     "no masks": settings(mask_weight=0.0),
@@ -235,6 +237,8 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "no self-attention": networks(self_attention=(False, False, False)),
     "8 heads": networks(heads=8),
     "caption dropout 0": settings(caption_dropout=0.0),
+    "masks ×3, learning rate ×2, caption dropout 0": three_that_pay,
+    "masks ×3, learning rate ×2, caption dropout 0, times shifted by 1.5": lambda: three_that_pay() | times(1.5)(),
 }
 
 AS_DEAR = {
