@@ -139,10 +139,19 @@ class Collator:
         caption_dropout: share of captions replaced by the empty one. This is what makes guidance work: the model
             learns what a picture is without being told what it shows.
         cell: side, in pixels, of a cell of the masks given to mask supervision: of the finest grid that attends.
+        shift: how far times lie nearer to noise (`flow.sample_times`).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, caption_dropout: float, cell: int):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: int,
+        caption_dropout: float,
+        cell: int,
+        shift: float = flow.TIME_SHIFT,
+    ):
         self.tokenizer, self.seed, self.caption_dropout, self.cell = tokenizer, seed, caption_dropout, cell
+        self.shift = shift
 
     def __call__(self, items: Sequence[tuple[int, Example]]) -> Batch:
         captions, translations, noise, times = [], [], [], []
@@ -151,7 +160,7 @@ class Collator:
             dropped = torch.rand((), generator=generator) < self.caption_dropout
             captions.append("" if dropped else example.caption)
             translations.append("" if dropped else example.translation)
-            times.append(flow.sample_times(1, generator))
+            times.append(flow.sample_times(1, generator, self.shift))
             noise.append(torch.randn(3, *example.picture.shape[:2], generator=generator))
         pictures = to_tensor(np.stack([example.picture for _, example in items]))
         ids, token_mask, masks = self.read(captions, [example.regions for _, example in items], pictures.shape[2:])

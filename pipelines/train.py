@@ -59,7 +59,7 @@ from pipelines.tokenizer import train_tokenizer
 from pipelines.train_config import TrainConfig
 from pipelines.validate import draw_samples, validate
 from pipelines.worlds import WORLDS
-from unet_xattn import CrossAttentionUNet, Transformer
+from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 FIXED = ("begin_from", "distill", "few_steps", "seed", "size", "text_encoder", "vae")
 """Settings that a run keeps to its end."""
@@ -139,7 +139,8 @@ def fit(config: TrainConfig, out: Path, before: Resumed | None, stop: StopSignal
         load_checkpoint(before.checkpoint, model, ema, optimizer)
 
     cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)  # of the finest grid that attends
-    collator = Collator(tokenizer, config.seed, config.caption_dropout, cell * scale_factor(vae))
+    shift = flow.time_shift(config.size // scale_factor(vae))
+    collator = Collator(tokenizer, config.seed, config.caption_dropout, cell * scale_factor(vae), shift)
     end = seen + (config.steps - start) * config.batch_size
     loader = accelerator.prepare(batches(examples, collator, config.batch_size, seen, end, loader_workers(accelerator)))
     wholes = model, ema, optimizer  # what is trained, averaged and stepped; under FSDP pieces of them are

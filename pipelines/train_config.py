@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipelines.checkpoint import Saving
 from pipelines.data.preflight import check_on_bad
 from pipelines.pictures import FITS
+from pipelines.worlds import WORLDS
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class TrainConfig(Saving):
     learning_rate: float = None  # type: ignore[assignment]  # its highest; unless given, what `_usual_rate` says
     warmup: int = 200  # steps of rising learning rate; it falls over the last third
     weight_decay: float = 0.01
-    caption_dropout: float = 0.1  # without it there is nothing to guide away from
-    mask_weight: float = 0.1  # weight of the token loss where the data has masks; 0 turns it off
+    # Share of captions left out, without which there is nothing to guide away from; unless given, `_usual_dropout`'s.
+    caption_dropout: float = None  # type: ignore[assignment]
+    mask_weight: float = 0.3  # weight of the token loss where the data has masks; 0 turns it off
     text_weight: float = 0.1  # weight of writing the translation from the memory where the data has one
     ema_sigma: float = 0.1  # relative width of the averaging window
     every: int = 1000  # steps between validations, sample pictures and checkpoints
@@ -42,6 +44,8 @@ class TrainConfig(Saving):
         super().__post_init__()
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", self._usual_rate())
+        if self.caption_dropout is None:
+            object.__setattr__(self, "caption_dropout", self._usual_dropout())
         leasts = {"steps": 1, "batch_size": 2, "accumulate": 1, "seed": 0, "size": 16, "warmup": 0, "every": 1}
         leasts["few_steps"] = 1
         for name, least in leasts.items():
@@ -74,4 +78,8 @@ class TrainConfig(Saving):
 
     def _usual_rate(self) -> float:
         """The gentler the more is known at the beginning: a student's is that of the bundled `shapes-fast`."""
-        return 5e-4 if self.distill else 1e-3 if self.begin_from else 2e-3
+        return 5e-4 if self.distill else 1e-3 if self.begin_from else 4e-3
+
+    def _usual_dropout(self) -> float:
+        """None for scenes from nothing, which are obeyed soonest without and drawn without guidance."""
+        return 0.0 if self.data in WORLDS and not (self.begin_from or self.distill) else 0.1

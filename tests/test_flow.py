@@ -63,6 +63,7 @@ def test_times_are_logit_normal_as_diffusers_draws_them_and_shifted_as_its_sched
     theirs = compute_density_for_timestep_sampling(
         "logit_normal", 1000, logit_mean=0.0, logit_std=1.0, generator=torch.Generator().manual_seed(3)
     )
+    assert flow.time_shift(64) == flow.TIME_SHIFT == 4 * flow.time_shift(16)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.TIME_SHIFT)
     scheduler.set_timesteps(sigmas=theirs.sort(descending=True).values.tolist())
     torch.testing.assert_close(scheduler.sigmas[:-1].flip(0), ours.sort().values)

@@ -658,6 +658,13 @@ def test_what_begins_with_a_model_learns_more_gently_unless_told_otherwise() -> 
     assert TrainConfig(distill="shapes", learning_rate=0.1).learning_rate == 0.1
 
 
+def test_captions_are_left_out_only_where_the_model_may_be_guided() -> None:
+    assert TrainConfig().caption_dropout == 0
+    guided = {"data": "pictures"}, {"begin_from": "shapes"}, {"distill": "shapes"}
+    assert all(TrainConfig(**start).caption_dropout == 0.1 for start in guided)
+    assert TrainConfig(caption_dropout=0.3).caption_dropout == 0.3
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 200), (5, 200), (3, 1)])
 def test_short_runs_learn_at_every_step(steps: int, warmup: int) -> None:
     config = TrainConfig(steps=steps, warmup=warmup)

@@ -12,19 +12,28 @@ TRAIN_TIMESTEPS = 1000
 """A network sees time · 1000, as diffusers' schedulers give it."""
 
 TIME_SHIFT = 3.0
-"""See `sample_times`."""
+"""See `time_shift`."""
 
 LEAST_TIME = 0.3
 """See `loss`."""
 
 
-def sample_times(count: int, generator: torch.Generator | None = None) -> Tensor:
+def time_shift(side: int) -> float:
+    """How far times are shifted for pictures of a side in pixels (of a VAE's latents): `TIME_SHIFT` at 64.
+
+    In proportion to the side, for the more pixels say the same, the more noise it takes to hide it (arXiv 2403.03206,
+    section 5.3.2).
+    """
+    return TIME_SHIFT * side / 64
+
+
+def sample_times(count: int, generator: torch.Generator | None = None, shift: float = TIME_SHIFT) -> Tensor:
     """Logit-normal times (arXiv 2403.03206, section 3.1), (count,) in (0, 1).
 
     Shifted towards noise, where it is decided what will be where: t' = s·t / (1 + (s − 1)·t) (its eq. 23).
     """
     t = torch.randn(count, generator=generator).sigmoid()
-    return TIME_SHIFT * t / (1 + (TIME_SHIFT - 1) * t)
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ from pipelines.scenes import SWAPS
 from pipelines.text_to_image import read_prompts
 from pipelines.tokenizer import train_tokenizer
 from pipelines.train import TrainConfig, as_pipeline
-from unet_xattn import CrossAttentionUNet, Transformer
+from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 MARKS = (0.5, 0.8, 0.9)
 
@@ -88,6 +88,7 @@ class Ours:
         width = (lent.encoder if lent else own).config.width
         unet = CrossAttentionUNet(**{"sample_size": size, "memory_width": width} | SIZES[size]["unet"])
         self.cell = unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)
+        self.caption_dropout = self.config.caption_dropout
         self.model = TextToImageModel(own, unet.to(memory_format=torch.channels_last)).to(device)
         self.parameters = sum(p.numel() for p in unet.parameters())
         self.ema = AveragedModel(self.model, multi_avg_fn=power_function_ema(self.config.ema_sigma))
@@ -119,6 +120,8 @@ class Ours:
 
 class Borrowed:
     """What the other two share, and `ours-lent`: the text encoder of the finished model, frozen."""
+
+    caption_dropout = 0.1  # they draw best when they are guided
 
     def __init__(self, size: int, device: str):
         pipe = TextToImagePipeline.from_pretrained("shapes").to(device)
@@ -309,7 +312,7 @@ def curve(
 
 
 def _stream(system: Any, size: int, seed: int, start: int) -> Iterator[Batch]:
-    collator = Collator(system.tokenizer, seed, 0.1, system.cell)
+    collator = Collator(system.tokenizer, seed, system.caption_dropout, system.cell, flow.time_shift(size))
     batch = SIZES[size]["batch"]
     yield from batches(SceneExamples(size, seed), collator, batch, start * batch, 2**40, workers=0)
 
