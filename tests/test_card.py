@@ -85,7 +85,7 @@ def test_a_run_on_a_folder_ends_with_a_card_and_a_look_for_copies(run: Path) -> 
         "2 of 2 steps of 2 pictures",
         f"pictures of the data: {data['pictures']}",
         data["fingerprint"],
-        '"learning_rate": 0.002',
+        '"learning_rate": 0.004',
         "from_pretrained",
     ):
         assert said in card, said

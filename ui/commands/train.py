@@ -63,7 +63,7 @@ def train(
         float,
         typer.Option(
             help="Its highest; it rises first, and falls at the end.",
-            show_default="0.002, with --from 0.001, with --distill 0.0005",
+            show_default="0.004, with --from 0.001, with --distill 0.0005",
         ),
     ] = TrainConfig.learning_rate,
     batch_size: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = TrainConfig.batch_size,
@@ -85,6 +85,13 @@ def train(
     on_bad: Annotated[str, typer.Option(help=ON_BAD_HELP)] = TrainConfig.on_bad,
     streaming: Streaming = TrainConfig.streaming,
     limit: Limit = TrainConfig.limit,
+    caption_dropout: Annotated[
+        float,
+        typer.Option(
+            help="Share of captions left out: a model has to know what to be guided away from.",
+            show_default="0.1, for scenes from nothing 0",
+        ),
+    ] = TrainConfig.caption_dropout,
     mask_weight: Annotated[
         float, typer.Option(help="Weight of mask supervision, where the data has masks.")
     ] = TrainConfig.mask_weight,
@@ -119,6 +126,7 @@ def train(
         on_bad=on_bad,
         streaming=streaming,
         limit=limit,
+        caption_dropout=caption_dropout,
         mask_weight=mask_weight,
         every=every,
         accumulate=accumulate,
