@@ -117,7 +117,7 @@ def start(config: TrainConfig) -> Run:
     out = Path(config.out)
     if not unused(out):
         raise ValueError(f"there is a run {out.name!r} already: choose another name, or resume it")
-    plain = replace(TrainConfig(), **{name: getattr(config, name) for name in OPTIONS})
+    plain = TrainConfig(**{name: getattr(config, name) for name in OPTIONS})  # what is unset follows from these
     assert config == plain, [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
     out.mkdir(parents=True, exist_ok=True)
     return _launch(out, [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in OPTIONS])
