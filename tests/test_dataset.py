@@ -94,6 +94,12 @@ def test_noise_is_normal_and_times_lie_between_picture_and_noise(tokenizer: PreT
     assert batch.times.median().item() == pytest.approx(shifted, abs=0.05)
 
 
+def test_times_are_shifted_as_far_as_the_collator_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    items = [(place, SceneExamples(32, 0).example(0)) for place in range(256)]
+    times = Collator(tokenizer, 0, 0.0, 32 // GRID, shift=0.75)(items).times
+    assert times.median().item() == pytest.approx(0.75 / 1.75, abs=0.05)
+
+
 def test_pictures_lie_between_minus_one_and_one(tokenizer: PreTrainedTokenizerFast) -> None:
     grey = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 255)])
     assert to_tensor(grey)[:, 0, 0, 0].tolist() == [-1, 1]
