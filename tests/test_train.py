@@ -659,8 +659,9 @@ def test_what_begins_with_a_model_learns_more_gently_unless_told_otherwise() -> 
 
 
 def test_captions_are_left_out_only_where_the_model_may_be_guided() -> None:
-    assert TrainConfig().caption_dropout == 0
-    guided = {"data": "pictures"}, {"begin_from": "shapes"}, {"distill": "shapes"}
+    unguided = {}, {"begin_from": "shapes"}, {"distill": "shapes"}, {"distill": "shapes", "data": "pictures"}
+    assert all(TrainConfig(**start).caption_dropout == 0 for start in unguided)
+    guided = {"data": "pictures"}, {"data": "pictures", "begin_from": "shapes"}
     assert all(TrainConfig(**start).caption_dropout == 0.1 for start in guided)
     assert TrainConfig(caption_dropout=0.3).caption_dropout == 0.3
 

@@ -89,7 +89,7 @@ def train(
         float,
         typer.Option(
             help="Share of captions left out: a model has to know what to be guided away from.",
-            show_default="0.1, for scenes from nothing 0",
+            show_default="0.1, for scenes and with --distill 0",
         ),
     ] = TrainConfig.caption_dropout,
     mask_weight: Annotated[
