@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.data.sources import DataError
 from pipelines.processes import this_process
 from pipelines.run_folder import StoppedError, StopSignals, append_row, read_rows
-from pipelines.text_to_image import TextToImagePipeline
+from pipelines.text_to_image import TextToImagePipeline, check_guided
 
 RESULTS, PLAN, PICTURES = "results.jsonl", "plan.json", "pictures"
 
@@ -87,7 +87,7 @@ def draw_prompts(
         pipe.to(process.device)
     steps = pipe.config.num_inference_steps if steps is None else steps
     guidance = pipe.config.guidance_scale if guidance is None else guidance
-    prompts = read_prompt_file(file, pipe.tokenizer, seed, steps, guidance)
+    prompts = read_prompt_file(file, pipe.tokenizer, seed, steps, guidance, pipe.config.guidable)
     model = model or pipe.config.get("_name_or_path") or ""
     plan: dict[str, Any] = {"prompts": hashlib.sha256(file.read_bytes()).hexdigest(), "model": model}
     plan |= {"seed": seed, "steps": steps, "guidance": guidance}
@@ -133,12 +133,18 @@ def draw_prompts(
 
 
 def read_prompt_file(
-    path: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0, steps: int = 20, guidance: float = 3.0
+    path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 3.0,
+    guidable: bool = True,
 ) -> list[Prompt]:
     """The prompts of a file, in UTF-8: a .txt with one a line, or a .jsonl of objects.
 
     An object has `prompt` and, if it wants, `seed`, `steps`, `guidance`, `negative_prompt` and `id`, which names its
-    picture's file. What a line does not say is as given here. Empty lines are left out.
+    picture's file. What a line does not say is as given here. Empty lines are left out. `guidable`: whether the
+    model they are for can be guided away from the empty caption.
 
     Raises:
         DataError: there is no such file, no prompt in it, or there are lines that cannot be used (all of them listed).
@@ -158,6 +164,7 @@ def read_prompt_file(
             given = _object(line) if path.suffix == ".jsonl" else {"prompt": _text(line).strip()}
             prompt = Prompt(index=len(prompts) + len(bad), **(defaults | given))
             _check(prompt, tokenizer)
+            check_guided(guidable, prompt.guidance, [prompt.negative_prompt])
             if (before := names.setdefault(prompt.file.lower(), number)) != number:
                 raise ValueError(f"its picture would have the name of line {before}'s: give another id")
             prompts.append(prompt)

@@ -87,6 +87,15 @@ def read_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> tupl
     return read["input_ids"], read["attention_mask"].bool()
 
 
+def check_guided(guidable: bool, scale: float, negatives: Sequence[str]) -> None:
+    """Raise ValueError where guidance would lead away from the empty caption in a model that has never read one."""
+    if scale != 1 and not guidable and not all(text.strip() for text in negatives):
+        raise ValueError(
+            f"guidance {scale:g} leads away from the empty caption, which this model was never shown: keep it at 1, or "
+            "train with some captions left out (--caption-dropout 0.1)"
+        )
+
+
 def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> list[int] | None:
     """The seed of each picture's generator, or of the one they share; None where nobody gave any."""
     if generator is None:
@@ -101,7 +110,9 @@ class TextToImagePipeline(DiffusionPipeline):
     UNet that reads it, and any of diffusers' schedulers for flow models (FlowMatchEuler, FlowMatchHeun, DPM-Solver++ or
     UniPC with flow sigmas); and perhaps a VAE (one of `VAES`), whose latents the UNet then draws. With them, in
     `config`, how the model draws best, `num_inference_steps` and `guidance_scale`, which hold where a call says
-    nothing else; and in `calibration` how far each attention head can be trusted, where that has been measured.
+    nothing else; `guidable`, whether some captions were left out in training, so that it knows the empty one, which
+    guidance leads away from; and in `calibration` how far each attention head can be trusted, where that has been
+    measured.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -118,6 +129,7 @@ class TextToImagePipeline(DiffusionPipeline):
         calibration: dict[str, list[float]] | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float = 3.0,
+        guidable: bool = True,
     ):
         super().__init__()
         given, read = memory_width(text_encoder), unet.config.memory_width
@@ -128,7 +140,10 @@ class TextToImagePipeline(DiffusionPipeline):
             what = "a picture" if vae is None else "the VAE's latent"
             raise ValueError(f"{what} has {channels} channels, the UNet draws {unet.config.in_channels}")
         self.register_to_config(
-            calibration=calibration, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            calibration=calibration,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidable=guidable,
         )
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
         unet.to(memory_format=torch.channels_last)  # 5 to 15 % faster on CPUs
@@ -162,7 +177,9 @@ class TextToImagePipeline(DiffusionPipeline):
     @property
     def settings(self) -> dict[str, Any]:
         """What the pipeline was made with beside its components."""
-        return {name: self.config[name] for name in ("calibration", "num_inference_steps", "guidance_scale")}
+        return {
+            name: self.config[name] for name in ("calibration", "num_inference_steps", "guidance_scale", "guidable")
+        }
 
     @property
     def picture_size(self) -> int:
@@ -214,7 +231,8 @@ class TextToImagePipeline(DiffusionPipeline):
             height, width: in pixels, the size the model was trained at by default.
             num_inference_steps: steps from noise to picture; by default as many as the model draws best with.
             guidance_scale: how far to go from the negative prompt's prediction past the prompt's (classifier-free
-                guidance, arXiv 2207.12598); 1 is none; by default what the model draws best with.
+                guidance, arXiv 2207.12598); 1 is none, the only one where `config.guidable` is False and a negative
+                prompt is empty; by default what the model draws best with.
             guidance_interval: guide only at noise levels within (low, high] of [0, 1] (arXiv 2404.07724).
             negative_prompt: what to steer away from; the empty caption by default.
             num_images_per_prompt: pictures of each prompt.
@@ -246,6 +264,7 @@ class TextToImagePipeline(DiffusionPipeline):
         negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each")
+        check_guided(self.config.guidable, guidance_scale, negatives)
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be 1 or more, got {num_images_per_prompt}")
         if ignore and len(ignore) != len(prompts):

@@ -342,7 +342,7 @@ def as_pipeline(
 ) -> TextToImagePipeline:
     """A pipeline on these very weights (not a copy), told how what the run trains draws best."""
     text_encoder = model.text_encoder or frozen.text_encoder
-    settings: dict[str, Any] = {"guidance_scale": 1.0}
+    settings: dict[str, Any] = {"guidance_scale": 1.0, "guidable": config.caption_dropout > 0}
     if config.distill:
         settings["num_inference_steps"] = config.few_steps
     scheduler = SAMPLERS[TRAINED_FOR]()

@@ -168,6 +168,18 @@ def test_what_was_torn_or_lost_is_drawn_again_and_nothing_else(
     assert sorted(path.name for path in out.iterdir()) == ["pictures", "plan.json", "results.jsonl"]
 
 
+def test_lines_that_guide_what_cannot_be_guided_are_named_before_anything_is_drawn(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path
+) -> None:
+    pipe = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=1, guidance_scale=1.0, guidable=False)
+    lines = {"prompt": "a star"}, {"guidance": 3}, {"guidance": 3, "negative_prompt": "a circle"}
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "a star"} | line) for line in lines))
+    with pytest.raises(DataError, match="1 lines cannot be used: line 2: guidance 3 leads away"):
+        draw_prompts(pipe, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_bad_lines_are_named_at_once_and_nothing_is_drawn(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, drawn: list
 ) -> None:

@@ -321,6 +321,21 @@ def test_a_model_knows_how_it_draws_best(tiny_pipe: TextToImagePipeline, tmp_pat
         assert torch.equal(draw(own, num_inference_steps=3, guidance_scale=3.0), draw(tiny_pipe))
 
 
+def test_what_never_read_an_empty_caption_is_not_guided_away_from_it(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path
+) -> None:
+    TextToImagePipeline(**tiny_pipe.components, guidance_scale=1.0, guidable=False).save_pretrained(tmp_path)
+    pipe = TextToImagePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    for other in (pipe, with_sampler(pipe, "Heun")):
+        for scale, negative in ((3.0, None), (0.5, " "), (3.0, [OTHER, ""])):
+            with pytest.raises(ValueError, match=f"guidance {scale:g} leads away from the empty caption"):
+                draw(other, [PROMPT] * 2, guidance_scale=scale, negative_prompt=negative)
+    assert torch.equal(draw(pipe, guidance_scale=None), draw(tiny_pipe, guidance_scale=1.0))
+    guided = {"guidance_scale": 3.0, "negative_prompt": OTHER}
+    assert torch.equal(draw(pipe, **guided), draw(tiny_pipe, **guided))
+
+
 # The callback.
 
 

@@ -206,6 +206,14 @@ def test_what_a_run_leaves_draws_with_fresh_noise_and_unguided(tmp_path: Path) -
     assert left.scheduler.config.stochastic_sampling and left.config.guidance_scale == 1.0
 
 
+@pytest.mark.parametrize(("dropout", "guidable"), [(None, False), (0.1, True)])
+def test_a_run_leaves_word_whether_its_model_can_be_guided(
+    tmp_path: Path, dropout: float | None, guidable: bool
+) -> None:
+    left = train(settings("shapes", tmp_path / "run", steps=1, caption_dropout=dropout))
+    assert TextToImagePipeline.from_pretrained(left).config.guidable == guidable
+
+
 def test_agreement_is_the_share_of_samples_that_show_what_they_should(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,10 @@ those that `train` shows, at 32 four shapes in four colours with a UNet whose at
 at 16 the miniature of recipe.py. Both others expect a frozen text encoder that knows the language already, and get one
 that is better than any they could download: that of the finished model `shapes`. Ours learns its own. Minutes are CPU
 time of training alone (on a GPU, by the clock), making batches, drawing and judging left out; every `--every` minutes
-the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well), with guidance 1 and 3, of
-which each time the better one counts, and captions are told apart (told_apart.py). Interrupted, it goes on from the
-last of these points, or with more `--minutes` from where it ended (but for both of ours, whose learning rate falls
-towards an end that is known).
+the fixed test prompts are drawn in 20 steps (imagen: 50, its sampler takes no fewer well), without guidance
+and, where captions were left out in training, with guidance 3, of which each time the better one counts, and captions
+are told apart (told_apart.py). Interrupted, it goes on from the last of these points, or with more `--minutes` from
+where it ended (but for both of ours, whose learning rate falls towards an end that is known).
 """
 
 import argparse
@@ -319,7 +319,7 @@ def _stream(system: Any, size: int, seed: int, start: int) -> Iterator[Batch]:
 
 def _drawn(system: Any, draw: int) -> dict[str, Any]:
     found = []
-    for guidance in (1.0, 3.0):
+    for guidance in (1.0, 3.0) if system.caption_dropout else (1.0,):
         report = evaluate(system.draw, draw, seeds=(0,), guidance_scale=guidance)
         shares = {split: report[split]["model"]["all_correct"]["share"] for split in ("seen", "held_out")}
         found.append(shares | {"guidance": guidance})
