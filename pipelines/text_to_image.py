@@ -88,11 +88,11 @@ def read_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> tupl
 
 
 def check_guided(guidable: bool, scale: float, negatives: Sequence[str]) -> None:
-    """Raise ValueError where guidance would lead away from the empty caption in a model that has never read one."""
+    """Raise ValueError where guidance would lead away from an empty caption though training left none empty."""
     if scale != 1 and not guidable and not all(text.strip() for text in negatives):
         raise ValueError(
-            f"guidance {scale:g} leads away from the empty caption, which this model was never shown: keep it at 1, or "
-            "train with some captions left out (--caption-dropout 0.1)"
+            f"guidance {scale:g} leads away from the empty caption, and this model was trained with none left empty: "
+            "keep it at 1, or train with --caption-dropout 0.1"
         )
 
 

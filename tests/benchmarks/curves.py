@@ -1,15 +1,14 @@
 """The curves of compare.py as a picture: agreement against minutes of training.
 
-python tests/benchmarks/curves.py --out .github/compare-curves.png
+    python tests/benchmarks/curves.py --out .github/compare-curves.png
+
+Curves of one picture are of machines alike; what has been measured again with a better recipe is left out.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "compare.json"
