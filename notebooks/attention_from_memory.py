@@ -25,8 +25,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from pipelines import TextToImagePipeline, TranslationPipeline, trace
-from pipelines.bench_attention import cost, scaling, trained_heads
-from pipelines.overlay import alignment_sheet
+from pipelines.bench.attention import cost, scaling, trained_heads
+from pipelines.tracing.overlay import alignment_sheet
 from unet_xattn.attention import MultiHeadAttention, attention_weights, causal_mask, padding_mask
 from unet_xattn.transformer import DecoderCache
 

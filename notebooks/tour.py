@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.judge import judge
-from pipelines.scenes import render, scene, word_mask
+from pipelines.scenes.judge import judge
+from pipelines.scenes.scene import word_mask
+from pipelines.scenes.shapes import render, scene
 from unet_xattn import attention_weights
 from unet_xattn.words import split_words
 

@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 
 from pipelines import TextToImagePipeline, attribute, trace, verify
-from pipelines.evaluate_grounding import OBJECT_WORDS, daam, judge_map, read
-from pipelines.scenes import render, scene
+from pipelines.evaluation.grounding import OBJECT_WORDS, daam, judge_map, read
+from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import BUNDLED
 from ui.export import export
 from unet_xattn import AttentionTrace

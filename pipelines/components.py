@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from huggingface_hub import hf_hub_download
@@ -240,3 +241,8 @@ def check_size(unet: CrossAttentionUNet, vae: Vae | None, height: int, width: in
     multiple = unet.size_multiple * scale_factor(vae)
     if height % multiple or width % multiple or min(height, width) <= 0:
         raise ValueError(f"this model draws sizes that are multiples of {multiple} pixels, got {width}×{height}")
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 pictures (B, h, w, 3) -> (B, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 Shape = tuple[int, int]
 """Height and width in pixels."""
@@ -84,8 +82,3 @@ def shapes_near(size: int, multiple: int) -> list[Shape]:
 def nearest_shape(width: int, height: int, shapes: Sequence[Shape]) -> Shape:
     """The shape that a picture of that many pixels loses least to: that of the nearest ratio."""
     return min(shapes, key=lambda shape: abs(math.log(shape[1] * height / (shape[0] * width))))
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 pictures (B, h, w, 3) -> (B, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.data.sources import DataError
-from pipelines.processes import this_process
-from pipelines.run_folder import StoppedError, StopSignals, append_row, read_rows
+from pipelines.runs.processes import this_process
+from pipelines.runs.rows import append_row, read_rows
+from pipelines.runs.signals import StoppedError, StopSignals
+from pipelines.sources.read import DataError
 from pipelines.text_to_image import TextToImagePipeline, check_guided
 
 RESULTS, PLAN, PICTURES = "results.jsonl", "plan.json", "pictures"

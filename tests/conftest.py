@@ -18,11 +18,11 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-import pipelines.train
+import pipelines.training.train
 from pipelines import TextToImagePipeline
-from pipelines.dataset import SceneExamples
-from pipelines.objective import Losses
+from pipelines.data.scenes import SceneExamples
 from pipelines.tokenizer import train_tokenizer
+from pipelines.training.objective import Losses
 from unet_xattn import CrossAttentionUNet, Transformer
 
 
@@ -115,7 +115,7 @@ def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 @pytest.fixture
 def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A function of n: in its n-th step from here on, a training is asked by a signal to stop."""
-    step_losses, steps = pipelines.train.step_losses, count(1)
+    step_losses, steps = pipelines.training.train.step_losses, count(1)
 
     def arrange(wanted: int) -> None:
         def stopping(*arguments: object) -> Losses:
@@ -123,6 +123,6 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step_losses(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pipelines.train, "step_losses", stopping)
+        monkeypatch.setattr(pipelines.training.train, "step_losses", stopping)
 
     return arrange

@@ -17,16 +17,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-import pipelines.recipe
-import pipelines.train
-import pipelines.train_text
-from pipelines.dataset import SceneExamples
-from pipelines.objective import Losses
-from pipelines.processes import this_process
-from pipelines.run_folder import StoppedError
-from pipelines.sharding import whole
-from pipelines.train import TrainConfig, train
-from pipelines.train_text import TextConfig, train_text
+import pipelines.training.recipe
+import pipelines.training.train
+import pipelines.training.train_text
+from pipelines.data.scenes import SceneExamples
+from pipelines.runs.processes import this_process
+from pipelines.runs.signals import StoppedError
+from pipelines.training.config import TextConfig
+from pipelines.training.objective import Losses
+from pipelines.training.sharding import whole
+from pipelines.training.train import TrainConfig, train
+from pipelines.training.train_text import train_text
 
 
 def settings(out: Path, model: str) -> TrainConfig:
@@ -43,7 +44,7 @@ def text_settings(pairs: Path, out: Path) -> TextConfig:
 
 def exact(patch: pytest.MonkeyPatch) -> None:
     """fp32 on this machine too, or no two ways to add up are as near as is asked here."""
-    for module in (pipelines.recipe, pipelines.train, pipelines.train_text):
+    for module in (pipelines.training.recipe, pipelines.training.train, pipelines.training.train_text):
         patch.setattr(module, "bf16_is_fast", lambda: False)
 
 
@@ -64,17 +65,17 @@ def main(folder: Path, model: str) -> None:
         return example(self, place)
 
     patch.setattr(SceneExamples, "example", noted)
-    gather = pipelines.train.gather
+    gather = pipelines.training.train.gather
 
     def hashed(accelerator: accelerate.Accelerator, pieces: tuple, wholes: tuple) -> None:
         weights = [whole(weight).detach() for weight in pieces[1].module.parameters()]
         report["averages"].append(hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).hexdigest())
         gather(accelerator, pieces, wholes)
 
-    patch.setattr(pipelines.train, "gather", hashed)
+    patch.setattr(pipelines.training.train, "gather", hashed)
 
     # The last of the processes is asked to stop while it trains its second step.
-    step_losses, steps = pipelines.train.step_losses, iter(range(1, 9))
+    step_losses, steps = pipelines.training.train.step_losses, iter(range(1, 9))
 
     def stop(*arguments: object) -> Losses:
         if next(steps) == 2 and rank == process.num_processes - 1:
@@ -87,7 +88,7 @@ def main(folder: Path, model: str) -> None:
 
     config = settings(folder / "several", model)
     with patch.context() as until, pytest.raises(StoppedError) as stopped:
-        until.setattr(pipelines.train, "step_losses", stop)
+        until.setattr(pipelines.training.train, "step_losses", stop)
         train(config)
     report["stopped"] = str(stopped.value)
     if process.is_main_process:
@@ -100,13 +101,13 @@ def main(folder: Path, model: str) -> None:
     process.distributed_type = accelerate.DistributedType.MULTI_GPU
     patch.setenv("ACCELERATE_USE_FSDP", "true")
     process.wait_for_everyone()
-    trained, prepare = [], pipelines.train.prepare
+    trained, prepare = [], pipelines.training.train.prepare
 
     def prepared(*arguments: object) -> tuple:
         trained.append(prepare(*arguments))  # type: ignore[arg-type]
         return trained[-1]
 
-    patch.setattr(pipelines.train, "prepare", prepared)
+    patch.setattr(pipelines.training.train, "prepare", prepared)
     train(TrainConfig(out=str(folder / "pieces")), resume=True)
     cut, average, optimizer = trained[0]
     report["held"] = sum(w.to_local().numel() for w in cut.parameters())

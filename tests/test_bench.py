@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines.bench import bench_capture, bench_sample, bench_train
+from pipelines.bench.speed import bench_capture, bench_sample, bench_train
 
 
 def test_training_report_compares_models_of_about_equal_size_in_one_run() -> None:

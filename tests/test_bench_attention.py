@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pipelines.bench_attention import TorchTransformer, behaviour, cost, decoding, scaling, trained_heads
+from pipelines.bench.attention import TorchTransformer, behaviour, cost, decoding, scaling, trained_heads
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import Transformer
 

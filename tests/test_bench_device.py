@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from pipelines.bench_device import bench_device
+from pipelines.bench.device import bench_device
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported

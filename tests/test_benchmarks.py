@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.judge import judge
-from pipelines.scenes import described
+from pipelines.scenes.judge import judge
+from pipelines.scenes.scene import parse_caption
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -60,7 +60,7 @@ def test_captions_are_told_apart_by_whoever_errs_less_with_the_one_that_is_true(
 ) -> None:
     def errors(pictures: Tensor, noise: Tensor, level: float, captions: list[str]) -> Tensor:
         seen = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-        true = [judge(described(said), picture).all_correct for said, picture in zip(captions, seen, strict=True)]
+        true = [judge(parse_caption(said), picture).all_correct for said, picture in zip(captions, seen, strict=True)]
         return torch.tensor([right if t else wrong for t in true]) + 1
 
     found = told_apart(errors, 64, 4)

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from pipelines import captions
-from pipelines.captions import (
+from pipelines.scenes import captions
+from pipelines.scenes.captions import (
     CHINESE_COLOURS,
     CHINESE_GROUNDS,
     CHINESE_NUMERALS,
@@ -16,7 +16,8 @@ from pipelines.captions import (
     Meaning,
     meaning,
 )
-from pipelines.scenes import COLOURS, GROUNDS, SHAPES, SIZES, Scene, scene
+from pipelines.scenes.scene import COLOURS, GROUNDS, Scene
+from pipelines.scenes.shapes import SHAPES, SIZES, scene
 
 SCENES = {language: [scene(7, index, language=language) for index in range(1000)] for language in LANGUAGES}
 SPELLINGS = {

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, attribute, trace, verify
-from pipelines.pictures import to_tensor
-from pipelines.scenes import render, scene
+from pipelines.components import to_tensor
+from pipelines.scenes.shapes import render, scene
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.words import split_words
 

@@ -14,10 +14,10 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
-import pipelines.card
+import pipelines.training.card
 from pipelines import TextToImagePipeline
-from pipelines.card import plain, publish, write_card
-from pipelines.train import TrainConfig, train
+from pipelines.training.card import plain, publish, write_card
+from pipelines.training.train import TrainConfig, train
 
 NASTY = [
     "<script>alert(1)</script> a cat",
@@ -60,9 +60,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
         return f"hub/{repo_id}"
 
-    for module in (pipelines.card, diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils):
+    for module in (pipelines.training.card, diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils):
         monkeypatch.setattr(module, "create_repo", create_repo)
-    for module in (pipelines.card, diffusers.utils.hub_utils):
+    for module in (pipelines.training.card, diffusers.utils.hub_utils):
         monkeypatch.setattr(module, "upload_folder", upload_folder)
     return tmp_path / "hub"
 

@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-import pipelines.checkpoint
-from pipelines.checkpoint import (
+import pipelines.runs.checkpoint
+from pipelines.runs.checkpoint import (
     FILES,
-    Saving,
     checkpoints,
     damage,
     find_checkpoint,
@@ -24,8 +23,9 @@ from pipelines.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from pipelines.muon import Muon
-from pipelines.recipe import power_function_ema
+from pipelines.training.config import Saving
+from pipelines.training.muon import Muon
+from pipelines.training.recipe import power_function_ema
 
 
 class Run:
@@ -153,7 +153,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
     monkeypatch.setattr(os, "fsync", lambda file: (done.append(("sync", name_of(file))), sync(file)))
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("rename", Path(b).name)), rename(a, b)))
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: (done.append(("remove", path.name)), remove(path)))
-    monkeypatch.setattr(pipelines.checkpoint, "damage", lambda path: done.append(("verify", path.name)) or "")
+    monkeypatch.setattr(pipelines.runs.checkpoint, "damage", lambda path: done.append(("verify", path.name)) or "")
     Run(seed=0, steps=2).save(tmp_path, keep=1)
     new = "step-00000002"
     files = [("sync", name) for name in (*FILES, "manifest.json")]

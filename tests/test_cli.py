@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pipelines import TextToImagePipeline
-from pipelines.captions import LANGUAGES
-from pipelines.train import TrainConfig, train
+from pipelines.scenes.captions import LANGUAGES
+from pipelines.training.train import TrainConfig, train
 from ui.cli import main
 from unet_xattn import AttentionTrace, Transformer
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pipelines import scenes
-from pipelines.captions import LANGUAGES
-from pipelines.dataset import Batch, Collator, Example, SceneExamples, Shuffled, batches, seed_of
-from pipelines.pictures import to_tensor
+from pipelines.components import to_tensor
+from pipelines.data.batches import Batch, Collator, batches
+from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import Example, Shuffled, seed_of
+from pipelines.scenes import scene as scene_module
+from pipelines.scenes import shapes as scenes
+from pipelines.scenes.captions import LANGUAGES
 from pipelines.tokenizer import train_tokenizer
 from unet_xattn import flow
 from unet_xattn.words import split_words, tokens_of
@@ -184,7 +187,7 @@ def test_masks_lie_on_the_tokens_of_their_words(tokenizer: PreTrainedTokenizerFa
         offsets = tokenizer(scene.caption, return_offsets_mapping=True)["offset_mapping"]
         left = set(range(masks.shape[0]))
         for word in scene.words:
-            where = scenes.word_mask(word, objects)
+            where = scene_module.word_mask(word, objects)
             tokens = tokens_of(word.start, word.end, offsets)
             assert tokens
             if where is None:
@@ -243,5 +246,5 @@ def test_extra_spaces_make_no_difference(tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_a_known_word_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    for word in ("red", "circle", "square", "turquoise", "background", *scenes.SHAPES, *scenes.COLOURS):
+    for word in ("red", "circle", "square", "turquoise", "background", *scenes.SHAPES, *scene_module.COLOURS):
         assert len(tokenizer(word)["input_ids"]) == 3, word

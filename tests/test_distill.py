@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
-from pipelines.checkpoint import checkpoints
-from pipelines.dataset import Batch, Collator, SceneExamples
-from pipelines.distill import Distillation, picture
-from pipelines.recipe import muon
+from pipelines.data.batches import Batch, Collator
+from pipelines.data.scenes import SceneExamples
+from pipelines.runs.checkpoint import checkpoints
 from pipelines.samplers import with_sampler
-from pipelines.train import TrainConfig, train
+from pipelines.training.distill import Distillation, picture
+from pipelines.training.recipe import muon
+from pipelines.training.train import TrainConfig, train
 from unet_xattn import flow
 
 

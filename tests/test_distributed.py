@@ -14,9 +14,9 @@ from one_of_several import exact, settings, text_settings
 from safetensors.torch import load_file
 
 from pipelines import TextToImagePipeline
-from pipelines.checkpoint import checkpoints
-from pipelines.train import train
-from pipelines.train_text import train_text
+from pipelines.runs.checkpoint import checkpoints
+from pipelines.training.train import train
+from pipelines.training.train_text import train_text
 from unet_xattn import CrossAttentionUNet
 
 HERE = Path(__file__).parent

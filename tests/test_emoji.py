@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from pipelines import emoji
-from pipelines.data.examples import PictureExamples
-from pipelines.data.preflight import check
-from pipelines.data.sources import read_source
+from pipelines.data import emoji_folder
+from pipelines.data.pictures import PictureExamples
+from pipelines.scenes import emoji_font as emoji
+from pipelines.sources.check import check
+from pipelines.sources.read import read_source
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def font() -> ImageFont.FreeTypeFont:
 @pytest.fixture(scope="module")
 def folder(font: ImageFont.FreeTypeFont, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "emoji"
-    assert emoji.write_emoji(folder) == 600
+    assert emoji_folder.write_emoji(folder) == 600
     return folder
 
 
@@ -70,7 +71,7 @@ def test_validation_pictures_show_what_training_has_seen_on_other_grounds(folder
 
 def test_the_same_pictures_every_time(folder: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    assert emoji.write_emoji(again, count=40) == 40
+    assert emoji_folder.write_emoji(again, count=40) == 40
     for picture, caption in rows_of(again):
         assert (folder / picture.name).read_bytes() == picture.read_bytes()
         assert (folder / picture.name, caption) in rows_of(folder)
@@ -92,22 +93,22 @@ def test_every_picture_shows_something_that_stands_out(folder: Path) -> None:
 
 
 def test_every_emoji_is_a_picture_of_its_own_and_none_is_the_missing_glyph(font: ImageFont.FreeTypeFont) -> None:
-    shown = [emoji.draw_emoji(font, e, "turquoise", 64, index=0).tobytes() for e in emoji.EVERYDAY]
-    assert len(set(shown)) == len(emoji.EVERYDAY)
-    assert emoji.draw_emoji(font, "\U0010fffe", "turquoise", 64, index=0).tobytes() not in shown
+    shown = [emoji_folder.draw_emoji(font, e, "turquoise", 64, index=0).tobytes() for e in emoji_folder.EVERYDAY]
+    assert len(set(shown)) == len(emoji_folder.EVERYDAY)
+    assert emoji_folder.draw_emoji(font, "\U0010fffe", "turquoise", 64, index=0).tobytes() not in shown
 
 
 def test_every_emoji_can_stand_on_three_grounds_and_no_two_share_a_name(font: ImageFont.FreeTypeFont) -> None:
-    pairs = emoji.emoji_on_grounds(font)
+    pairs = emoji_folder.emoji_on_grounds(font)
     assert len(set(pairs)) == len(pairs)
-    seen = [e for e, _ in pairs[: 3 * len(emoji.EVERYDAY)]]
-    assert all(seen.count(e) == 3 for e in emoji.EVERYDAY)
-    assert len({emoji.name_of(e) for e in emoji.EVERYDAY}) == len(emoji.EVERYDAY)
+    seen = [e for e, _ in pairs[: 3 * len(emoji_folder.EVERYDAY)]]
+    assert all(seen.count(e) == 3 for e in emoji_folder.EVERYDAY)
+    assert len({emoji_folder.name_of(e) for e in emoji_folder.EVERYDAY}) == len(emoji_folder.EVERYDAY)
     assert {ground for _, ground in pairs} == set(emoji.GROUNDS)
 
 
 def test_what_has_the_colour_of_a_ground_never_stands_on_it(font: ImageFont.FreeTypeFont) -> None:
-    pairs = emoji.emoji_on_grounds(font)
+    pairs = emoji_folder.emoji_on_grounds(font)
     assert not {("💛", "yellow"), ("🖤", "black"), ("💜", "purple"), ("🤍", "white")} & set(pairs)
 
 
@@ -128,11 +129,11 @@ def test_what_has_the_colour_of_a_ground_never_stands_on_it(font: ImageFont.Free
     ],
 )
 def test_captions_read_as_people_speak(character: str, said: str) -> None:
-    assert emoji.caption_of(character, "blue") == f"{said} on a blue background"
+    assert emoji_folder.caption_of(character, "blue") == f"{said} on a blue background"
 
 
 def test_other_sizes_and_folders_in_new_folders_can_be_asked_for(tmp_path: Path, font: ImageFont.FreeTypeFont) -> None:
-    emoji.write_emoji(tmp_path / "new" / "small", count=3, size=32)
+    emoji_folder.write_emoji(tmp_path / "new" / "small", count=3, size=32)
     assert {pixels_of(picture).shape for picture, _ in rows_of(tmp_path / "new" / "small")} == {(32, 32, 3)}
 
 
@@ -143,7 +144,7 @@ def test_a_missing_font_is_one_line_that_says_what_to_install(tmp_path: Path, co
     if content:
         (fonts / emoji.FONT_FILE).write_bytes(content)
     with pytest.raises(ValueError, match="apt-get install fonts-noto-color-emoji") as caught:
-        emoji.write_emoji(tmp_path / "emoji", font_folders=[fonts, tmp_path / "nowhere"])
+        emoji_folder.write_emoji(tmp_path / "emoji", font_folders=[fonts, tmp_path / "nowhere"])
     assert str(fonts) in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [fonts]
 
@@ -153,42 +154,42 @@ def test_a_folder_with_something_in_it_is_left_untouched(tmp_path: Path) -> None
     mine.write_text("mine")
     for target in (tmp_path, mine):
         with pytest.raises(ValueError, match="left untouched"):
-            emoji.write_emoji(target, count=3)
+            emoji_folder.write_emoji(target, count=3)
     assert list(tmp_path.iterdir()) == [mine] and mine.read_text() == "mine"
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path, font: ImageFont.FreeTypeFont) -> None:
     (tmp_path / "empty").mkdir()
-    emoji.write_emoji(tmp_path / "empty", count=3)
+    emoji_folder.write_emoji(tmp_path / "empty", count=3)
     assert len(rows_of(tmp_path / "empty")) == 3
 
 
 def test_the_folder_one_stands_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="where you are"):
-        emoji.write_emoji(".", count=3)
+        emoji_folder.write_emoji(".", count=3)
 
 
 def test_an_interrupted_run_leaves_nothing(
     tmp_path: Path, font: ImageFont.FreeTypeFont, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = emoji.draw_emoji
+    draw = emoji_folder.draw_emoji
 
     def draw_four(*given: object) -> Image.Image:
         if given[-1] == 4:
             raise KeyboardInterrupt
         return draw(*given)
 
-    monkeypatch.setattr(emoji, "draw_emoji", draw_four)
+    monkeypatch.setattr(emoji_folder, "draw_emoji", draw_four)
     with pytest.raises(KeyboardInterrupt):
-        emoji.write_emoji(tmp_path / "emoji")
+        emoji_folder.write_emoji(tmp_path / "emoji")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, font: ImageFont.FreeTypeFont) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written: File exists"):
-        emoji.write_emoji(tmp_path / "file" / "emoji", count=3)
+        emoji_folder.write_emoji(tmp_path / "file" / "emoji", count=3)
 
 
 @pytest.mark.parametrize(
@@ -198,5 +199,5 @@ def test_numbers_out_of_range_are_named(
     tmp_path: Path, font: ImageFont.FreeTypeFont, asked: dict[str, int], told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
-        emoji.write_emoji(tmp_path / "emoji", **asked)
+        emoji_folder.write_emoji(tmp_path / "emoji", **asked)
     assert list(tmp_path.iterdir()) == []

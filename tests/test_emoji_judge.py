@@ -9,12 +9,18 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from pipelines import emoji, emoji_scenes, scenes, worlds
-from pipelines.emoji_judge import see_emoji
-from pipelines.emoji_scenes import SIZES, render, scene
-from pipelines.emoji_words import THINGS
-from pipelines.judge import SEE, UNKNOWN, judge, locate
-from pipelines.scenes import KINDS, Object, Scene
+from pipelines.data import emoji_folder
+from pipelines.scenes import emoji as emoji_scenes
+from pipelines.scenes import emoji_font as emoji
+from pipelines.scenes import shapes as scenes
+from pipelines.scenes import worlds
+from pipelines.scenes.emoji import SIZES, render, scene
+from pipelines.scenes.emoji_words import THINGS
+from pipelines.scenes.judge import judge, locate
+from pipelines.scenes.scene import KINDS, Object, Scene
+from pipelines.scenes.see_emoji import see_emoji
+from pipelines.scenes.sight import UNKNOWN
+from pipelines.scenes.worlds import WORLDS
 from ui.generate_tab import verdict
 
 SEED = 161_803
@@ -125,7 +131,7 @@ def test_what_is_no_emoji_of_ours_is_there_but_unknown() -> None:
 def test_few_emoji_that_are_none_of_ours_pass_for_one() -> None:
     font, ours = emoji.find_font(), {row[0] for row in THINGS.values()}
     passed, total = 0, 0
-    for other in [e for e in emoji.EVERYDAY if e not in ours][::3]:
+    for other in [e for e in emoji_folder.EVERYDAY if e not in ours][::3]:
         for ground in emoji.clear_grounds(font, other)[:1]:
             whole = emoji.bitmap(font, other)
             box = whole.crop(whole.getchannel(3).getbbox()).resize((22, 22), Image.Resampling.LANCZOS)
@@ -167,9 +173,9 @@ def test_a_picture_of_another_type_is_refused() -> None:
 
 def test_each_caption_is_read_and_judged_as_what_it_speaks_of() -> None:
     for text, data in (("a red circle", "shapes"), ("a cat", "emoji"), ("一只猫", "emoji"), ("红色的圆形", "shapes")):
-        understood = worlds.described(text)
+        understood = worlds.parse(text)
         assert understood is not None and understood.data == data
-    assert worlds.described("a red cat") is None
+    assert worlds.parse("a red cat") is None
     circle = scenes.scene(1, 1, "one")
     assert judge(circle, worlds.render(circle)[0]).all_correct
 
@@ -179,7 +185,8 @@ def test_the_page_judges_emoji_and_goes_on_where_there_is_no_font(
 ) -> None:
     drawn = AttentionOf("a cat left of a car on a green background", render(PAIR)[0])
     assert all(ok for _, ok in verdict(drawn))
-    monkeypatch.setitem(SEE, "emoji", lambda picture: emoji.find_font([tmp_path]))
+    blind = replace(WORLDS["emoji"], see=lambda picture: emoji.find_font([tmp_path]))
+    monkeypatch.setitem(WORLDS, "emoji", blind)
     assert verdict(drawn) is None
 
 

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import emoji_scenes, scenes
-from pipelines.captions import CHINESE_SIZES, LANGUAGES, RELATIONS, SIZE_WORDS, meaning
-from pipelines.dataset import VALIDATION_SEED, SceneExamples
-from pipelines.emoji import GROUNDS, find_font
-from pipelines.emoji_scenes import SIZES, glyph, is_held_out, render, scene, write_scenes
-from pipelines.emoji_words import EMOJI, THINGS
-from pipelines.scenes import DIFFERENT, KINDS, Scene, word_mask
-from pipelines.train import TrainConfig, load_examples
+from pipelines.data.emoji_folder import write_scenes
+from pipelines.data.scenes import VALIDATION_SEED, SceneExamples
+from pipelines.scenes import emoji as emoji_scenes
+from pipelines.scenes import scene as scene_module
+from pipelines.scenes import shapes as scenes
+from pipelines.scenes.captions import CHINESE_SIZES, LANGUAGES, RELATIONS, SIZE_WORDS, meaning
+from pipelines.scenes.emoji import SIZES, glyph, is_held_out, render, scene
+from pipelines.scenes.emoji_font import GROUNDS, find_font
+from pipelines.scenes.emoji_words import EMOJI, THINGS
+from pipelines.scenes.scene import DIFFERENT, KINDS, Scene, word_mask
+from pipelines.scenes.worlds import WORLDS
+from pipelines.training.parts import load_examples
+from pipelines.training.train import TrainConfig
 
 SCENES = [scene(7, index) for index in range(1500)]
 HELD_OUT_SCENES = [scene(7, index, kind, held_out=True) for index in range(40) for kind in KINDS]
@@ -85,17 +90,17 @@ def test_lists_name_things_in_reading_order_and_relations_in_either() -> None:
 def test_a_caption_means_what_is_there(language: str) -> None:
     for index in range(600):
         shown = scene(11, index, language=language)
-        understood = emoji_scenes.described(shown.caption)
+        understood = WORLDS["emoji"].parse(shown.caption)
         assert understood is not None, shown.caption
         assert (understood.kind, understood.ground, understood.data) == (shown.kind, shown.ground, "emoji")
         assert meaning(shown.caption, EMOJI) == meaning(scene(11, index).caption, EMOJI)
         said = [(o.shape, o.size) for o in shown.objects]
         assert sorted(said) == sorted((o.shape, o.size) for o in understood.objects)
-        assert scenes.described(shown.caption) is None
+        assert scene_module.parse_caption(shown.caption) is None
 
 
 def test_a_scene_of_shapes_is_none_of_emoji() -> None:
-    assert all(emoji_scenes.described(scenes.scene(1, i).caption) is None for i in range(100))
+    assert all(WORLDS["emoji"].parse(scenes.scene(1, i).caption) is None for i in range(100))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_a_scene_of_shapes_is_none_of_emoji() -> None:
     ],
 )
 def test_prompts_as_people_type_them_are_understood(text: str, things: list[tuple[str, str]]) -> None:
-    understood = emoji_scenes.described(text)
+    understood = WORLDS["emoji"].parse(text)
     assert understood is not None
     assert [(o.shape, o.size) for o in understood.objects] == things
 
@@ -188,7 +193,7 @@ def test_training_takes_emoji_scenes_in_both_languages() -> None:
     for place in range(4):
         example = examples.example(place)
         assert example.picture.shape == (64, 64, 3) and example.regions
-        assert emoji_scenes.described(example.caption) is not None
+        assert WORLDS["emoji"].parse(example.caption) is not None
         assert meaning(example.translation, EMOJI) == meaning(example.caption, EMOJI)
         assert (max(example.caption) > "\u4e00") == (place % 2 == 1)
     assert examples.validation(1)[0].caption == scene(VALIDATION_SEED, 0).caption
@@ -232,5 +237,5 @@ def test_without_the_font_one_line_says_what_to_install(monkeypatch: pytest.Monk
     ):
         with pytest.raises(ValueError, match="apt-get install fonts-noto-color-emoji"):
             attempt()
-    assert emoji_scenes.described("a cat") is not None
+    assert WORLDS["emoji"].parse("a cat") is not None
     assert list(tmp_path.iterdir()) == []

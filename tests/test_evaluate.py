@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines import worlds
-from pipelines.evaluate import SPLITS, evaluate, fixed_scenes, table, wilson
-from pipelines.judge import GENEVAL
-from pipelines.scenes import HELD_OUT, KINDS, Scene, scene
+from pipelines.evaluation.agreement import SPLITS, evaluate, fixed_scenes, table
+from pipelines.evaluation.statistics import wilson
+from pipelines.scenes import worlds
+from pipelines.scenes.judge import GENEVAL
+from pipelines.scenes.scene import KINDS, Scene
+from pipelines.scenes.shapes import HELD_OUT, scene
 
 COUNT = 3
 KNOWN = {described.caption: described for split in SPLITS.values() for described in fixed_scenes(COUNT, split)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipelines import TextToImagePipeline
-from pipelines.evaluate_faithfulness import CUTS, evaluate_faithfulness, judge_change, table
+from pipelines.evaluation.faithfulness import CUTS, evaluate_faithfulness, judge_change, table
 
 
 def test_a_map_of_the_change_is_best_and_one_of_elsewhere_worst() -> None:

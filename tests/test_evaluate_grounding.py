@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines import trace
-from pipelines.evaluate_grounding import (
+from pipelines.evaluation.grounding import (
     FIGURES,
     LEVELS,
     calibrate,
@@ -17,7 +17,7 @@ from pipelines.evaluate_grounding import (
     summary,
     table,
 )
-from pipelines.scenes import render, scene
+from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import TextToImagePipeline
 from ui.commands.measure import calibrate_model
 from unet_xattn import AttentionTrace
@@ -60,7 +60,7 @@ def test_calibration_finds_the_head_that_tells_the_truth(
             return 0.5 * truth[word.tokens]
         return heatmap(self, word, **which)
 
-    monkeypatch.setattr("pipelines.evaluate_grounding.read", read_with_truth)
+    monkeypatch.setattr("pipelines.evaluation.grounding.read", read_with_truth)
     monkeypatch.setattr(AttentionTrace, "heatmap", planted)
     found = calibrate(tiny_pipe, scenes=6)
     weights = [w for row in found.values() for w in row]

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.captions import LANGUAGES, meaning
-from pipelines.evaluate import SPLITS, evaluate, table
-from pipelines.evaluate_pairs import evaluate_pairs, minimal_pairs
-from pipelines.scenes import HELD_OUT, REVERSED, SWAPS, Scene, relation_between, render
+from pipelines.evaluation.agreement import SPLITS, evaluate, table
+from pipelines.evaluation.pairs import evaluate_pairs, minimal_pairs
+from pipelines.scenes.captions import LANGUAGES, meaning
+from pipelines.scenes.scene import REVERSED, Scene, relation_between
+from pipelines.scenes.shapes import HELD_OUT, SWAPS, render
 
 COUNT = 4
 EVERY = [(swap, held_out, language) for swap in SWAPS for held_out in SPLITS.values() for language in LANGUAGES]

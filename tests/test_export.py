@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.overlay import word_overlay
+from pipelines.tracing.overlay import word_overlay
 from ui.export import DOWNLOADS, download, export, measures, stem
 from ui.viewer import document, payload, view_names
 from unet_xattn import AttentionTrace

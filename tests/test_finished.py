@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import pipelines.card
+import pipelines.training.card
 from pipelines import TextToImagePipeline
-from pipelines.data.examples import is_kept
+from pipelines.data.pictures import is_kept
 from ui.cli import app
 
 
@@ -60,8 +60,8 @@ def test_publish_prints_where_the_model_went_and_refuses_what_is_none(
     class Address(str):
         repo_id = "me/mine"
 
-    monkeypatch.setattr(pipelines.card, "create_repo", lambda *_, **__: Address("https://hub/me/mine"))
-    monkeypatch.setattr(pipelines.card, "upload_folder", arrive)
+    monkeypatch.setattr(pipelines.training.card, "create_repo", lambda *_, **__: Address("https://hub/me/mine"))
+    monkeypatch.setattr(pipelines.training.card, "upload_folder", arrive)
     refused = CliRunner().invoke(app, ["publish", str(model), "--to", "me/mine"])
     assert "has no run.json" in str(refused.exception) and not (tmp_path / "hub").exists()
     own = tmp_path / "own"

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline, TranslationPipeline, trace
-from pipelines.follow import Reading, decoder_layers, draw_states, follow_picture, follow_text
+from pipelines.tracing.follow import Reading, decoder_layers, draw_states, follow_picture, follow_text
 from unet_xattn import MultiHeadAttention, Transformer, attention_weights
 
 PROMPT = "a red circle left of a blue square"

@@ -19,7 +19,6 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace, verify
-from pipelines.checkpoint import checkpoints
 from pipelines.components import (
     can_translate,
     decode_latents,
@@ -28,15 +27,18 @@ from pipelines.components import (
     find_text_encoder,
     find_vae,
     load_network,
+    to_tensor,
 )
-from pipelines.dataset import Collator, Example, SceneExamples
-from pipelines.follow import draw_states, follow_picture
-from pipelines.frozen import Frozen, LastUsed, fingerprint
-from pipelines.pictures import to_tensor
-from pipelines.run_folder import StoppedError
+from pipelines.data.batches import Collator
+from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import Example
+from pipelines.runs.checkpoint import checkpoints
+from pipelines.runs.signals import StoppedError
 from pipelines.tokenizer import MAX_TOKENS
-from pipelines.train import TrainConfig, train
-from pipelines.validate import draw_samples
+from pipelines.tracing.follow import draw_states, follow_picture
+from pipelines.training.frozen import Frozen, LastUsed, fingerprint
+from pipelines.training.train import TrainConfig, train
+from pipelines.training.validate import draw_samples
 from ui.cli import main
 from ui.generate_tab import Drawing, Request, forming
 from ui.reading import read

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines import TextToImagePipeline
 from pipelines.samplers import OWN, SAMPLERS
-from pipelines.scenes import render, scene
+from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import bundled_models
 from ui import models as models_of_the_page
 from ui.generate_tab import Request, draw, draw_live, forming, linked, live_request, new_seed, verdict

@@ -15,7 +15,7 @@ from gradio_client.exceptions import AppError
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
-from pipelines.follow import follow_picture, follow_text
+from pipelines.tracing.follow import follow_picture, follow_text
 from ui.app import launch
 from ui.inspect_tab import MAX_STEPS, draw, first_layer, layers, look_at_picture, look_at_text, numbers, translator
 from ui.query import query_diagram

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipelines.captions import RELATIONS
-from pipelines.judge import CLEAR, GENEVAL, PALETTE, UNKNOWN, Verdict, judge, see, unit_centroid
-from pipelines.scenes import COLOURS, GROUNDS, KINDS, SHAPES, SIZES, Object, Scene, coverage, render, scene
+from pipelines.scenes.captions import RELATIONS
+from pipelines.scenes.judge import GENEVAL, Verdict, judge
+from pipelines.scenes.scene import COLOURS, GROUNDS, KINDS, Object, Scene
+from pipelines.scenes.see_shapes import CLEAR, PALETTE, see_shapes, unit_centroid
+from pipelines.scenes.shapes import SHAPES, SIZES, coverage, render, scene
+from pipelines.scenes.sight import UNKNOWN
 
 SCENES = [scene(2024, index, held_out=bool(index % 2)) for index in range(400)]
 PICTURES = [render(described)[0] for described in SCENES]
@@ -70,7 +73,7 @@ def test_noisy_brown_on_black_is_not_taken_for_faint_orange():
 
 def test_seen_objects_are_where_and_as_large_as_they_are():
     for described, picture in zip(SCENES[:60], PICTURES, strict=False):
-        sight, masks = see(picture), render(described)[1]
+        sight, masks = see_shapes(picture), render(described)[1]
         assert sight.masks.shape == masks.shape and sight.masks.dtype == np.float32
         for o, mask in zip(described.objects, masks, strict=True):
             at, found = min(enumerate(sight.objects), key=lambda seen, o=o: abs(seen[1].x - o.x) + abs(seen[1].y - o.y))
@@ -137,10 +140,10 @@ def test_an_object_of_two_colours_is_not_the_object():
 
 def test_what_is_none_of_ours_is_unknown():
     picture = np.full((64, 64, 3), (255, 0, 255), np.uint8)
-    assert see(picture).ground == UNKNOWN and see(picture).objects == ()
+    assert see_shapes(picture).ground == UNKNOWN and see_shapes(picture).objects == ()
     picture[10:14, 5:60] = COLOURS["blue"]
     picture[30:50, 20:40] = (0, 255, 255)
-    stripe, patch = sorted(see(picture).objects, key=lambda o: o.y)
+    stripe, patch = sorted(see_shapes(picture).objects, key=lambda o: o.y)
     assert (stripe.shape, stripe.colour) == (UNKNOWN, "blue")
     assert (patch.shape, patch.colour) == ("square", UNKNOWN)
 
@@ -148,7 +151,7 @@ def test_what_is_none_of_ours_is_unknown():
 def test_an_object_in_a_grounds_colour_is_an_object_too():
     picture = draw(Object("circle", "red", "small", 0.2, 0.2, 0.09))
     picture[40:55, 40:55] = GROUNDS["gray"]
-    assert sorted((o.shape, o.colour) for o in see(picture).objects) == [("circle", "red"), ("square", "gray")]
+    assert sorted((o.shape, o.colour) for o in see_shapes(picture).objects) == [("circle", "red"), ("square", "gray")]
 
 
 def test_specks_are_no_objects():
@@ -163,13 +166,13 @@ def test_any_picture_has_a_verdict():
     for index in range(8):
         noise = ndimage.gaussian_filter(rng.normal(128, 300, (64, 64, 3)), (index / 2, index / 2, 0))
         assert not judge(SCENES[index], noise.clip(0, 255).astype(np.uint8)).all_correct
-    assert see(np.zeros((1, 1, 3), np.uint8)).objects == ()
+    assert see_shapes(np.zeros((1, 1, 3), np.uint8)).objects == ()
 
 
 @pytest.mark.parametrize("picture", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)])
 def test_what_is_no_8_bit_colour_picture_is_refused(picture):
     with pytest.raises(ValueError, match="uint8"):
-        see(picture)
+        see_shapes(picture)
 
 
 def test_every_kind_but_three_feeds_a_tag_and_every_tag_is_fed():

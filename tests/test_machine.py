@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.machine
-from pipelines.machine import Pace, brief, code_version, in_words, machine
+import pipelines.runs.machine
+from pipelines.runs.machine import Pace, brief, code_version, in_words, machine
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands at its only number."""
     now = [100.0]
-    monkeypatch.setattr(pipelines.machine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pipelines.runs.machine.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -54,7 +54,7 @@ def test_the_commit_is_named_in_a_checkout_and_the_version_outside(tmp_path: Pat
     assert "CPU" in machine()
     alone = tmp_path / "site-packages" / "pipelines"
     alone.mkdir(parents=True)
-    (alone / "machine.py").write_text(Path(pipelines.machine.__file__).read_text())
+    (alone / "machine.py").write_text(Path(pipelines.runs.machine.__file__).read_text())
     spec = importlib.util.spec_from_file_location("elsewhere", alone / "machine.py")
     elsewhere = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(elsewhere)

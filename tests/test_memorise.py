@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-import pipelines.memorise
+import pipelines.evaluation.memorise
 from pipelines import TextToImagePipeline
-from pipelines.data.examples import PictureExamples
-from pipelines.data.preflight import check
-from pipelines.data.sources import DataError
-from pipelines.dataset import SceneExamples
-from pipelines.memorise import leave_memorised, memorised, memorised_sheet, memorised_text, nearest
-from pipelines.scenes import render, scene
+from pipelines.data.pictures import PictureExamples
+from pipelines.data.scenes import SceneExamples
+from pipelines.evaluation.memorise import leave_memorised, memorised, memorised_sheet, memorised_text, nearest
+from pipelines.scenes.shapes import render, scene
+from pipelines.sources.check import check
+from pipelines.sources.read import DataError
 
 SIDE, COUNT = 32, 240
 
@@ -120,20 +120,20 @@ def test_what_is_nearest_does_not_depend_on_the_chunks(monkeypatch: pytest.Monke
     distance = np.sqrt((difference**2).mean(axis=(2, 3, 4)))
     assert whole.place.tolist() == distance.argmin(axis=1).tolist()
     np.testing.assert_allclose(whole.distance, distance.min(axis=1), atol=1e-6)
-    closest = np.sort(distance, axis=1)[:, : pipelines.memorise.NEIGHBOURS]
+    closest = np.sort(distance, axis=1)[:, : pipelines.evaluation.memorise.NEIGHBOURS]
     np.testing.assert_allclose(whole.relative, closest[:, 0] / closest.mean(axis=1), atol=1e-6)
-    monkeypatch.setattr(pipelines.memorise, "CHUNK", 8 * 8 * 3 * 4)  # four at a time
+    monkeypatch.setattr(pipelines.evaluation.memorise, "CHUNK", 8 * 8 * 3 * 4)  # four at a time
     parts = nearest(sought, one, 90)
     assert torch.equal(parts.place, whole.place)
     torch.testing.assert_close(parts.relative, whole.relative)
 
 
 def test_memory_holds_a_chunk_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines.memorise, "CHUNK", 8 * 8 * 3 * 10)
+    monkeypatch.setattr(pipelines.evaluation.memorise, "CHUNK", 8 * 8 * 3 * 10)
     sizes = []
-    numbers = pipelines.memorise._numbers
+    numbers = pipelines.evaluation.memorise._numbers
     monkeypatch.setattr(
-        pipelines.memorise, "_numbers", lambda pictures: (sizes.append(len(pictures)), numbers(pictures))[1]
+        pipelines.evaluation.memorise, "_numbers", lambda pictures: (sizes.append(len(pictures)), numbers(pictures))[1]
     )
     nearest(np.zeros((3, 8, 8, 3), np.uint8), lambda place: np.full((8, 8, 3), place % 256, np.uint8), 1000)
     assert sizes == [3] + [10] * 100

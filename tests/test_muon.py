@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.muon import Muon, orthogonal
+from pipelines.training.muon import Muon, orthogonal
 
 
 def gradients(parameters: list[nn.Parameter], step: int) -> list[Tensor]:

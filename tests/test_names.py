@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.names import names, write_names
-from pipelines.train_text import read_pairs
+from pipelines.data.names import names, write_names
+from pipelines.data.pairs import read_pairs
 
 
 def test_names_are_real_pairs_each_once_and_the_same_every_time() -> None:

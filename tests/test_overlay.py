@@ -3,8 +3,9 @@ import torch
 from PIL import Image
 
 from pipelines import trace
-from pipelines.overlay import alignment_sheet, colour_map, drawn, overlay, word_sheet
+from pipelines.drawing import colour_map
 from pipelines.text_to_text import Translation
+from pipelines.tracing.overlay import alignment_sheet, drawn, overlay, word_sheet
 
 
 def test_colours_grow_lighter_with_the_value() -> None:

@@ -17,17 +17,19 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 import pipelines.data.decode
-import pipelines.train
+import pipelines.training.train
 from pipelines import TextToImagePipeline
-from pipelines.data.examples import PictureExamples, is_kept, split
-from pipelines.data.sources import DataError, Row
-from pipelines.dataset import Collator, Example, batches
-from pipelines.objective import TextToImageModel
+from pipelines.data.batches import Collator, batches
+from pipelines.data.pictures import PictureExamples, is_kept, split
+from pipelines.data.stream import Example
 from pipelines.pictures import shapes_near
-from pipelines.run_folder import StoppedError
+from pipelines.runs.signals import StoppedError
+from pipelines.sources.read import DataError, Row
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import TrainConfig, size_multiple, train
-from pipelines.validate import validate
+from pipelines.training.objective import TextToImageModel
+from pipelines.training.parts import size_multiple
+from pipelines.training.train import TrainConfig, train
+from pipelines.training.validate import validate
 from unet_xattn import CrossAttentionUNet, Transformer
 
 SQUARE = [(32, 32)]
@@ -377,7 +379,7 @@ def test_a_run_with_every_option_that_is_stopped_and_resumed_ends_as_if_it_had_n
 ) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     rows = [replace(pointing_row(SIZES[i % 3], i), weight=1 + i / 4) for i in range(6)]
-    monkeypatch.setattr(pipelines.train, "check", lambda *_, **__: SimpleNamespace(rows=rows))
+    monkeypatch.setattr(pipelines.training.train, "check", lambda *_, **__: SimpleNamespace(rows=rows))
     whole = TrainConfig(
         data=str(tmp_path),
         out=str(tmp_path / "whole"),

@@ -19,15 +19,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image, ImageDraw, features
 
-from pipelines.data import look as look_module
-from pipelines.data.contact_sheet import contact_sheet
-from pipelines.data.duplicates import MOST_BITS, alike
-from pipelines.data.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines
-from pipelines.data.look import PictureError, decoding, look_at, open_picture
-from pipelines.data.preflight import check, examine
-from pipelines.data.rows import Row
-from pipelines.data.sources import DataError
 from pipelines.pictures import fit_picture
+from pipelines.sources import look as look_module
+from pipelines.sources.check import check, examine
+from pipelines.sources.contact_sheet import contact_sheet
+from pipelines.sources.duplicates import MOST_BITS, alike
+from pipelines.sources.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines
+from pipelines.sources.look import PictureError, decoding, look_at, open_picture
+from pipelines.sources.read import DataError
+from pipelines.sources.rows import Row
 from pipelines.tokenizer import MAX_TOKENS
 
 MakeFolder = Callable[..., Path]

@@ -16,8 +16,8 @@ from test_distributed import launch
 
 import pipelines.prompts
 from pipelines import TextToImagePipeline
-from pipelines.data.sources import DataError
 from pipelines.prompts import StoppedDrawingError, draw_prompts, read_prompt_file
+from pipelines.sources.read import DataError
 from ui.cli import main
 
 LINES = [

@@ -24,19 +24,21 @@ import torch
 from safetensors.numpy import load_file
 from test_checkpoint import Run, assert_identical, saved
 
-import pipelines.checkpoint
-import pipelines.dataset
-import pipelines.train_text
-from pipelines.checkpoint import FILES, checkpoints, damage, find_checkpoint, load_state, save_checkpoint
-from pipelines.emoji import write_emoji
-from pipelines.train import TrainConfig, train
-from pipelines.train_text import TextConfig, train_text
+import pipelines.data.batches
+import pipelines.runs.checkpoint
+import pipelines.training.train_text
+from pipelines.data.emoji_folder import write_emoji
+from pipelines.runs.checkpoint import FILES, checkpoints, damage, find_checkpoint, load_state, save_checkpoint
+from pipelines.training.config import TextConfig
+from pipelines.training.train import TrainConfig, train
+from pipelines.training.train_text import train_text
 
 if sys.platform == "win32":
     pytest.skip("made of POSIX's signals", allow_module_level=True)
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "pipelines.train", "pipelines.train_text", "pipelines.emoji"])
+PRELOADED = ["pytest", "pipelines.training.train", "pipelines.training.train_text", "pipelines.data.emoji_folder"]
+SERVER.set_forkserver_preload(PRELOADED)
 
 REFUSED = 3  # the code a process here ends with when the disk refused and that was said
 
@@ -65,7 +67,7 @@ class Disk:
         self.at, self.fault, self.lasting, self.count = at, fault, lasting, 0
         self.bytes_left = sys.maxsize
         os.fsync = lambda _: self.touched()  # no power is cut here: nothing need wait for the disk
-        pipelines.checkpoint.open = lambda path, mode: Torn(open(path, mode), self)  # noqa: SIM115
+        pipelines.runs.checkpoint.open = lambda path, mode: Torn(open(path, mode), self)  # noqa: SIM115
         sys.addaudithook(self.heard)
 
     def heard(self, event: str, arguments: tuple) -> None:
@@ -208,7 +210,7 @@ def quietly(work: Callable[..., Any], *arguments: object) -> None:
 
 def unseeded(config: TextConfig, resume: bool = False) -> None:
     """As one would have it without a thought: what dropout drops comes from a generator that nobody saves."""
-    pipelines.train_text.seed_of = lambda *_: int.from_bytes(os.urandom(7), "big")  # type: ignore[assignment]
+    pipelines.training.train_text.seed_of = lambda *_: int.from_bytes(os.urandom(7), "big")  # type: ignore[assignment]
     train_text(config, resume)
 
 
@@ -265,7 +267,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_nothing_had_been(te
 def test_a_full_disk_ends_a_run_with_one_line_that_says_where_it_stands(
     text: TextConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writes, write = iter(range(100)), pipelines.checkpoint._write
+    writes, write = iter(range(100)), pipelines.runs.checkpoint._write
 
     def full(path: Path, content: bytes) -> dict:
         if next(writes) == 7:  # in the second save
@@ -273,7 +275,7 @@ def test_a_full_disk_ends_a_run_with_one_line_that_says_where_it_stands(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, content)
 
-    monkeypatch.setattr(pipelines.checkpoint, "_write", full)
+    monkeypatch.setattr(pipelines.runs.checkpoint, "_write", full)
     with pytest.raises(OSError, match=r"^.*No space left on device; the run in \S+ has step 1 saved, --resume goes on"):
         train_text(text)
     assert [path.name for path in (Path(text.out) / "checkpoints").iterdir()] == ["step-00000001"]

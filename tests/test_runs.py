@@ -15,17 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import TextToImagePipeline
-from pipelines.checkpoint import last_state
-from pipelines.run_folder import (
-    StopSignals,
-    append_row,
-    drop_rows_after,
-    find_trainer,
-    name_trainer,
-    read_rows,
-    run_lock,
-)
-from pipelines.train import TrainConfig, train
+from pipelines.runs.checkpoint import last_state
+from pipelines.runs.folder import find_trainer, name_trainer, run_lock
+from pipelines.runs.rows import append_row, drop_rows_after, read_rows
+from pipelines.runs.signals import StopSignals
+from pipelines.training.train import TrainConfig, train
 from ui import runs
 from ui.cli import app
 
@@ -172,7 +166,7 @@ def test_a_run_that_goes_on_says_how_fast_and_how_long_still(tmp_path: Path) -> 
     append_row(run / "log.jsonl", {"step": 5, "pictures/s": 117.6, "seconds left": 3900.0})
     assert runs.find_run(tmp_path, "half").seconds_left is None  # it was stopped: nobody works on the rest
     assert "118" not in CliRunner().invoke(app, ["runs", str(tmp_path)]).output
-    code = "import sys, time; from pathlib import Path; from pipelines.run_folder import run_lock\n"
+    code = "import sys, time; from pathlib import Path; from pipelines.runs.folder import run_lock\n"
     code += f"with run_lock(Path({str(run)!r})): print('held', flush=True); sys.stdin.read()"
     (run / "run.json").write_text(json.dumps({"config": {"data": "shapes", "steps": 10}}))
     with subprocess.Popen(

@@ -6,22 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.captions import COUNT_WORDS, RELATIONS, SIZE_WORDS
-from pipelines.scenes import (
-    COLOURS,
-    GROUNDS,
-    HELD_OUT,
-    KINDS,
-    SHAPES,
-    SIZES,
-    Scene,
-    coverage,
-    render,
-    scene,
-    tellings,
-    unit_area,
-    word_mask,
-)
+from pipelines.scenes.captions import COUNT_WORDS, RELATIONS, SIZE_WORDS
+from pipelines.scenes.scene import COLOURS, GROUNDS, KINDS, Scene, word_mask
+from pipelines.scenes.shapes import HELD_OUT, SHAPES, SIZES, coverage, render, scene, tellings, unit_area
 
 SCENES = [scene(7, index) for index in range(1500)]
 HELD_OUT_SCENES = [scene(7, index, kind, held_out=True) for index in range(60) for kind in KINDS]

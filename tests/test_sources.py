@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.files import SMALL, FilePart
-from pipelines.data.findings import ERROR, NOTE, WARNING
-from pipelines.data.sources import DataError, Row, Source, expand_braces, read_source
+from pipelines.sources.files import SMALL, FilePart
+from pipelines.sources.findings import ERROR, NOTE, WARNING
+from pipelines.sources.read import DataError, Row, Source, expand_braces, read_source
 
 MakeFolder = Callable[..., Path]
 

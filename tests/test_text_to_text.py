@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pipelines import TextToImagePipeline, TranslationPipeline, scenes
-from pipelines.captions import LANGUAGES, is_chinese, meaning
-from pipelines.dataset import Collator
-from pipelines.objective import text_loss
+from pipelines import TextToImagePipeline, TranslationPipeline
+from pipelines.data.batches import Collator
+from pipelines.scenes import shapes as scenes
+from pipelines.scenes.captions import LANGUAGES, is_chinese, meaning
+from pipelines.training.objective import text_loss
 from unet_xattn import Transformer
 
 TEXTS = ["a red circle", "一个红色的圆在蓝色正方形的左边"]

@@ -24,22 +24,23 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast
 
-import pipelines.train
-import pipelines.validate
+import pipelines.training.train
+import pipelines.training.validate
 from pipelines import TextToImagePipeline
-from pipelines.checkpoint import checkpoints, last_state, save_checkpoint
-from pipelines.data.examples import PictureExamples
-from pipelines.data.preflight import check
-from pipelines.data.sources import DataError
-from pipelines.dataset import Batch, Collator, SceneExamples
-from pipelines.failures import DivergedError
-from pipelines.objective import Losses, TextToImageModel
-from pipelines.pictures import to_tensor
-from pipelines.recipe import bf16_is_fast, power_function_ema, schedule
-from pipelines.resume import check_unchanged
-from pipelines.run_folder import StoppedError
-from pipelines.train import TrainConfig, step_losses, train
-from pipelines.validate import LEVELS, draw_samples, sheet_of, validate
+from pipelines.components import to_tensor
+from pipelines.data.batches import Batch, Collator
+from pipelines.data.pictures import PictureExamples
+from pipelines.data.scenes import SceneExamples
+from pipelines.runs.checkpoint import checkpoints, last_state, save_checkpoint
+from pipelines.runs.failures import DivergedError
+from pipelines.runs.resume import check_unchanged
+from pipelines.runs.signals import StoppedError
+from pipelines.sources.check import check
+from pipelines.sources.read import DataError
+from pipelines.training.objective import Losses, TextToImageModel
+from pipelines.training.recipe import bf16_is_fast, power_function_ema, schedule
+from pipelines.training.train import TrainConfig, step_losses, train
+from pipelines.training.validate import LEVELS, draw_samples, sheet_of, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 MakeFolder = Callable[..., Path]
@@ -119,7 +120,8 @@ def test_without_tensorboard_only_its_logs_are_missing_and_a_line_says_so(tmp_pa
     code = f"""
 import sys
 sys.modules["tensorboard"] = sys.modules["tensorboardX"] = None  # as if it were not installed
-from pipelines.train import TrainConfig, train
+from pipelines.training.config import TrainConfig
+from pipelines.training.train import train
 train(TrainConfig({arguments}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -153,7 +155,7 @@ def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_
 
     config = replace(finished, out=str(tmp_path / "run"))
     with monkeypatch.context() as patch, pytest.raises(PowerGoneError):
-        patch.setattr(pipelines.train, "save_checkpoint", save_and_stop)
+        patch.setattr(pipelines.training.train, "save_checkpoint", save_and_stop)
         train(config)
     assert last_state(tmp_path / "run" / "checkpoints")["step"] == 2
     for scramble in (torch.manual_seed, np.random.seed, random.seed):  # whatever happened in between
@@ -216,7 +218,7 @@ def test_agreement_is_the_share_of_samples_that_show_what_they_should(
     examples = SceneExamples(32, 0).validation(4)
     assert all(e.scene is not None and e.scene.caption == e.caption for e in examples)
     seen = iter([True, False, True, True])
-    monkeypatch.setattr(pipelines.validate, "judge", lambda *_: SimpleNamespace(all_correct=next(seen)))
+    monkeypatch.setattr(pipelines.training.validate, "judge", lambda *_: SimpleNamespace(all_correct=next(seen)))
     assert draw_samples(tiny_pipe, examples, tmp_path, 7) == {"agreement": 0.75, "judged": 4}
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000007.png", "words-000007.png"]
     assert draw_samples(tiny_pipe, [replace(e, scene=None) for e in examples], tmp_path, 8) == {}

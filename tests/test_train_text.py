@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-import pipelines.train_text
+import pipelines.training.train_text
 from pipelines import TranslationPipeline
-from pipelines.checkpoint import checkpoints, save_checkpoint
-from pipelines.data.sources import DataError
-from pipelines.failures import DivergedError
-from pipelines.run_folder import StoppedError, run_lock
-from pipelines.train_text import PairBatch, TextConfig, TextModel, read_pairs, split_pairs, train_text
+from pipelines.data.pairs import PairBatch, read_pairs, split_pairs
+from pipelines.runs.checkpoint import checkpoints, save_checkpoint
+from pipelines.runs.failures import DivergedError
+from pipelines.runs.folder import run_lock
+from pipelines.runs.signals import StoppedError
+from pipelines.sources.read import DataError
+from pipelines.training.config import TextConfig
+from pipelines.training.train_text import TextModel, train_text
 
 DIGITS = {"1": "One", "2": "Two", "3": "Three", "4": "Four", "5": "Five"}
 PAIRS = [(f"{a} {b} {c}", f"{DIGITS[c]} {DIGITS[b]} {DIGITS[a]}") for a in DIGITS for b in DIGITS for c in DIGITS]
@@ -109,7 +112,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp
             save_checkpoint(*args)
             raise KeyboardInterrupt
 
-        patch.setattr(pipelines.train_text, "save_checkpoint", save_and_stop)
+        patch.setattr(pipelines.training.train_text, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train_text(parts)
     train_text(parts, resume=True)
@@ -133,9 +136,9 @@ def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
             signal.raise_signal(signal.SIGTERM)
         return collate(tokenizer, pairs)
 
-    collate = pipelines.train_text.collate
+    collate = pipelines.training.train_text.collate
     with monkeypatch.context() as patch, pytest.raises(StoppedError, match=r"stopped at step [12] of 6, and saved"):
-        patch.setattr(pipelines.train_text, "collate", asked)
+        patch.setattr(pipelines.training.train_text, "collate", asked)
         train_text(parts)
     train_text(parts, resume=True)
     for name in ("model", "ema", "optimizer"):

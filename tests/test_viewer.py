@@ -12,6 +12,7 @@ from PIL import Image
 from pipelines import TextToImagePipeline, trace
 from ui import reading, viewer
 from ui.kept import Drawing, Kept
+from ui.viewer.component import attention_viewer
 from unet_xattn import AttentionTrace
 
 PROMPT = "a red circle left of a blue square"
@@ -117,7 +118,7 @@ def test_the_payload_of_the_bundled_model_is_small_and_json() -> None:
     assert set(told["views"]) == {"mean||", "calibrated||"}
 
 
-@pytest.mark.parametrize("make", [viewer.attention_viewer, reading.reading])
+@pytest.mark.parametrize("make", [attention_viewer, reading.reading])
 def test_templates_hold_nothing_that_gradio_would_run(make: Any) -> None:
     component = make()
     for template in (component.html_template, component.css_template):

@@ -8,12 +8,10 @@ import typer
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
-from pipelines.run_folder import StoppedError
+from pipelines.runs.signals import StoppedError
 from ui.app import launch
 from ui.commands import data, draw, measure, train
-from ui.commands.common import (
-    Model,
-)
+from ui.commands.common import Model
 
 app = typer.Typer(
     help="See how words become picture: generate, train, evaluate, and ask which word drew what.",

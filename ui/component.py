@@ -1,20 +1,10 @@
 """Components of our own: a folder each, with its template, its style and its script in files of their own."""
 
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
-KINDS = (".html", ".css", ".js")
-
-
-def sources(package: str) -> tuple[str, str, str]:
-    """Template, style and script of a component: its .html, its .css, and its .js files one after another by name."""
-    parts = sorted(files(package).iterdir(), key=lambda part: part.name)
-    template, style, script = (
-        "\n".join(part.read_text("utf-8") for part in parts if part.name.endswith(kind)) for kind in KINDS
-    )
-    return template, style, script
+from ui.template import sources
 
 
 def component(package: str, value: Any = None, **options: Any) -> gr.HTML:

@@ -17,14 +17,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pipelines.data.files import is_clutter
-from pipelines.data.findings import DataError
-from pipelines.data.look import open_picture
-from pipelines.data.preflight import Report, examine
-from pipelines.data.tables import TABLES
-from pipelines.dataset import Example, SceneExamples
+from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import Example
 from pipelines.pictures import fit_picture
-from pipelines.worlds import WORLDS
+from pipelines.scenes.worlds import WORLDS
+from pipelines.sources.check import Report, examine
+from pipelines.sources.files import is_clutter
+from pipelines.sources.findings import DataError
+from pipelines.sources.look import open_picture
+from pipelines.sources.tables import TABLES
 from ui.runs import NAME
 
 DATA = Path("data")

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.overlay import drawn, step_frames, step_sheet, word_overlay, word_sheet
+from pipelines.tracing.overlay import drawn, step_frames, step_sheet, word_overlay, word_sheet
 from ui.viewer import document
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word

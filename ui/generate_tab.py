@@ -16,15 +16,16 @@ from gradio.events import Dependency
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.emoji import FontError
-from pipelines.judge import judge
 from pipelines.samplers import OWN, SAMPLERS, with_sampler
-from pipelines.worlds import described
+from pipelines.scenes.emoji_font import FontError
+from pipelines.scenes.judge import judge
+from pipelines.scenes.worlds import parse
 from ui.checks import check_prompt, parse_seed
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, MODEL, Models
 from ui.reading import read, reading
-from ui.viewer import attention_viewer, data_url, payload
+from ui.viewer import data_url, payload
+from ui.viewer.component import attention_viewer
 from unet_xattn import AttentionTrace
 from unet_xattn.words import unknown_words
 
@@ -162,7 +163,7 @@ def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]]
 
     None as well for a scene of emoji where there is no font to know them by.
     """
-    scene = described(attention.prompts[image])
+    scene = parse(attention.prompts[image])
     if scene is None or attention.pictures is None:
         return None
     try:

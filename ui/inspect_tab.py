@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pipelines import TextToImagePipeline, TranslationPipeline
-from pipelines.follow import Drawing, Query, decoder_layers, draw_states, follow_picture, follow_text
+from pipelines.tracing.follow import Drawing, Query, decoder_layers, draw_states, follow_picture, follow_text
 from ui.checks import check_prompt, parse_seed
 from ui.models import MODEL, Models
 from ui.query import picture_payload, query_diagram, text_payload

@@ -9,7 +9,8 @@ from pipelines import attribute as attribute_words
 from ui.checks import check_prompt
 from ui.kept import Drawing, Kept
 from ui.models import MODEL, Models
-from ui.viewer import attention_viewer, payload
+from ui.viewer import payload
+from ui.viewer.component import attention_viewer
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is tried on a file that is brought: Pillow knows more, and some of those run other programs."""

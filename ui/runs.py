@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from pipelines.checkpoint import last_state
-from pipelines.run_folder import (
+from pipelines.runs.checkpoint import last_state
+from pipelines.runs.folder import (
     CHECKPOINTS,
     LOG,
     OUTPUT,
@@ -27,10 +27,10 @@ from pipelines.run_folder import (
     Trainer,
     find_trainer,
     name_trainer,
-    read_rows,
     unused,
 )
-from pipelines.train import TrainConfig
+from pipelines.runs.rows import read_rows
+from pipelines.training.train import TrainConfig
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a run or a data set may be called by whoever uses the page: it becomes the name of a folder."""

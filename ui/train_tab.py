@@ -9,9 +9,9 @@ import gradio as gr
 import pandas as pd
 from PIL import Image
 
-from pipelines.machine import in_words
-from pipelines.train import TrainConfig
-from pipelines.validate import LEVELS, SHEET_COLUMNS
+from pipelines.runs.machine import in_words
+from pipelines.training.train import TrainConfig
+from pipelines.training.validate import LEVELS, SHEET_COLUMNS
 from ui import runs
 from ui.album import album
 from ui.album import page as album_page

@@ -116,3 +116,7 @@ class MultiHeadAttention(nn.Module):
 
     def combine_heads(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)  # (B, H, N, E) -> (B, N, D)
+
+
+RecordLayer = Callable[[str, Tensor, tuple[int, int]], None]
+"""Receives a cross-attention layer's name, its weights (B, H, h·w, T) and its grid (h, w)."""

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet_xattn.attention import RecordLayer
 from unet_xattn.grounding import Measures, measure
 from unet_xattn.recording import BUDGET, Recording
-from unet_xattn.unet import RecordLayer
 from unet_xattn.words import Text, Word, find_phrase
 
 FORMAT = "unet_xattn attention 3"

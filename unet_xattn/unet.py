@@ -5,7 +5,6 @@ P patch size, H attention heads, V width of the time embedding.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,11 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet_xattn import flow
-from unet_xattn.attention import MultiHeadAttention, Record, padding_mask
+from unet_xattn.attention import MultiHeadAttention, Record, RecordLayer, padding_mask
 from unet_xattn.transformer import sinusoidal_positions
-
-RecordLayer = Callable[[str, Tensor, tuple[int, int]], None]
-"""Receives a cross-attention layer's name, its weights (B, H, h·w, T) and its grid (h, w)."""
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -1,1 +1,1 @@
-"""Captioned pictures as people keep them: read, looked through, decoded once, and made examples to train on."""
+"""What training is fed: examples in order, decoded pixels, batches, pairs of sentences."""

@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 
 from pipelines.data.cache import VERSION, DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
-from pipelines.data.findings import DataError
-from pipelines.data.look import decoding, open_picture
-from pipelines.data.rows import Row
 from pipelines.pictures import Shape, fit_mask, fit_picture
+from pipelines.sources.findings import DataError
+from pipelines.sources.look import decoding, open_picture
+from pipelines.sources.rows import Row
 
 IN_MEMORY = 2**24
 """Bytes of decoded pictures and masks that are not worth a file."""

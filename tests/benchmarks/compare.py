@@ -40,17 +40,20 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import TextToImagePipeline
-from pipelines.checkpoint import checkpoints, load_checkpoint, load_state, save_checkpoint
-from pipelines.dataset import Batch, Collator, SceneExamples, batches, seed_of
-from pipelines.evaluate import evaluate
-from pipelines.frozen import Frozen
-from pipelines.machine import code_version, machine
-from pipelines.objective import TextToImageModel
-from pipelines.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
-from pipelines.scenes import SWAPS
+from pipelines.data.batches import Batch, Collator, batches
+from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import seed_of
+from pipelines.evaluation.agreement import evaluate
+from pipelines.runs.checkpoint import checkpoints, load_checkpoint, load_state, save_checkpoint
+from pipelines.runs.machine import code_version, machine
+from pipelines.scenes.shapes import SWAPS
 from pipelines.text_to_image import read_prompts
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import TrainConfig, as_pipeline
+from pipelines.training.frozen import Frozen
+from pipelines.training.objective import TextToImageModel
+from pipelines.training.parts import as_pipeline
+from pipelines.training.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
+from pipelines.training.train import TrainConfig
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 MARKS = (0.5, 0.8, 0.9)
@@ -77,7 +80,7 @@ MAKE_WORLD: dict[int, Callable[[], None]] = {
 
 
 class Ours:
-    """The recipe of `pipelines.train`, its learning rate falling over the last third of the minutes it has."""
+    """The recipe of `pipelines.training.train`, its learning rate falling over the last third of the minutes it has."""
 
     def __init__(self, size: int, device: str, lent: "Borrowed | None" = None):
         """Learns its own text encoder, or reads with the one that the others are `lent`, which stays as it is."""

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from pipelines.evaluate import SPLITS, fixed_scenes, wilson
-from pipelines.judge import judge
-from pipelines.scenes import KINDS
-from pipelines.worlds import render
+from pipelines.evaluation.agreement import SPLITS, fixed_scenes
+from pipelines.evaluation.statistics import wilson
+from pipelines.scenes.judge import judge
+from pipelines.scenes.scene import KINDS
+from pipelines.scenes.worlds import render
 
 Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 SPOILT: dict[str, Spoil] = {

@@ -25,13 +25,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.bench import machine
-from pipelines.data.examples import PictureExamples
-from pipelines.data.sources import Row
-from pipelines.dataset import Batch, Collator, Examples, SceneExamples, batches
-from pipelines.objective import TextToImageModel
-from pipelines.recipe import attention_kernel, bf16_is_fast, muon
-from pipelines.train import TrainConfig, build
+from pipelines.bench.speed import machine
+from pipelines.data.batches import Batch, Collator, batches
+from pipelines.data.pictures import PictureExamples
+from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import Examples
+from pipelines.sources.read import Row
+from pipelines.training.objective import TextToImageModel
+from pipelines.training.parts import build
+from pipelines.training.recipe import attention_kernel, bf16_is_fast, muon
+from pipelines.training.train import TrainConfig
 
 SIZE, BATCH = 64, 64
 WARM_UP = 2

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.bench_attention import TorchTransformer
-from pipelines.machine import machine
-from pipelines.names import names
-from pipelines.recipe import schedule
+from pipelines.bench.attention import TorchTransformer
+from pipelines.data.names import names
+from pipelines.data.pairs import PairStream, collate, split_pairs
+from pipelines.runs.machine import machine
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train_text import PairStream, collate, split_pairs
+from pipelines.training.recipe import schedule
 from unet_xattn import Transformer
 
 Pair = tuple[str, str]

@@ -20,7 +20,7 @@ from typing import Any
 from gradio_client import Client
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines.machine import machine
+from pipelines.runs.machine import machine
 
 CLIENTS = 64
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from pipelines.bench import machine
-from pipelines.data.preflight import examine
+from pipelines.bench.speed import machine
+from pipelines.sources.check import examine
 
 SIDE, FILES, ROUNDS = 256, 250, 9
 

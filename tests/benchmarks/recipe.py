@@ -49,16 +49,17 @@ from safetensors.torch import load_file
 from told_apart import errors_of, share, told_apart
 from torch import Tensor
 
-import pipelines.train
-from pipelines import TextToImagePipeline, recipe
-from pipelines.checkpoint import checkpoints
-from pipelines.evaluate import SPLITS, evaluate
-from pipelines.machine import code_version, machine
-from pipelines.objective import TextToImageModel
-from pipelines.recipe import power_function_ema
-from pipelines.scenes import SWAPS
+import pipelines.training.train
+from pipelines import TextToImagePipeline
+from pipelines.evaluation.agreement import SPLITS, evaluate
+from pipelines.runs.checkpoint import checkpoints
+from pipelines.runs.machine import code_version, machine
+from pipelines.scenes.shapes import SWAPS
 from pipelines.text_to_image import read_prompts
-from pipelines.train import TrainConfig, train
+from pipelines.training import recipe
+from pipelines.training.objective import TextToImageModel
+from pipelines.training.recipe import power_function_ema
+from pipelines.training.train import TrainConfig, train
 
 BASE = "as it is"
 
@@ -116,12 +117,12 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
     others: dict[str, list[Tensor]] = {}
     if draw and name == BASE:
         config = replace(config, milestone=max(1, steps // 4))
-        pipelines.train.power_function_ema = averaging(others)
-    pipelines.train.validate = lambda *rest: {}  # type: ignore[assignment]
-    pipelines.train.draw_samples = lambda *rest: {}  # type: ignore[assignment]
-    pipelines.train.loader_workers = lambda _: 0  # a variant's changes are to this process
+        pipelines.training.train.power_function_ema = averaging(others)
+    pipelines.training.train.validate = lambda *rest: {}  # type: ignore[assignment]
+    pipelines.training.train.draw_samples = lambda *rest: {}  # type: ignore[assignment]
+    pipelines.training.train.loader_workers = lambda _: 0  # a variant's changes are to this process
     clock = [time.process_time()]  # and then that of every step but the first
-    pipelines.train.schedule = timing(clock)  # type: ignore[assignment]
+    pipelines.training.train.schedule = timing(clock)  # type: ignore[assignment]
     train(replace(config, **(AS_IT_WAS | changes)))
     spent: dict[str, Any] = {"step": float(np.median(np.diff(clock[len(clock) // 4 :])))}  # past the warm-up
     spent["start"] = clock[1] - clock[0] - spent["step"]

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-import pipelines.train
-from pipelines import scenes
-from pipelines.dataset import Collator, SceneExamples
-from pipelines.objective import TextToImageModel, text_loss
+import pipelines.training.train
+from pipelines.data.batches import Collator
+from pipelines.data.scenes import SceneExamples
+from pipelines.scenes import scene as scene_module
+from pipelines.scenes import shapes as scenes
 from pipelines.tokenizer import train_tokenizer
-from pipelines.train import TrainConfig
+from pipelines.training.objective import TextToImageModel, text_loss
+from pipelines.training.train import TrainConfig
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 SIZE = 16
@@ -46,7 +48,7 @@ Settings = dict[str, Any]
 
 def few_things(shapes: Sequence[str], colours: Sequence[str]) -> None:
     """Scenes of these shapes and colours only, in this process."""
-    for known, kept in ((scenes.SHAPES, shapes), (scenes.COLOURS, colours)):
+    for known, kept in ((scenes.SHAPES, shapes), (scene_module.COLOURS, colours)):
         for name in set(known) - set(kept):
             del known[name]  # type: ignore[attr-defined]
     scenes.HELD_OUT = frozenset((s, c) for s, c in scenes.HELD_OUT if s in shapes and c in colours)
@@ -81,7 +83,7 @@ def networks(
                 text.load_state_dict(taught.state_dict(), strict=False)  # it may have no decoder
             return tokenizer, text, CrossAttentionUNet(**(UNET | unet), memory_width=text.config.width), None
 
-        pipelines.train.build = build  # type: ignore[assignment]
+        pipelines.training.train.build = build  # type: ignore[assignment]
         return {}
 
     return change
@@ -95,7 +97,7 @@ def translating(text: Transformer, tokenizer: Any) -> None:
         said = [scenes.tellings(examples.seed, step * 64 + i, ("en", "zh")) for i in range(64)]
         ids, mask, _ = collator.read([a.caption for a, _ in said], [[]] * 64, (16, 16))
         targets = collator.write([b.caption for _, b in said])
-        with torch.autocast("cpu", torch.bfloat16, enabled=pipelines.train.bf16_is_fast()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=pipelines.training.train.bf16_is_fast()):
             loss = text_loss(text, text.encode(ids, mask), mask, *targets)
         loss.backward()
         optimizer.step()
@@ -110,7 +112,7 @@ def adamw(learning_rate: float) -> Callable[[], Settings]:
             weights = {"params": list(model.parameters()), "pace": 1.0}
             return AdamW([weights], rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
 
-        pipelines.train.muon = optimizer  # type: ignore[assignment]
+        pipelines.training.train.muon = optimizer  # type: ignore[assignment]
         return {"learning_rate": learning_rate}
 
     return change
@@ -178,7 +180,7 @@ def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
 
         def tellings(seed: int, index: int, languages: Sequence[str], kind: str | None = None, *rest: Any) -> list:
             if kind is None:
-                kind = str(np.random.default_rng((seed, index, 1)).choice(scenes.KINDS, p=shares(index)))
+                kind = str(np.random.default_rng((seed, index, 1)).choice(scene_module.KINDS, p=shares(index)))
             return plain(seed, index, languages, kind, *rest)
 
         scenes.tellings = tellings
@@ -189,7 +191,7 @@ def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
 
 def any_order() -> Settings:
     """Lists of things name them in any order, not from left to right or from top to bottom."""
-    scenes._in_reading_order = lambda objects: objects
+    scene_module._in_reading_order = lambda objects: objects
     return {}
 
 

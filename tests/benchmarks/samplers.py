@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from pipelines import TextToImagePipeline
-from pipelines.evaluate import evaluate
-from pipelines.machine import machine
+from pipelines.evaluation.agreement import evaluate
+from pipelines.runs.machine import machine
 from pipelines.samplers import with_sampler
-from pipelines.scenes import KINDS
+from pipelines.scenes.scene import KINDS
 
 SEEDS = 2  # pictures of each prompt
 ALWAYS, LATE, NEVER = (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (1.0, (0.0, 1.0))

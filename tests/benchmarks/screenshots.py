@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines.scenes import render, scene
+from pipelines.scenes.shapes import render, scene
 from ui.app import launch
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines import TextToImagePipeline
-from pipelines.evaluate import SPLITS, TEST_SEED
-from pipelines.evaluate_pairs import minimal_pairs
-from pipelines.pictures import to_tensor
-from pipelines.scenes import SWAPS, render
+from pipelines.components import to_tensor
+from pipelines.evaluation.agreement import SPLITS, TEST_SEED
+from pipelines.evaluation.pairs import minimal_pairs
+from pipelines.scenes.shapes import SWAPS, render
 from pipelines.text_to_image import read_prompts
 from unet_xattn import flow
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
-from pipelines.follow import follow_picture, follow_text
+from pipelines.tracing.follow import follow_picture, follow_text
 from ui.inspect_tab import draw, translator
 from unet_xattn import Transformer
 

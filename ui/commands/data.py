@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from pipelines.data.contact_sheet import contact_sheet
-from pipelines.data.preflight import check_on_bad, examine
-from pipelines.emoji import write_emoji
-from pipelines.emoji_scenes import write_scenes
-from pipelines.names import write_names
-from pipelines.train import TrainConfig
+from pipelines.data.emoji_folder import write_emoji, write_scenes
+from pipelines.data.names import write_names
+from pipelines.sources.check import examine
+from pipelines.sources.contact_sheet import contact_sheet
+from pipelines.sources.findings import check_on_bad
+from pipelines.training.train import TrainConfig
 from ui.commands.common import ON_BAD_HELP, SOURCES, Limit, Streaming, refuse_existing, write_json
 
 app = typer.Typer(help="Make and look at training data.", no_args_is_help=True)

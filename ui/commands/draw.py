@@ -9,9 +9,10 @@ import typer
 from PIL import Image
 
 from pipelines import TranslationPipeline, attribute, trace
-from pipelines.overlay import alignment_sheet, label_font, word_sheet
-from pipelines.processes import this_process
+from pipelines.drawing import label_font
 from pipelines.prompts import draw_prompts
+from pipelines.runs.processes import this_process
+from pipelines.tracing.overlay import alignment_sheet, word_sheet
 from ui.checks import check_prompt, parse_seed
 from ui.commands.common import Guidance, Model, Overwrite, Steps, load, refuse_existing
 from ui.export import export, stem

@@ -10,27 +10,20 @@ import typer
 from rich.console import Console
 
 from pipelines import TranslationPipeline
-from pipelines.bench import bench_capture, bench_sample, bench_train
-from pipelines.bench_attention import bench_attention, bench_text
-from pipelines.bench_device import bench_device
-from pipelines.captions import LANGUAGES
+from pipelines.bench.attention import bench_attention, bench_text
+from pipelines.bench.device import bench_device
+from pipelines.bench.speed import bench_capture, bench_sample, bench_train
 from pipelines.components import can_translate
-from pipelines.evaluate import evaluate as evaluate_pipe
-from pipelines.evaluate import evaluate_translation, fixed_scenes, table
-from pipelines.evaluate_faithfulness import evaluate_faithfulness
-from pipelines.evaluate_faithfulness import table as faithfulness_table
-from pipelines.evaluate_grounding import calibrate, evaluate_grounding
-from pipelines.evaluate_grounding import table as grounding_table
-from pipelines.evaluate_pairs import evaluate_pairs
-from pipelines.worlds import world_of
-from ui.commands.common import (
-    Guidance,
-    Model,
-    Steps,
-    load,
-    refuse_existing,
-    write_json,
-)
+from pipelines.evaluation.agreement import evaluate as evaluate_pipe
+from pipelines.evaluation.agreement import evaluate_translation, fixed_scenes, table
+from pipelines.evaluation.faithfulness import evaluate_faithfulness
+from pipelines.evaluation.faithfulness import table as faithfulness_table
+from pipelines.evaluation.grounding import calibrate, evaluate_grounding
+from pipelines.evaluation.grounding import table as grounding_table
+from pipelines.evaluation.pairs import evaluate_pairs
+from pipelines.scenes.captions import LANGUAGES
+from pipelines.scenes.worlds import world_of
+from ui.commands.common import Guidance, Model, Steps, load, refuse_existing, write_json
 from unet_xattn.words import unknown_words
 
 app = typer.Typer()

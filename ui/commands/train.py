@@ -9,23 +9,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines.card import publish as publish_run
-from pipelines.machine import in_words
-from pipelines.memorise import memorised as look_up
-from pipelines.memorise import memorised_sheet, memorised_text
-from pipelines.train import TrainConfig, load_examples
-from pipelines.train import train as train_model
-from pipelines.train_text import TextConfig
-from pipelines.train_text import train_text as train_text_model
-from ui.commands.common import (
-    ON_BAD_HELP,
-    SOURCES,
-    Limit,
-    Streaming,
-    load,
-    refuse_existing,
-    write_json,
-)
+from pipelines.evaluation.memorise import memorised as look_up
+from pipelines.evaluation.memorise import memorised_sheet, memorised_text
+from pipelines.runs.machine import in_words
+from pipelines.training.card import publish as publish_run
+from pipelines.training.config import TextConfig
+from pipelines.training.parts import load_examples
+from pipelines.training.train import TrainConfig
+from pipelines.training.train import train as train_model
+from pipelines.training.train_text import train_text as train_text_model
+from ui.commands.common import ON_BAD_HELP, SOURCES, Limit, Streaming, load, refuse_existing, write_json
 from ui.models import RUNS
 from ui.runs import list_runs
 

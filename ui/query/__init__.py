@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipelines.follow import Drawing, PictureReading, Reading, TextReading
-from pipelines.overlay import colour_map
+from pipelines.drawing import colour_map
+from pipelines.tracing.follow import Drawing, PictureReading, Reading, TextReading
 from ui.component import component
 
 COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 64))]

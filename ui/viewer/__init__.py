@@ -9,18 +9,18 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.overlay import colour_map, drawn
-from ui.component import component, sources
+from pipelines.drawing import colour_map
+from pipelines.tracing.overlay import drawn
+from ui.template import sources
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
@@ -29,21 +29,6 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
 """The colour map of every heat map we draw, as the browser reads it: evenly spaced, from nothing to most."""
-
-
-def attention_viewer(server_functions: Sequence[Callable] = (), **options: Any) -> gr.HTML:
-    """The component.
-
-    What is sent to it is one of: {"pictures": [`payload`, ...], "note": a line}, with "live": True for pictures that
-    are not worth keeping; {"frame": a data URL, "note": a line} while a picture is being drawn; or {"error": a line
-    that says why there is no new picture}, and the last one stays. Its event "select" brings the settings of a picture
-    of this visit that was chosen again.
-
-    Args:
-        server_functions: what finer maps and files are asked of, where there is somebody to ask: `view`, `frames` and
-            `save` (`ui.kept`). Without them the viewer shows what its payloads hold.
-    """
-    return component(__name__, colours=COLOURS, server_functions=list(server_functions), **options)
 
 
 def document(attention: AttentionTrace, image: int = 0, frames: Sequence[str] = ()) -> str:

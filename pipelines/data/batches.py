@@ -1,0 +1,135 @@
+"""Examples to train on, the endless scenes among them, as batches ready for a training step.
+
+Everything random about an example (which one, dropped caption, noise, time) is a function of (seed, place in the
+endless stream of examples). So a resumed run needs one number, and the batch size or the number of processes decides
+only how the stream is cut (where pictures have several shapes, the batch size decides on their order too).
+
+Shapes: B batch, T tokens, h×w pixels.
+"""
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.components import to_tensor
+from pipelines.data.stream import Example, Stream, seed_of
+from unet_xattn import flow
+from unet_xattn.words import tokens_of
+
+
+@dataclass
+class Batch:
+    """What one step trains on.
+
+    pictures (B, 3, h, w) in [-1, 1], noise likewise, times (B,) in (0, 1), ids and token_mask (B, T),
+    masks (B, T, h / cell, w / cell): where each token's meaning lies, zero everywhere if unknown; target_ids and
+    target_mask (B, S): the translations, and which of their tokens are real: none where there is no translation.
+    """
+
+    pictures: Tensor
+    noise: Tensor
+    times: Tensor
+    ids: Tensor
+    token_mask: Tensor
+    masks: Tensor
+    target_ids: Tensor
+    target_mask: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+class Collator:
+    """Turns (place, example) pairs into a `Batch`.
+
+    Args:
+        caption_dropout: share of captions replaced by the empty one. This is what makes guidance work: the model
+            learns what a picture is without being told what it shows.
+        cell: side, in pixels, of a cell of the masks given to mask supervision: of the finest grid that attends.
+        shift: how far times lie nearer to noise (`flow.sample_times`).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: int,
+        caption_dropout: float,
+        cell: int,
+        shift: float = flow.TIME_SHIFT,
+    ):
+        self.tokenizer, self.seed, self.caption_dropout, self.cell = tokenizer, seed, caption_dropout, cell
+        self.shift = shift
+
+    def __call__(self, items: Sequence[tuple[int, Example]]) -> Batch:
+        captions, translations, noise, times = [], [], [], []
+        for place, example in items:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, place))
+            dropped = torch.rand((), generator=generator) < self.caption_dropout
+            captions.append("" if dropped else example.caption)
+            translations.append("" if dropped else example.translation)
+            times.append(flow.sample_times(1, generator, self.shift))
+            noise.append(torch.randn(3, *example.picture.shape[:2], generator=generator))
+        pictures = to_tensor(np.stack([example.picture for _, example in items]))
+        ids, token_mask, masks = self.read(captions, [example.regions for _, example in items], pictures.shape[2:])
+        return Batch(pictures, torch.stack(noise), torch.cat(times), ids, token_mask, masks, *self.write(translations))
+
+    def read(
+        self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]], shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Captions and their regions, of pictures of one shape (h, w) -> ids (B, T), token_mask (B, T), masks.
+
+        masks (B, T, h / cell, w / cell)
+        """
+        read = self.tokenizer(captions, padding=True, truncation=True, return_offsets_mapping=True, return_tensors="pt")
+        masks = np.zeros((*read["input_ids"].shape, *(side // self.cell for side in shape)), np.float32)
+        for row, (caption, offsets, spans) in enumerate(
+            zip(captions, read["offset_mapping"].tolist(), regions, strict=True)
+        ):
+            if caption and spans:
+                pooled = F.avg_pool2d(torch.from_numpy(np.stack([mask for _, _, mask in spans])), self.cell)
+                for (start, end, _), cells in zip(spans, pooled.numpy(), strict=True):
+                    masks[row, list(tokens_of(start, end, offsets))] = cells
+        return read["input_ids"], read["attention_mask"].bool(), torch.from_numpy(masks)
+
+    def write(self, translations: list[str]) -> tuple[Tensor, Tensor]:
+        """Translations, "" where there is none -> target_ids (B, S), target_mask (B, S)."""
+        target = self.tokenizer(translations, padding=True, truncation=True, return_tensors="pt")
+        said = torch.tensor([bool(translation) for translation in translations])
+        return target["input_ids"], target["attention_mask"].bool() & said[:, None]
+
+
+class _Places(Dataset):
+    def __init__(self, examples: Stream):
+        self.examples = examples
+
+    def __getitem__(self, place: int) -> tuple[int, Any]:
+        return place, self.examples.example(place)
+
+
+def batches(
+    examples: Stream, collator: Callable[[list], Any], batch_size: int, start: int, stop: int, workers: int
+) -> DataLoader:
+    """The stream of batches over places [start, stop): what `collator` makes of (place, example) pairs."""
+    return DataLoader(
+        _Places(examples),
+        batch_size=batch_size,
+        sampler=range(start, stop),
+        collate_fn=collator,
+        num_workers=workers,
+        drop_last=True,
+        worker_init_fn=_leave_signals,
+    )
+
+
+def _leave_signals(_: int) -> None:
+    """A stop is often sent to all of a job's processes, and is the trainer's to act on: it still needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""How right pictures, maps and edits are, with intervals; whether a model copies its training data."""

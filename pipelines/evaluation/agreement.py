@@ -1,0 +1,211 @@
+"""How often do a pipeline's pictures show what their prompts say? Agreement by GenEval's tags, as numbers and a table.
+
+The prompts are those of fixed test scenes that no training sees, equally many of every kind; the pictures are judged by
+rules (`judge`). Beside the model stand two figures of the judge itself on the same scenes: its ceiling, on their exact
+renders, and its floor, on their renders under one another's captions.
+
+Shapes: B pictures in a batch, h×w pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.evaluation.statistics import share_of
+from pipelines.scenes.captions import LANGUAGES, is_chinese, meaning
+from pipelines.scenes.judge import GENEVAL, Verdict, judge
+from pipelines.scenes.scene import KINDS, Scene
+from pipelines.scenes.worlds import WORLDS, render
+from pipelines.text_to_text import TranslationPipeline
+
+TEST_SEED = 2_718_281_828
+"""The series of scenes kept for testing: no training and no validation may use it."""
+
+SPLITS = {"seen": False, "held_out": True}
+"""Name of a split -> whether each of its scenes shows a pair, as a shape in a colour, that no training scene shows."""
+
+
+def evaluate(
+    pipe: Callable[..., Any],
+    count_per_kind: int = 50,
+    seeds: Sequence[int] = (0, 1),
+    num_inference_steps: int = 20,
+    guidance_scale: float = 3.0,
+    batch_size: int = 50,
+    language: str = "en",
+    data: str = "shapes",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draw the test prompts with `pipe`, judge the pictures, count.
+
+    Args:
+        pipe: called as diffusers' pipelines are; its answer's `.images` are floats (B, h, w, 3) in [0, 1].
+        count_per_kind: prompts of each kind in each split, two or more.
+        seeds: each prompt is drawn once for every seed; two prompts of a kind never share their noise.
+        language: of the prompts, one of `captions.LANGUAGES`; they say the same of the same scenes.
+        data: which scenes, one of `worlds.WORLDS`; `worlds.world_of` tells which a model speaks of.
+        progress: told (pictures done, pictures in all) after each batch.
+
+    Returns:
+        {"settings": {...}, "seen": {...}, "held_out": {...}}, ready for JSON. A split holds "model", "ceiling" and
+        "floor"; each of them has an entry for every tag of `GENEVAL`, one for "all_correct", and under "kinds"
+        all-correct for each kind of prompt; emoji have colours of their own and no tags of colours. An entry is {"k",
+        "n", "share", "low", "high"}: k right out of n, and the Wilson interval. It takes all n for independent, so with
+        several seeds it is a little too narrow.
+
+    Raises:
+        ValueError: too few prompts or seeds to say anything.
+    """
+    if count_per_kind < 2:
+        raise ValueError(f"count_per_kind must be 2 or more, for captions to be exchanged, got {count_per_kind}")
+    if not seeds or batch_size < 1:
+        raise ValueError(f"needs a seed or more and a batch of 1 or more, got {len(seeds)} seeds, batch {batch_size}")
+    prompts = len(SPLITS) * len(KINDS) * count_per_kind
+    report: dict[str, Any] = {
+        "settings": {
+            "test_seed": TEST_SEED,
+            "language": language,
+            "data": data,
+            "count_per_kind": count_per_kind,
+            "prompts": prompts,
+            "seeds": list(seeds),
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        }
+    }
+    done = 0
+
+    def tell(drawn: int) -> None:
+        nonlocal done
+        done += drawn
+        if progress is not None:
+            progress(done, prompts * len(seeds))
+
+    for split, held_out in SPLITS.items():
+        scenes = fixed_scenes(count_per_kind, held_out, language, data)
+        jobs = [(s, seed * count_per_kind + i % count_per_kind) for seed in seeds for i, s in enumerate(scenes)]
+        verdicts, size = draw_and_judge(
+            pipe, jobs, batch_size, tell, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+        renders = [render(described, size)[0] for described in scenes]
+        # The caption of another scene of the same kind: what a model would score that hears only the kind.
+        others = np.roll(np.arange(len(scenes)).reshape(-1, count_per_kind), 1, axis=1).ravel()
+        report[split] = {
+            "model": _count(verdicts),
+            "ceiling": _count([judge(s, picture) for s, picture in zip(scenes, renders, strict=True)]),
+            "floor": _count([judge(scenes[other], picture) for other, picture in zip(others, renders, strict=True)]),
+        }
+    return report
+
+
+def draw_and_judge(
+    pipe: Callable[..., Any],
+    jobs: Sequence[tuple[Scene, int]],
+    batch_size: int,
+    tell: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> tuple[list[Verdict], tuple[int, int]]:
+    """Draw the caption of each (scene, seed of the noise) with these settings of `pipe`, and judge it by its scene.
+
+    `tell` is told the size of each batch that is done. Returns the verdicts, and the pictures' (h, w).
+    """
+    verdicts: list[Verdict] = []
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        images = pipe(
+            [described.caption for described, _ in batch],
+            generator=[torch.Generator().manual_seed(noise) for _, noise in batch],
+            output_type="np",
+            **settings,
+        ).images
+        pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
+        verdicts += [judge(described, picture) for (described, _), picture in zip(batch, pictures, strict=True)]
+        if tell is not None:
+            tell(len(batch))
+    return verdicts, pictures.shape[1:3]
+
+
+def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en", data: str = "shapes") -> list[Scene]:
+    """The scenes of a split, kind by kind; a larger count begins each kind with the same scenes."""
+    return [
+        WORLDS[data].scene(TEST_SEED, index * len(KINDS) + place, kind, held_out, language)
+        for place, kind in enumerate(KINDS)
+        for index in range(count_per_kind)
+    ]
+
+
+def evaluate_translation(
+    pipe: TranslationPipeline, count_per_kind: int = 50, batch_size: int = 50, data: str = "shapes"
+) -> dict[str, Any]:
+    """Translate the captions of the test scenes and count those that mean the same (`captions.meaning`).
+
+    Returns:
+        {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, entries as `evaluate` gives them.
+    """
+    report: dict[str, Any] = {}
+    vocabulary = WORLDS[data].vocabulary
+    for split, held_out in SPLITS.items():
+        report[split] = {}
+        for source, target in (("en", "zh"), ("zh", "en")):
+            texts = [s.caption for s in fixed_scenes(count_per_kind, held_out, source, data)]
+            batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+            written = [translation.text for batch in batches for translation in pipe(batch)]
+            right = [
+                meaning(text, vocabulary) == meaning(said, vocabulary) and is_chinese(said) == (target == "zh")
+                for text, said in zip(texts, written, strict=True)
+            ]
+            report[split][f"{source} → {target}"] = share_of(right)
+    return report
+
+
+def _count(verdicts: list[Verdict]) -> dict[str, Any]:
+    measured = set().union(*(v.tags for v in verdicts))
+    tags = {tag: share_of([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL if tag in measured}
+    kinds = {kind: share_of([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
+    return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
+
+
+def table(report: dict[str, Any]) -> str:
+    """What `evaluate` gave, as a Markdown table of percentages for people, at most 100 columns wide.
+
+    Under "pairs" it may hold what `evaluate_pairs` gave for the same settings.
+    """
+    settings = report["settings"]
+    lines = [
+        f"{settings['prompts']} prompts of {settings['data']} in {LANGUAGES[settings['language']]}, "
+        f"seeds {', '.join(map(str, settings['seeds']))}, "
+        f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}; % right (95 % interval).",
+        "Ceiling and floor (seen / held-out) are the judge's, on exact renders and under exchanged captions.",
+        "",
+        f"| {'':18} | {'n':>4} | {'seen pairs':>15} | {'held-out pairs':>15} | {'ceiling':>13} | {'floor':>13} |",
+        f"|:{'-' * 19}|{'-' * 5}:|{'-' * 16}:|{'-' * 16}:|{'-' * 14}:|{'-' * 14}:|",
+    ]
+    entries = {
+        (split, source): _rows(report[split][source], report["pairs"][split][source] if "pairs" in report else {})
+        for split in SPLITS
+        for source in ("model", "ceiling", "floor")
+    }
+    if "pairs" in report:
+        lines.insert(2, "Pairs: two prompts that differ in one thing, drawn from the same noise, and both right.")
+    for name, entry in entries["seen", "model"].items():
+        model = [
+            f"{100 * e['share']:.1f} ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
+            for e in (entries[split, "model"][name] for split in SPLITS)
+        ]
+        judged = [
+            " / ".join(f"{100 * entries[split, source][name]['share']:.1f}" for split in SPLITS)
+            for source in ("ceiling", "floor")
+        ]
+        lines.append(
+            f"| {name:18} | {entry['n']:4} | {model[0]:>15} | {model[1]:>15} | {judged[0]:>13} | {judged[1]:>13} |"
+        )
+    return "\n".join(lines)
+
+
+def _rows(counted: dict[str, Any], pairs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Name of a line of the table -> its share; the kinds come under the all-correct that they are parts of."""
+    tags = {name.replace("_", " "): entry for name, entry in counted.items() if name != "kinds"}
+    kinds = {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
+    return tags | kinds | {f"pairs: {swap}": entry for swap, entry in pairs.items()}

@@ -1,0 +1,1 @@
+"""Captioned pictures as people keep them: read in place, checked, never trusted."""

@@ -1,0 +1,273 @@
+"""Everything that is to be known of people's data before it is trained on, at once: each file is read and decoded.
+
+Findings and a few dozen bytes a picture are kept, no picture. Nothing of the data is ever changed.
+"""
+
+import os
+import signal
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.sources.duplicates import alike
+from pipelines.sources.findings import (
+    ERROR,
+    NOTE,
+    WARNING,
+    DataError,
+    Finding,
+    as_json,
+    check_on_bad,
+    lines,
+    of_severity,
+    printable,
+)
+from pipelines.sources.look import Look, look_at_all
+from pipelines.sources.read import read_source
+from pipelines.sources.rows import Row
+from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
+from unet_xattn.words import WORD
+
+CHUNK = 32
+"""Rows a process gets at a time."""
+
+FEW = 256
+"""Rows that are looked at before other processes would have started."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of captions with their counts, how many captions have how many words, how many captions differ."""
+
+    words: Counter[str]
+    lengths: Counter[int]
+    different: int
+
+    @classmethod
+    def of(cls, captions: Sequence[str]) -> "Vocabulary":
+        words: Counter[str] = Counter()
+        lengths: Counter[int] = Counter()
+        for caption in captions:
+            found = WORD.findall(caption.lower())
+            words.update(found)
+            lengths[len(found)] += 1
+        return cls(words, lengths, len(set(captions)))
+
+    def lines(self, count: int = 12) -> list[str]:
+        """What it amounts to, for a person."""
+        if not self.words:
+            return []
+        rare = sorted(word for word, times in self.words.items() if times == 1)
+        often = ", ".join(f"{word} {times:,}" for word, times in self.words.most_common(count))
+        once = f", {len(rare):,} of them once: {', '.join(rare[:count])}" + (", …" if len(rare) > count else "")
+        low, high = min(self.lengths), max(self.lengths)
+        middle = statistics.median_low(self.lengths.elements())
+        return [
+            f"{len(self.words):,} different words{once if rare else ''}.",
+            f"Most frequent: {often}.",
+            f"Captions have {low:,} to {high:,} words, {middle:,} in the median.",
+        ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a look through a source gave: the rows that can be used, digest and sides filled in, and all findings."""
+
+    source: str
+    rows: list[Row]
+    findings: list[Finding]
+    vocabulary: Vocabulary
+
+    @property
+    def errors(self) -> list[Finding]:
+        return of_severity(self.findings, ERROR)
+
+    def summary(self) -> list[str]:
+        """A few lines on all of it."""
+        left_out = len({(finding.name, finding.where) for finding in self.errors})
+        opens = f"{left_out:,} cannot be used." if left_out else "Every picture opens."
+        counts = [len(of_severity(self.findings, severity)) for severity in (ERROR, WARNING, NOTE)]
+        said = [f"{len(self.rows):,} pictures, {self.vocabulary.different:,} different captions. {opens}"]
+        if any(counts):
+            said.append("{:,} errors, {:,} warnings, {:,} notes.".format(*counts))
+        if self.rows:
+            low, high = (choose(self.rows, key=lambda row: row.width * row.height) for choose in (min, max))
+            said.append(f"Pictures have {low.width}×{low.height} to {high.width}×{high.height} pixels.")
+        return said + [printable(line) for line in self.vocabulary.lines()]
+
+    def table(self) -> str:
+        """All findings, a line each: every error; of other kinds that come often, the first."""
+        return "\n".join(lines(self.findings))
+
+    def raise_if_unfit(self, on_bad: str) -> None:
+        """Raise DataError, in a line, if there is nothing to train on, or errors that are not to be skipped."""
+        if self.rows and (on_bad == "skip" or not self.errors):
+            return
+        first = [str(finding).removeprefix("error: ") for finding in self.errors[:5]]
+        more = f"; and {len(self.errors) - 5:,} more" if len(self.errors) > 5 else ""
+        if not self.rows:
+            raise DataError(f"{self.source} has no picture that can be used: {'; '.join(first)}{more}")
+        advice = "mend them, or leave them out with --on-bad skip"
+        raise DataError(f"{self.source} has {len(self.errors):,} errors, {advice}: {'; '.join(first)}{more}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the pictures, every finding included."""
+        return {
+            "source": self.source,
+            "pictures": len(self.rows),
+            "findings": as_json(self.findings),
+            "captions": {
+                "different": self.vocabulary.different,
+                "words": {printable(word): count for word, count in self.vocabulary.words.most_common()},
+                "lengths": dict(sorted(self.vocabulary.lengths.items())),
+            },
+        }
+
+
+def check(
+    source: str | os.PathLike,
+    *,
+    size: int = 64,
+    on_bad: str = "fail",
+    streaming: bool = False,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """`examine` a source before it is trained on; with `progress`, its errors and warnings are printed.
+
+    Args:
+        on_bad: "fail", or "skip" to leave out the rows with errors.
+
+    Raises:
+        DataError: the source cannot be read, or has no row that can be used, or errors and they are not to be skipped.
+    """
+    check_on_bad(on_bad)
+    report = examine(source, size=size, streaming=streaming, limit=limit, workers=workers, progress=progress)
+    if progress:
+        grave = [finding for finding in report.findings if finding.severity != NOTE]
+        print(*lines(grave), *report.summary()[:2], sep="\n")
+    report.raise_if_unfit(on_bad)
+    return report
+
+
+def examine(
+    source: str | os.PathLike,
+    *,
+    size: int = 64,
+    streaming: bool = False,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Read every file of a source once and say all that is found.
+
+    Args:
+        source: what `sources.read_source` takes, and so are `streaming` and `limit`.
+        size: side of the pictures trained on, in pixels.
+        workers: processes; as many as there are cores if None, but none beside this one for few pictures, or where
+            other threads run.
+        progress: show a bar, on a terminal.
+
+    Raises:
+        DataError: the source as a whole cannot be read.
+    """
+    rows, findings = read_source(source, streaming, limit)
+    kept: list[Row] = []
+    outlines: list[int] = []
+    shaped: list[int] = []  # which of those kept are not flat
+    tints = bytearray()
+    findings = list(findings)
+    for row, look in zip(rows, _looks(rows, size, workers, progress), strict=True):
+        findings += look.findings
+        if any(finding.severity == ERROR for finding in look.findings):
+            continue
+        if look.outline is not None:
+            shaped.append(len(kept))
+            outlines.append(look.outline)
+            tints += look.tints
+        kept.append(replace(row, digest=look.digest, width=look.width, height=look.height))
+    findings += _same(kept)
+    findings += _alike(kept, shaped, outlines, bytes(tints))
+    findings += _over_long(kept)
+    return Report(printable(os.fspath(source)), kept, findings, Vocabulary.of([row.caption for row in kept]))
+
+
+def _looks(rows: Sequence[Row], size: int, workers: int | None, progress: bool) -> Iterator[Look]:
+    """What is seen of each row, in order."""
+    alone = len(rows) < FEW or threading.current_thread() is not threading.main_thread()
+    workers = workers or (1 if alone else os.cpu_count() or 1)
+    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    look = partial(look_at_all, size=size)
+    with tqdm(total=len(rows), desc="check", unit="picture", disable=None if progress else True) as bar:
+
+        def told(looks: Iterable[list[Look]]) -> Iterator[Look]:
+            for several in looks:
+                bar.update(len(several))
+                yield from several
+
+        if workers == 1:
+            yield from told(map(look, chunks))
+            return
+        pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts)
+        try:
+            yield from told(pool.map(look, chunks))
+        except BrokenProcessPool as error:
+            raise DataError("a process that read pictures was ended from outside: too little memory?") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl+C is sent to all of a terminal's processes, and is the first one's to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _same(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Pictures of equal content."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        before = first.setdefault(row.digest, row)
+        if before is row:
+            continue
+        other = "" if row.caption == before.caption else ", with another caption"
+        if row.name == before.name:
+            yield Finding(NOTE, "several captions", row.name, row.where, f"named before, in {before.where}{other}")
+        else:
+            yield Finding(WARNING, "duplicate", row.name, row.where, f"the same file as {before.name}{other}")
+
+
+def _alike(rows: Sequence[Row], shaped: Sequence[int], outlines: Sequence[int], tints: bytes) -> Iterator[Finding]:
+    """Pictures that look alike and are not of equal content."""
+    colours = np.frombuffer(tints, np.uint8).reshape(-1, 48)
+    for later, earlier in alike(np.array(outlines, np.uint64), colours).items():
+        row, before = rows[shaped[later]], rows[shaped[earlier]]
+        if row.digest != before.digest:
+            yield Finding(WARNING, "near-duplicate", row.name, row.where, f"looks like {before.name}")
+
+
+def _over_long(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Captions and translations of which a model made for these captions would read the beginning only."""
+    long = [  # the start, the end and a first space are tokens of their own, and no other is shorter than a character
+        (row, what, text)
+        for row in rows
+        for what, text in (("caption", row.caption), ("translation", row.translation))
+        if len(text) > MAX_TOKENS - 3
+    ]
+    if not long:
+        return
+    tokenizer = train_tokenizer(row.caption for row in rows)
+    for row, what, text in long:
+        count = len(tokenizer(text, verbose=False)["input_ids"])
+        if count > MAX_TOKENS:
+            most = f"{count} tokens, of which the first {MAX_TOKENS - 1} are read"
+            yield Finding(WARNING, f"long {what}", row.name, row.where, most)

@@ -1,0 +1,246 @@
+"""The files of a folder, a zip or a tar, by their names, read in place: nothing is ever unpacked over anything."""
+
+import gzip
+import os
+import re
+import stat
+import tarfile
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pipelines.sources.findings import ERROR, WARNING, DataError, Finding
+
+Reader = Callable[[], bytes]
+
+LARGEST = 2**28
+"""Bytes of one file that are read into memory."""
+
+MOST_RATIO, SMALL = 100, 2**24
+"""How many times its size an archive may unpack to, once that is more than `SMALL` bytes. Pictures hardly shrink."""
+
+
+@dataclass
+class Files:
+    """Names with `/` between folders -> readers, sorted; and what lies there too but is not read, and why."""
+
+    readers: dict[str, Reader] = field(default_factory=dict)
+    refused: dict[str, Finding] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def refuse(self, name: str, where: str, kind: str, what: str, severity: str = WARNING) -> None:
+        self.refused[name] = Finding(severity, kind, name, where, what)
+
+
+class Spool:
+    """A temporary file of this process, removed when nobody holds it any more or the process ends."""
+
+    def __init__(self) -> None:
+        handle, self.path = tempfile.mkstemp(prefix="unet-xattn-")
+        os.close(handle)
+        self._remove = weakref.finalize(self, _remove, self.path, os.getpid())
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __reduce__(self) -> tuple:  # another process only reads it
+        return str, (self.path,)
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked worker
+        Path(path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Gives a stretch of a file when called; without a size, the rest of it. Raises OSError."""
+
+    path: str | Spool
+    offset: int = 0
+    size: int | None = None
+
+    def __call__(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(LARGEST + 1 if self.size is None else self.size)
+        if len(data) > LARGEST:
+            raise OSError(f"larger than {LARGEST / 2**20:,.0f} MiB")
+        if self.size is not None and len(data) < self.size:
+            raise OSError("the archive ends within it")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class ZipPart:
+    """Gives a member of a zip when called, from a handle of its own, so that processes do not disturb each other.
+
+    Raises OSError, also where the content is not what the zip's index says of it.
+    """
+
+    path: str
+    member: zipfile.ZipInfo
+
+    def __call__(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.member.header_offset)
+            header = file.read(30)
+            if header[:4] != b"PK\x03\x04" or len(header) < 30:
+                raise OSError("not where the zip's index says")
+            file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
+            try:
+                with zipfile.ZipExtFile(file, "r", self.member) as unpacked:  # type: ignore[arg-type]
+                    data = unpacked.read(self.member.file_size)
+                    unpacked.read(1)  # at the end it compares the checksum
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise OSError(f"cannot be unpacked: {error}") from error
+        if len(data) < self.member.file_size:
+            raise OSError("cannot be unpacked: less of it than the zip's index says")
+        return data
+
+
+def leads_elsewhere(name: str) -> bool:
+    """Whether a name, with `/` between folders, leads out of the folder it is said in."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/|[A-Za-z][\w+.-]*://", name) is not None
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file is hidden, or what a Mac or Windows adds to every zip or folder by itself."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return hidden or parts[:1] == ("__MACOSX",) or parts[-1:] in (("Thumbs.db",), ("desktop.ini",))
+
+
+def open_folder(folder: Path) -> Files:
+    """The files of a folder and of those within. A link that leads out of it is refused, and links to folders."""
+    files, root = Files(), os.path.realpath(folder)
+
+    def unreadable(error: OSError) -> None:
+        files.refuse(_relative(error.filename, folder), "", "unreadable", f"{error.strerror}", ERROR)
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
+            shown = _relative(os.path.join(place, name), folder)
+            files.refuse(shown, "", "link", "a link to a folder, which is not followed: copy it here")
+        folders[:] = sorted(name for name in folders if not is_clutter(name))
+        for name in sorted(names):
+            path = os.path.join(place, name)
+            shown = _relative(path, folder)
+            if is_clutter(shown):
+                continue
+            if os.path.islink(path) and not _inside(os.path.realpath(path), root):
+                files.refuse(shown, "", "leaves the folder", f"a link to {os.path.realpath(path)}", ERROR)
+            elif not os.path.exists(path):
+                files.refuse(shown, "", "link", "leads nowhere")
+            elif not os.path.isfile(path):
+                files.refuse(shown, "", "no file", "a pipe, a socket or a device")
+            else:
+                files.readers[shown] = FilePart(path)
+    files.readers = dict(sorted(files.readers.items()))
+    return files
+
+
+def _relative(path: str, folder: Path) -> str:
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
+def _inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def open_zip(path: Path) -> Files:
+    """The files of a zip.
+
+    Raises:
+        DataError: it is no zip, or unpacks to far more than pictures do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as a zip: {error}") from error
+    _check_ratio(path, sum(member.file_size for member in members))
+    files = Files()
+    for member in members:
+        name = member.filename.replace("\\", "/")
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if member.is_dir() or not _take(files, name, path.name, member.file_size):
+            continue
+        if kind not in (0, stat.S_IFREG):
+            files.refuse(name, path.name, "link", "a link or a device, left out")
+        elif member.flag_bits & 1:
+            files.refuse(name, path.name, "locked", "locked with a password: pack it without one", ERROR)
+        elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            files.refuse(name, path.name, "unreadable", "packed by a method other than deflate", ERROR)
+        else:
+            files.readers[name] = ZipPart(str(path), member)
+    files.readers = dict(sorted(files.readers.items()))
+    return files
+
+
+def open_tar(path: Path) -> Files:
+    """The files of a tar. A .tar.gz, where nothing can be found again, is kept unpacked, as one temporary file.
+
+    Raises:
+        DataError: it is neither, or unpacks to far more than pictures do.
+    """
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    plain = _gunzip(path) if packed else str(path)
+    files, count = Files(), 0
+    try:
+        with tarfile.open(plain, "r:") as archive:
+            size = os.path.getsize(plain)
+            for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every one
+                count += 1
+                name = member.name.removeprefix("./")
+                if member.isdir() or not _take(files, name, path.name, member.size):
+                    continue
+                if not member.isreg() or member.issparse():
+                    files.refuse(name, path.name, "link", "a link or a device, left out")
+                elif member.offset_data + member.size > size:
+                    files.refuse(name, path.name, "truncated", "the archive ends within it", ERROR)
+                else:
+                    files.readers[name] = FilePart(plain, member.offset_data, member.size)
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:  # its numbers may be any
+        if not count:
+            raise DataError(f"{path} cannot be read as a tar: {error}") from error
+        what = f"damaged after {count:,} members, the rest is not read: {error}"
+        files.findings.append(Finding(ERROR, "truncated", path.name, "", what))
+    files.readers = dict(sorted(files.readers.items()))
+    return files
+
+
+def _take(files: Files, name: str, where: str, size: int) -> bool:
+    """Whether a member of an archive is one to go on with: not clutter, nor refused for its name or size."""
+    if leads_elsewhere(name):
+        files.refuse(name, where, "leaves the folder", "its name leads out of the archive", ERROR)
+    elif size > LARGEST:
+        files.refuse(name, where, "too large", f"a file larger than {LARGEST / 2**20:,.0f} MiB", ERROR)
+    else:
+        return not is_clutter(name)
+    return False
+
+
+def _check_ratio(path: Path, size: int) -> None:
+    if size > SMALL and size > MOST_RATIO * os.path.getsize(path):
+        raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size, which pictures do not")
+
+
+def _gunzip(path: Path) -> Spool:
+    spool, size = Spool(), 0
+    try:
+        with gzip.open(path) as packed, open(spool, "wb") as plain:
+            while piece := packed.read(2**20):
+                size += len(piece)
+                _check_ratio(path, size)
+                plain.write(piece)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from error
+    return spool

@@ -1,0 +1,1 @@
+"""Looking into a pipeline: trace, attribute, verify, follow one query, heat maps as pictures."""

@@ -1,0 +1,91 @@
+"""What a training run is made of: its data, its networks, and the pipeline that they become."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.components import TextEncoder, Vae, find_text_encoder, find_vae, memory_width, scale_factor
+from pipelines.data.pictures import PictureExamples
+from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import Examples
+from pipelines.pictures import shapes_near
+from pipelines.runs.processes import this_process
+from pipelines.samplers import SAMPLERS, TRAINED_FOR
+from pipelines.scenes.worlds import WORLDS
+from pipelines.sources.check import check
+from pipelines.text_to_image import TextToImagePipeline, locate
+from pipelines.tokenizer import train_tokenizer
+from pipelines.training.config import TrainConfig
+from pipelines.training.frozen import Frozen
+from pipelines.training.objective import TextToImageModel
+from unet_xattn import CrossAttentionUNet, Transformer
+
+
+def build(
+    config: TrainConfig, examples: Examples, translates: bool
+) -> tuple[PreTrainedTokenizerFast, TextEncoder, CrossAttentionUNet, Vae | None]:
+    """The networks of a run: new ones for these examples, those it names, or those of the model it begins from.
+
+    Raises:
+        ValueError: one that is named is not there, or the model to begin from brings its own.
+    """
+    if begin_from := config.begin_from or config.distill:
+        if config.text_encoder or config.vae:
+            raise ValueError(f"{begin_from} brings its own networks: leave out --text-encoder and --vae")
+        pipe = TextToImagePipeline.from_pretrained(begin_from)
+        pipe.unet.register_to_config(sample_size=config.size // pipe.vae_scale_factor)
+        return pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
+    text_encoder: TextEncoder
+    if config.text_encoder:
+        tokenizer, text_encoder = find_text_encoder(config.text_encoder)
+    else:
+        tokenizer = train_tokenizer(examples.captions())
+        text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
+    width = memory_width(text_encoder)
+    if not config.vae:
+        return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=width), None
+    vae = find_vae(config.vae)
+    side = config.size // scale_factor(vae)
+    patch = 1 if side < 64 else 2  # the finest grid of the UNet is then 32×32 at 256 pixels and at 512
+    unet = CrossAttentionUNet(side, vae.config.latent_channels, patch_size=patch, memory_width=width)
+    return tokenizer, text_encoder, unet, vae
+
+
+def load_examples(config: TrainConfig) -> Examples:
+    """The data a run names: the endless scenes, or captioned pictures."""
+    if config.data in WORLDS:
+        return SceneExamples(config.size, config.seed, config.data)
+    found = check(
+        config.data,
+        size=config.size,
+        on_bad=config.on_bad,
+        streaming=config.streaming,
+        limit=config.limit,
+        progress=this_process().is_main_process,
+    )
+    shapes = [(config.size, config.size)]
+    if config.buckets:
+        shapes = shapes_near(config.size, size_multiple(config.begin_from or config.distill))
+    return PictureExamples(found.rows, shapes, config.seed, config.batch_size, config.fit, config.flip)
+
+
+def size_multiple(begin_from: str) -> int:
+    """What sides the model of a run can draw are multiples of; the model itself is made once the captions are known."""
+    settings = CrossAttentionUNet.load_config(locate(begin_from), subfolder="unet") if begin_from else {}
+    with torch.device("meta"):  # no weights
+        return CrossAttentionUNet.from_config(settings).size_multiple
+
+
+def as_pipeline(
+    tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen, config: TrainConfig
+) -> TextToImagePipeline:
+    """A pipeline on these very weights (not a copy), told how what the run trains draws best."""
+    text_encoder = model.text_encoder or frozen.text_encoder
+    settings: dict[str, Any] = {"guidance_scale": 1.0, "guidable": config.caption_dropout > 0}
+    if config.distill:
+        settings["num_inference_steps"] = config.few_steps
+    scheduler = SAMPLERS[TRAINED_FOR]()
+    pipe = TextToImagePipeline(tokenizer, text_encoder, model.unet, scheduler, frozen.vae, **settings)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
