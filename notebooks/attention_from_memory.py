@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Attention from memory
 #
-# A sentence becomes **memory**: one vector for each token. Memory is not K, nor V. Every layer that reads it makes keys
-# and values of its own from it, asks with queries of its own, and takes what the answer weighs most. This notebook
-# follows that one line, on the model that comes with the package, and ends with two readers of the same memory: a
-# decoder that writes the sentence in another language, and a UNet that draws it.
+# The encoder turns a sentence into **memory**: one vector for each token. Memory is neither K nor V. Every layer that
+# reads it projects it to its own keys and values, compares them with its own queries, and outputs a weighted mean of
+# the values. This notebook shows these steps on a bundled model. It ends with two readers of the same memory: a decoder
+# that writes the sentence in another language, and a UNet that draws it.
 #
-# Nothing here is quoted: every number is computed in the cell above it.
+# Every number is computed in the cell above it.
 
 # %%
 import matplotlib.pyplot as plt
@@ -39,7 +39,7 @@ sentence = "a red circle left of a blue square"
 # %% [markdown]
 # ## 1. A sentence becomes memory
 #
-# The encoder reads all tokens at once and gives each a vector that knows about the others.
+# The encoder reads all tokens at once. Through self-attention, the vector of each token also depends on the others.
 
 # %%
 ids = torch.tensor(tokenizer(sentence)["input_ids"])[None]
@@ -51,8 +51,8 @@ print("memory", tuple(memory.shape), "= (sentences, tokens, width)")
 # %% [markdown]
 # ## 2. Memory becomes each layer's own K and V
 #
-# Two layers of the decoder read the very same memory, and hardly agree on what its keys are: each has projections of
-# its own. That is why memory is worth keeping and K and V are not the model's "knowledge", only a layer's view of it.
+# Two layers of the decoder read the same memory, but their keys have little in common, because each layer has its own
+# projections. K and V are a layer's view of the memory.
 
 # %%
 first, second = (layer.cross_attention for layer in model.decoder)
@@ -70,8 +70,8 @@ print(f"cosine of layer 0's keys with its own values:                {cosine(k1,
 # %% [markdown]
 # ## 3. Queries meet keys: scores, scaling, mask, softmax, weights
 #
-# The decoder has written some tokens and asks, at each of them, what to write next. Its queries come from there, the
-# keys from memory. We take the step apart and put it beside what the model itself did.
+# The decoder has written some tokens, and predicts at each of them the next one. Its queries come from these tokens,
+# its keys from the memory. The cell computes the weights by hand and compares them with the model's own.
 
 # %%
 (translation,) = TranslationPipeline(tokenizer, model)(sentence)
@@ -82,21 +82,22 @@ seen = {}
 logits = model.decode(target, memory, record=seen.__setitem__)
 
 layer = model.decoder[0]
-x = model.embed(target)  # each token written so far
-x = x + layer.self_attention(layer.norm1(x), mask=causal_mask(x.shape[1], x.shape[1]))  # has read those before it
-asking = layer.norm2(x)  # and now asks the memory
-q = first.split_heads(first.to_q(asking))
+x = model.embed(target)  # the tokens written so far
+x = x + layer.self_attention(layer.norm1(x), mask=causal_mask(x.shape[1], x.shape[1]))  # each reads those before it
+query = layer.norm2(x)
+q = first.split_heads(first.to_q(query))
 scores = q @ k1.transpose(-2, -1)
 scaled = scores / q.shape[-1] ** 0.5
 weights = scaled.softmax(dim=-1)
 print("q      ", tuple(q.shape), "= (sentences, heads, target tokens, width of a head)")
 print("scores ", tuple(scores.shape), "= (sentences, heads, target tokens, source tokens)")
 print("each row of weights adds up to", weights.sum(-1).round(decimals=5).unique().tolist())
-print("the model's own weights are these:", torch.allclose(weights, seen["decoder.0.cross"], atol=1e-5))
+print("equal to the model's own weights:", torch.allclose(weights, seen["decoder.0.cross"], atol=1e-5))
 
 # %% [markdown]
-# **Scaling.** A product of two vectors of d_k unit components has variance d_k; after 1/√d_k it is one. Without it
-# softmax puts all on one key, and where it does, its gradient is gone: nothing can be learnt there any more.
+# **Scaling.** The dot product of two vectors of d_k components with unit variance has variance d_k; after division by
+# √d_k it has variance 1. Without the scaling, softmax puts nearly all weight on one key. Its gradient vanishes there,
+# and the layer stops learning.
 
 # %%
 widths = (16, 64, 256)
@@ -109,8 +110,8 @@ for width in widths:
     )
 
 # %% [markdown]
-# **Mask.** Padding holds nothing, so no query may look at it; a target token may not look at what comes after it. Both
-# are the same thing: positions of weight zero.
+# **Mask.** No query may attend to padding, and no target token to the tokens after it. Both masks work alike: they set
+# weights to zero.
 
 # %%
 padded = torch.cat([ids, torch.full((1, 3), tokenizer.pad_token_id)], dim=1)
@@ -118,35 +119,36 @@ real = padded != tokenizer.pad_token_id
 k_padded, _ = first.keys_values(model.encode(padded, real))
 with_padding = attention_weights(q, k_padded, padding_mask(real))
 print("weight on padding:", with_padding[..., len(tokens) :].abs().max().item())
-print("and the rest is as it was:", torch.allclose(with_padding[..., : len(tokens)], weights, atol=1e-5))
-print("causal mask of 4 tokens (1 = may look):")
+print("the other weights are unchanged:", torch.allclose(with_padding[..., : len(tokens)], weights, atol=1e-5))
+print("causal mask of 4 tokens (1 = may be attended):")
 print(causal_mask(4, 4).int())
 
 # %% [markdown]
 # ## 4. Weights are not the output
 #
-# Weights say where to look; what comes out is V, so weighed, all heads side by side, through one more projection.
+# The weights only select. The output is the weighted sum of V, of all heads side by side, after one more projection.
 
 # %%
 per_head = weights @ v1
 combined = first.combine_heads(per_head)
 out = first.to_out(combined)
 print("weights @ V", tuple(per_head.shape), "→ heads combined", tuple(combined.shape), "→ output", tuple(out.shape))
-print("the module says the same:", torch.allclose(out, first(asking, memory), atol=1e-5))
+print("equal to the module's output:", torch.allclose(out, first(query, memory), atol=1e-5))
 
 # %% [markdown]
-# Where to look and what to read there can even come from two memories. Here the layer looks by the sentence above and
-# reads the one about a green circle:
+# The weights and the values can even come from two memories. Here the keys are those of the sentence above, and the
+# values those of the sentence about a green circle:
 
 # %%
 other = model.encode(torch.tensor(tokenizer(sentence.replace("red", "green"))["input_ids"])[None])
-mixed = first(asking, memory, values=other)
-print("same weights, other values: the output moved by", f"{(mixed - out).norm() / out.norm():.0%}")
+_, other_v = first.keys_values(other)
+mixed = first.attend(query, k1, other_v)
+print("same weights, other values: the output changes by", f"{(mixed - out).norm() / out.norm():.0%}")
 
 # %% [markdown]
 # ## 5. Self- and cross-attention are one module
 #
-# They differ in nothing but where q, k and v come from.
+# They differ only in where q, k and v come from.
 
 # %%
 module = MultiHeadAttention(width=8, heads=2)
@@ -156,14 +158,14 @@ module(x, record=lambda w: shapes.update({"self-attention:  q, k and v from x   
 module(x, read, record=lambda w: shapes.update({"cross-attention: q from x, k and v elsewhere": tuple(w.shape)}))
 for name, shape in shapes.items():
     print(f"{name:44} weights {shape}")
-print("cross-attention to oneself is self-attention:", torch.allclose(module(x), module(x, x)))
+print("cross-attention to x itself is self-attention:", torch.allclose(module(x), module(x, x)))
 
 # %% [markdown]
-# ## 6. Teacher forcing and writing step by step
+# ## 6. Teacher forcing and decoding step by step
 #
-# Training shows the decoder the whole target at once; the causal mask keeps each place from seeing what it is to say.
-# Writing goes token by token. Both give the same numbers; with a cache, each step computes one token, and the memory's
-# K and V are projected once.
+# In training the decoder gets the full target at once; the causal mask hides from each position the token it must
+# predict. Decoding goes token by token. Both give the same numbers. With a cache, each step computes one token, and the
+# memory is projected to K and V only once.
 
 # %%
 cache, steps = DecoderCache(len(model.decoder)), []
@@ -175,7 +177,8 @@ print("tokens in the cache:", cache.length)
 # %% [markdown]
 # ## 7. The first reader: the decoder
 #
-# Each row is a token it wrote, each column a token of the source, bright where it looked (mean over layers and heads).
+# Each row is a token that the decoder wrote, each column a token of the source. Bright cells have much attention (mean
+# over layers and heads).
 
 # %%
 plt.figure(figsize=(7, 7))
@@ -186,8 +189,8 @@ plt.show()
 # %% [markdown]
 # ## 8. The second reader: the picture
 #
-# The same memory, the same module, only the queries come from image positions. So the UNet's weights have a row for
-# each position, and a column of them, laid out as a picture, is where a word landed.
+# The memory and the module are the same; only the queries come from image positions. So the UNet's weights have a row
+# for each position. A column, laid out as a picture, is the map of a token.
 
 # %%
 grids = {}
@@ -218,9 +221,9 @@ print("drawn from", sentence, "and from", prompt)
 # %% [markdown]
 # ## 9. What it costs, and what heads are for
 #
-# Every position looks at every other, so time and the weights that must be kept grow with the square of the length;
-# torch's fused kernel never keeps them. More heads at the same width are as much arithmetic, h·n²·(d/h), only cut
-# otherwise.
+# Every position attends to every other, so the time, and the memory for the weights, grow with the square of the
+# length. torch's fused kernel never stores the weights. More heads at the same width are the same amount of arithmetic,
+# h·n²·(d/h), divided differently.
 
 # %%
 lengths, heads = (64, 128, 256, 512, 1024), (1, 2, 4, 8)
@@ -232,16 +235,17 @@ for kind, style in (("explicit", "o-"), ("fused", "s--")):
     axes[0].loglog(lengths, [found[f"ms, {kind}"] for found in by_length], style, label=kind)
     axes[1].loglog(lengths, [found[f"MB, {kind}"] for found in by_length], style, label=kind)
     axes[2].plot(heads, [found[f"ms, {kind}"] for found in by_heads], style, label=kind)
-axes[0].set(xlabel="positions", title="milliseconds, forward and back")
-axes[1].set(xlabel="positions", title="megabytes kept for the way back")
+axes[0].set(xlabel="positions", title="milliseconds, forward and backward")
+axes[1].set(xlabel="positions", title="megabytes kept for the backward pass")
 axes[2].set(xlabel="heads at width 128", title="milliseconds at 256 positions", ylim=0)
 axes[0].legend()
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Heads are worth having where they look at different things. `entropy`: 1 looks everywhere, 0 at one token. `overlap`:
-# 1 where all heads of a layer look alike. `distance`: how far away, in tokens, where a sentence reads itself.
+# Several heads are useful if they attend to different tokens. `entropy` is 1 if attention is spread evenly and 0 if it
+# is on one token. `overlap` is 1 if all heads of a layer attend alike. `distance` is the mean distance in tokens, for
+# self-attention.
 
 # %%
 print(f"{'attention':18} {'entropy':>7} {'overlap':>7} {'distance':>8}")

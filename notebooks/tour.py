@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # How words become picture
+# # How words become a picture
 #
-# A walk along the whole line, on the model that comes with the package:
-# **prompt → tokens → memory → attention → picture**. Everything printed here is computed here.
+# All steps from a prompt to its picture, on a bundled model: **prompt → tokens → memory → attention → picture**.
+# Everything printed here is computed here.
 
 # %%
 import matplotlib.pyplot as plt
@@ -35,8 +35,8 @@ prompt = "a red circle left of a blue square"
 # %% [markdown]
 # ## 1. Prompt to tokens
 #
-# The tokenizer cuts the prompt into pieces and numbers them. A start and an end token stand around them. Each token
-# knows which characters it came from, so a word can be put together again from its pieces.
+# The tokenizer splits the prompt into tokens and numbers them, between a start and an end token. Each token has its
+# position in the text, so the tokens of a word can be found.
 
 # %%
 ids = pipe.tokenizer(prompt)["input_ids"]
@@ -47,8 +47,8 @@ for word in split_words(prompt + " and an octopus", pipe.tokenizer):
 # %% [markdown]
 # ## 2. Tokens to memory
 #
-# The encoder turns the T tokens into T vectors, the **memory**. Self-attention has mixed them: the vector of "circle"
-# is no longer the same when another colour stands before it.
+# The encoder turns the T tokens into T vectors, the **memory**. Self-attention mixes them: the vector of "circle"
+# changes if another colour precedes it.
 
 # %%
 with torch.no_grad():
@@ -57,13 +57,13 @@ with torch.no_grad():
 print("memory", tuple(memory.shape))
 for position, token in enumerate(pipe.tokenizer.convert_ids_to_tokens(ids)):
     similarity = torch.cosine_similarity(memory[0, position], other[0, position], dim=0)
-    print(f"{token:8} cosine with its place in the prompt about a green circle: {similarity:.3f}")
+    print(f"{token:8} cosine with the same position in the prompt about a green circle: {similarity:.3f}")
 
 # %% [markdown]
 # ## 3. Memory to keys and values, picture to queries
 #
-# Memory is not yet K or V: every cross-attention layer projects it by weights of its own. The queries come from the
-# picture. Let us follow one layer on a real, half-noisy picture, by hand.
+# Memory is not yet K or V: every cross-attention layer projects it with its own weights. The queries come from the
+# picture. Here is what the layers do with a real picture that has some noise.
 
 # %%
 layers = pipe.unet.attention_layers
@@ -73,7 +73,7 @@ described = scene(seed=5, index=3, kind="relation")
 picture, masks = render(described)
 clean = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
 noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-noisy = 0.7 * clean + 0.3 * noise  # rectified flow: the straight line from picture to noise, 30 % along
+noisy = 0.7 * clean + 0.3 * noise  # rectified flow: 30 % of the straight line from picture to noise
 print(described.caption)
 
 recorded = {}
@@ -90,8 +90,8 @@ for layer, (weights, grid) in recorded.items():
     print(f"{layer:8} weights (batch, heads, positions, tokens) = {tuple(weights.shape)}, grid {tuple(grid)}")
 
 # %% [markdown]
-# Each position shares out its attention over the tokens, so each row adds up to one; and the weights are nothing but
-# softmax(q kᵀ / √d):
+# Each position distributes its attention over the tokens, so each row adds up to one. The weights are softmax(q kᵀ /
+# √d):
 
 # %%
 weights, grid = recorded[layers[-1]]
@@ -101,10 +101,10 @@ by_hand = torch.softmax(q @ k.transpose(-1, -2) / 4**0.5, dim=-1)
 print("attention_weights is softmax(q kᵀ / √d):", torch.allclose(attention_weights(q, k), by_hand))
 
 # %% [markdown]
-# ## 4. Where each word looks, against the exact mask
+# ## 4. Each word's map and the exact mask
 #
-# A scene comes with the mask of what each word speaks of. So it need not be left to the eye whether "circle" points at
-# the circle: here is how much of each word's attention falls inside.
+# A scene has a mask for each word: the region that the word describes. So accuracy can be measured: how much of each
+# word's attention lies inside its mask?
 
 # %%
 offsets = pipe.tokenizer(described.caption, return_offsets_mapping=True)["offset_mapping"]
@@ -116,13 +116,13 @@ maps = torch.stack(
         for w, g in recorded.values()
     ]
 ).mean(0)  # (tokens, 64, 64), the mean over layers and heads
-told = [(word, word_mask(word, masks)) for word in described.words]
-told = [(word, mask) for word, mask in told if mask is not None]
-figure, axes = plt.subplots(2, len(told) + 1, figsize=(2 * len(told) + 2, 4.4), squeeze=False)
+masked = [(word, word_mask(word, masks)) for word in described.words]
+masked = [(word, mask) for word, mask in masked if mask is not None]
+figure, axes = plt.subplots(2, len(masked) + 1, figsize=(2 * len(masked) + 2, 4.4), squeeze=False)
 axes[0][0].imshow(picture)
 axes[1][0].imshow(((noisy[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1))
 axes[0][0].set_title("clean, noisy", fontsize=9)
-for column, (word, mask) in enumerate(told, 1):
+for column, (word, mask) in enumerate(masked, 1):
     tokens = [i for i, (s, e) in enumerate(offsets) if s < word.end and e > word.start]
     heat = maps[tokens].sum(0).numpy()
     axes[0][column].imshow(mask, cmap="gray", vmin=0, vmax=1)
@@ -139,8 +139,8 @@ plt.show()
 # %% [markdown]
 # ## 5. Attention to picture
 #
-# Now from noise. The sampler knows no text: it asks the UNet for a direction, twice a step (with the prompt and with
-# the empty one), and goes on past the difference: that is guidance. `trace` records the prompt's half by its name.
+# Now the picture is drawn from noise. The sampler knows nothing of the text: at each step it asks the UNet for a
+# direction and moves a little that way. `trace` records the attention of each step.
 
 # %%
 states = []
@@ -167,7 +167,7 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## 6. And back: from a region to the words that drew it
+# ## 6. From a region back to the words that drew it
 
 # %%
 heat = attention.heatmap("circle")
@@ -180,8 +180,8 @@ for word, share in attention.words_at(box):
 # %% [markdown]
 # ## 7. Does the picture show what the prompt says?
 #
-# A judge that knows no networks looks at the pixels: palette colours, connected components, shapes by overlap. It reads
-# the scene's description, so we ask it about a scene whose caption we have drawn.
+# A judge that uses no network checks the pixels: palette colours, connected components, shapes by their overlap. It
+# compares them with the scene whose caption was drawn.
 
 # %%
 drawn = pipe(described.caption, generator=torch.Generator().manual_seed(1), output_type="np").images[0]

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Word to region, and back
 #
-# Every question one can ask of a trace, on the model that comes with the package; then how far the answers can be
-# believed. Everything printed here is computed here, but for the last figure's curve, which comes with the model.
+# All questions that a trace answers, on a bundled model; then how accurate the answers are. Everything printed here is
+# computed here, except the curves of the last figure, which come with the model.
 
 # %%
 import json
@@ -51,8 +51,8 @@ def show(pictures, titles, **style):
 # %% [markdown]
 # ## 1. Record
 #
-# What to keep apart is chosen before the picture is drawn: nothing (`"mean"`, the default), each step, each head, or
-# both (`"full"`). What that takes is reckoned beforehand and held against a budget.
+# Choose before drawing what a trace keeps apart: nothing (`"mean"`, the default), each step (`"step"`), each head
+# (`"head"`), or both (`"full"`). The memory it needs is computed first, and refused if it is over the budget.
 
 # %%
 with trace(pipe, keep="full") as attention:
@@ -68,10 +68,10 @@ except ValueError as error:
     print("refused:", error)
 
 # %% [markdown]
-# ## 2. Where did a word land?
+# ## 2. Where did a word act?
 #
-# A word, a phrase, an occurrence, a token; in one step, one layer, one head, or all of them. The scale is the share of
-# all attention at a place, or that over the word's own peak.
+# A map can be that of a word, a phrase, an occurrence or a token, and of one step, layer or head, or of all. Its values
+# are shares of all attention at a place, or are divided by the word's own peak.
 
 # %%
 asked = {
@@ -104,7 +104,7 @@ show(
 # %% [markdown]
 # ## 3. Which words drew a region?
 #
-# A point, a box or a mask. What is left to one went to no word: to the tokens that begin and end the prompt.
+# A region is a point, a box or a mask. The rest of the attention went to the start and end tokens.
 
 # %%
 y, x = divmod(int(attention.heatmap("circle").argmax()), 64)
@@ -112,20 +112,20 @@ for region in [(x, y), (0, 0, 64, 8)]:
     shares = attention.words_at(region)
     best = ", ".join(f"{word} {share:.1%}" for word, share in shares[:4])
     print(f"{region}: {best}, no word {1 - sum(share for _, share in shares):.1%}")
-owners = attention.segmentation()
-show([image, owners], ["picture", "who owns what"], cmap="tab10")
+dominant = attention.segmentation()
+show([image, dominant], ["picture", "dominant word"], cmap="tab10")
 print(
     {
-        str(attention.words[i]) if i >= 0 else "none": f"{(owners == i).float().mean():.1%}"
-        for i in owners.unique().tolist()
+        str(attention.words[i]) if i >= 0 else "none": f"{(dominant == i).float().mean():.1%}"
+        for i in dominant.unique().tolist()
     }
 )
 
 # %% [markdown]
-# ## 4. In numbers
+# ## 4. Measures
 #
-# `mass`, the mean share; `entropy`, 1 where a map is even; `area`, the part of the picture with at least half the peak;
-# `centre`, in pixels. `leakage` says how far two words share one place.
+# `mass` is the mean share; `entropy` is 1 if a map is even; `area` is the part of the picture with at least half the
+# peak; `centre` is in pixels. `leakage` is how far two words share places.
 
 # %%
 for word in attention.words:
@@ -138,7 +138,7 @@ pairs = [("red", "circle"), ("blue", "square"), ("red", "square"), ("blue", "cir
 print({f"{a}, {b}": round(float(leakage[names.index(a), names.index(b)]), 2) for a, b in pairs})
 
 # %% [markdown]
-# Over eight seeds: where does "red" land, and how far does that differ from picture to picture?
+# Eight seeds: where does "red" act on average, and how much does this vary between pictures?
 
 # %%
 with trace(pipe) as many:
@@ -146,21 +146,21 @@ with trace(pipe) as many:
 show(many.spread("red"), ["red: mean of 8 seeds", "standard deviation"], cmap="inferno")
 
 # %% [markdown]
-# ## 5. A picture that is there already
+# ## 5. An existing picture
 #
-# `attribute` noises it to several levels and reads the attention there. A scene comes with the exact mask of what each
-# word speaks of, so the answer can be marked.
+# `attribute` adds noise at several levels and records the attention. A scene has an exact mask for each word, so the
+# answer can be scored.
 
 # %%
 described = scene(seed=5, index=3, kind="relation")
-there = Image.fromarray(render(described)[0])
-seen = attribute(pipe, there, described.caption, keep="head")
+picture = Image.fromarray(render(described)[0])
+seen = attribute(pipe, picture, described.caption, keep="head")
 _, located = read(pipe, described)
 located = [(word, mask) for kind, word, mask in located if kind in OBJECT_WORDS]
 print(described.caption)
-show([there, *(mask for _, mask in located)], ["picture", *(f"mask of {word}" for word, _ in located)], cmap="gray")
+show([picture, *(mask for _, mask in located)], ["picture", *(f"mask of {word}" for word, _ in located)], cmap="gray")
 show(
-    [there, *(seen.heatmap(word, reduce="calibrated", scale="peak") for word, _ in located)],
+    [picture, *(seen.heatmap(word, reduce="calibrated", scale="peak") for word, _ in located)],
     ["picture", *(str(word) for word, _ in located)],
     cmap="inferno",
 )
@@ -174,16 +174,16 @@ for name, rule in rules.items():
     print(f"{name:12} pointing {pointing:.2f}  mass inside {mass:.2f}  IoU {iou:.2f}  average precision {ap:.2f}")
 
 # %% [markdown]
-# ## 6. Is what was recorded what the model did?
+# ## 6. Is the recording what the model computed?
 
 # %%
 print(verify(pipe))
 
 # %% [markdown]
-# ## 7. Did the word do what its map says?
+# ## 7. Is a map faithful?
 #
-# Withhold one word from every layer, draw again from the same seed, and look where the picture changed. On many
-# prompts: how much of the change lies in the part of the picture where the map is strongest?
+# Withhold one word from every layer, draw again from the same seed, and see where the picture changes. The curves show,
+# for many prompts, how much of the change lies in the part of the picture where the map is strongest.
 
 # %%
 word = next(word for word in attention.words if word.text == "square")
@@ -206,10 +206,10 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## 8. Keep it
+# ## 8. Save it
 #
-# One safetensors file holds the maps, the picture, the prompt, the tokens and the settings. It opens with no model, and
-# `export` makes of it pictures, a film of the steps, a table and a page that can be mailed.
+# One safetensors file holds the maps, the picture, the prompt, the tokens and the settings. It opens without a model.
+# `export` writes pictures, an animation of the steps, a table and a self-contained HTML page from it.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,32 @@
-"""From text and files to pictures and numbers."""
+"""Pipelines from text to pictures and translations, and what they are made of.
 
-from pipelines.text_to_image import TextToImagePipeline
-from pipelines.text_to_text import TranslationPipeline
-from pipelines.tracing.capture import attribute, trace, verify
+The public names are imported when they are first used, so that a command that needs none of them starts fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.text_to_text import TranslationPipeline
+    from pipelines.tracing.capture import attribute, trace, verify
 
 __all__ = ["TextToImagePipeline", "TranslationPipeline", "attribute", "trace", "verify"]
+
+_MODULES = {
+    "TextToImagePipeline": "pipelines.text_to_image",
+    "TranslationPipeline": "pipelines.text_to_text",
+    "attribute": "pipelines.tracing.capture",
+    "trace": "pipelines.tracing.capture",
+    "verify": "pipelines.tracing.capture",
+}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""The colour map of every heat map, and fonts for labels."""
+"""The colour map of all heat maps, and the fonts and texts of labels."""
 
 from collections.abc import Iterable
 
@@ -8,9 +8,9 @@ from PIL import ImageFont
 from pipelines.scenes.captions import is_chinese
 
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "PingFang.ttc", "msyh.ttc")
-"""Fonts with Chinese characters as Debian, macOS and Windows name their files; Pillow looks where each keeps them."""
+"""Files of Chinese fonts on Debian, macOS and Windows; Pillow searches the font folders of each system."""
 
-# Perceptually even from dark to light: nine stops of matplotlib's inferno (CC0).
+# Perceptually uniform from dark to light: nine stops of matplotlib's inferno (CC0).
 _STOPS = np.array(
     [(0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85)]
     + [(227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164)],
@@ -20,17 +20,17 @@ _STOPS = np.array(
 
 def colour_map(values: np.ndarray) -> np.ndarray:
     """Values in [0, 1], (...) -> colours (..., 3) uint8."""
-    place = np.clip(values, 0, 1) * (len(_STOPS) - 1)
-    below = np.minimum(place.astype(int), len(_STOPS) - 2)
-    part = (place - below)[..., None]
-    return (_STOPS[below] * (1 - part) + _STOPS[below + 1] * part).round().astype(np.uint8)
+    position = np.clip(values, 0, 1) * (len(_STOPS) - 1)
+    below = np.minimum(position.astype(int), len(_STOPS) - 2)
+    fraction = (position - below)[..., None]
+    return (_STOPS[below] * (1 - fraction) + _STOPS[below + 1] * fraction).round().astype(np.uint8)
 
 
 def label_font(texts: Iterable[str], size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """A font that can draw these texts.
+    """A font that has the characters of these texts.
 
     Raises:
-        ValueError: there are Chinese ones among them, and no font on this machine that can.
+        ValueError: a text is Chinese, and no font of this machine has its characters.
     """
     if not is_chinese("".join(texts)):
         return ImageFont.load_default(size)
@@ -39,4 +39,9 @@ def label_font(texts: Iterable[str], size: int) -> ImageFont.ImageFont | ImageFo
             return ImageFont.truetype(name, size)
         except OSError:
             continue
-    raise ValueError("no font here can draw Chinese labels: apt-get install fonts-wqy-microhei")
+    raise ValueError("no font for Chinese labels found: apt-get install fonts-wqy-microhei")
+
+
+def readable(token: str) -> str:
+    """A token for people to read: without the mark "▁" of a word's start, unless the token is only that mark."""
+    return token.replace("▁", " ").strip() or "▁"

@@ -1,6 +1,6 @@
-"""Pictures as people bring them -> pictures to train on, of the shapes a model can draw.
+"""Picture files of any format and shape -> arrays of a shape that a model can draw.
 
-Shapes: B batch, h×w pixels.
+Shapes: h×w pixels.
 """
 
 import math
@@ -13,47 +13,48 @@ from PIL import Image, ImageOps
 Shape = tuple[int, int]
 """Height and width in pixels."""
 
-FITS = ("crop", "pad")
-"""What becomes of a picture of another shape: its middle is kept, or all of it, on a white ground."""
-
 RATIOS = (4 / 3, 3 / 2, 16 / 9)
-"""Longer side to shorter of what cameras and screens give."""
+"""Longer side / shorter side of common cameras and screens."""
 
 
 def load_picture(path: Path, size: int | Shape, fit: str = "crop") -> np.ndarray:
-    """A picture file as (h, w, 3) uint8: turned as its EXIF says, laid on white where transparent, then fitted."""
+    """A picture file as (h, w, 3) uint8: rotated by its EXIF orientation, made opaque on white, then fitted.
+
+    A picture of another shape is cropped to its middle where `fit` is "crop", and padded with white where it is "pad".
+    """
     with Image.open(path) as file:
         return fit_picture(file, size, fit)
 
 
 def fit_picture(picture: Image.Image, size: int | Shape, fit: str = "crop") -> np.ndarray:
-    """`load_picture` of a picture that is open already; `size` is a side or a shape, `fit` one of `FITS`."""
+    """The same as `load_picture` for an open picture; `size` is a side or a shape."""
     return _fitted(_opaque(picture, "white").convert("RGB"), size, fit, Image.Resampling.LANCZOS, "white")
 
 
 def fit_mask(mask: Image.Image, picture_size: tuple[int, int], size: int | Shape, fit: str = "crop") -> np.ndarray:
-    """A mask, white where something is, as (h, w) uint8: fitted just as its picture is.
+    """A mask, white where the object is, as (h, w) uint8, fitted in the same way as its picture.
 
-    Nothing is where it is transparent, and on a border.
+    Transparent parts and padding are black.
 
-    picture_size: (width, height) of the picture it belongs to, upright; the mask may be coarser or finer.
+    Args:
+        picture_size: (width, height) of its picture after rotation; the mask's resolution may be lower or higher.
 
     Raises:
-        ValueError: it is of another shape than its picture.
+        ValueError: the mask's aspect ratio is not its picture's.
     """
     mask = _opaque(mask, "black").convert("L")
     (w, h), (width, height) = mask.size, picture_size
-    if abs(w * height / (h * width) - 1) > 0.05:  # more than rounding explains
-        raise ValueError(f"the mask has {w}×{h} pixels, its picture {width}×{height}: give both the same shape")
+    if abs(w * height / (h * width) - 1) > 0.05:  # more than rounding can cause
+        raise ValueError(f"the mask has {w}×{h} pixels, its picture {width}×{height}: give both the same aspect ratio")
     if mask.size != picture_size:
         mask = mask.resize(picture_size, Image.Resampling.BOX)
     return _fitted(mask, size, fit, Image.Resampling.BOX, "black")
 
 
 def _opaque(picture: Image.Image, ground: str) -> Image.Image:
-    """A picture upright and on a ground."""
+    """A picture rotated by its EXIF orientation, with transparent parts in the colour `ground`."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):  # 16 bits of grey, which Pillow's own conversion would clip
+    if picture.mode.startswith("I;16"):  # 16-bit grey, which Pillow's own conversion would clip
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture.convert("RGBA"))
 
@@ -66,10 +67,10 @@ def _fitted(picture: Image.Image, size: int | Shape, fit: str, resampling: Image
 
 
 def shapes_near(size: int, multiple: int) -> list[Shape]:
-    """Shapes of about size² pixels, sides multiples of `multiple`: the square, then each wide one and the same upright.
+    """Shapes of about size² pixels whose sides are multiples of `multiple`: the square, then pairs of wide and tall.
 
-    Their ratios are near `RATIOS`, as near as the multiples come; shapes a quarter larger or smaller than the square
-    are left out. At 64 pixels and multiples of 16 there are three of them, and never more than seven.
+    Their ratios are as near to `RATIOS` as the multiples allow. Shapes with a quarter more or fewer pixels than the
+    square are left out. At 64 pixels and multiples of 16 there are three shapes; there are never more than seven.
     """
     shapes = [(size, size)]
     for ratio in RATIOS:
@@ -80,5 +81,5 @@ def shapes_near(size: int, multiple: int) -> list[Shape]:
 
 
 def nearest_shape(width: int, height: int, shapes: Sequence[Shape]) -> Shape:
-    """The shape that a picture of that many pixels loses least to: that of the nearest ratio."""
+    """The shape of the nearest aspect ratio, so that a crop of the picture loses least."""
     return min(shapes, key=lambda shape: abs(math.log(shape[1] * height / (shape[0] * width))))

@@ -1,11 +1,10 @@
-"""Pictures of a whole file of prompts, by one process or several, in a folder that says what each is.
+"""Drawing a file of prompts into a folder, by one process or several, with a row for each picture.
 
-A run can be stopped at any moment: the same call goes on where it was.
+A run can be stopped at any moment; the same call resumes it.
 """
 
 import hashlib
 import json
-import math
 import re
 import sys
 from collections import defaultdict
@@ -18,24 +17,22 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.checks import check_guidance, check_prompt, check_seed, check_steps, check_text, check_tokens
 from pipelines.runs.processes import this_process
 from pipelines.runs.rows import append_row, read_rows
 from pipelines.runs.signals import StoppedError, StopSignals
-from pipelines.sources.read import DataError
-from pipelines.text_to_image import TextToImagePipeline, check_guided
+from pipelines.sources.findings import DataError
+from pipelines.text_to_image import TextToImagePipeline
 
 RESULTS, PLAN, PICTURES = "results.jsonl", "plan.json", "pictures"
 
 BATCH = 16
-"""Pictures drawn at a time, where so many have the same settings."""
-
-LONGEST = 10_000
-"""Characters. A longer prompt is refused before a tokenizer has to read it."""
+"""The most pictures drawn at a time; those of a batch share their settings."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One picture that is asked for: `index` counts the prompts of a file from 0, `id` is its owner's name for it."""
+    """One picture to draw. `index` counts the prompts of a file from 0; `id` is an optional name for the picture."""
 
     index: int
     id: str
@@ -51,10 +48,10 @@ class Prompt:
 
 
 class StoppedDrawingError(StoppedError):
-    """The drawing was asked to stop by a signal; what is drawn is on disk."""
+    """A signal stopped the drawing; the pictures drawn so far are on disk."""
 
     def __init__(self, received: int, drawn: int, count: int):
-        Exception.__init__(self, f"stopped with {drawn:,} of {count:,} pictures drawn: the same command goes on there")
+        Exception.__init__(self, f"stopped with {drawn:,} of {count:,} pictures drawn: the same command draws the rest")
         self.received = received
 
 
@@ -67,20 +64,20 @@ def draw_prompts(
     guidance: float | None = None,
     model: str = "",
 ) -> Path:
-    """Draw every prompt of a file and return `results.jsonl` in `out`, a row for each in their order.
+    """Draw every prompt of a file and return the path of `results.jsonl` in `out`, which has a row for each in order.
 
     A row has the prompt's `index`, `id`, `prompt`, `negative_prompt`, `seed`, `steps` and `guidance`, the `model`, the
-    `file` in `out` and the `sha256` of what that holds. Prompts of the same settings are drawn in batches. Several
+    `file` in `out` and the `sha256` of its content. Prompts with the same settings are drawn in batches. Several
     processes, as `accelerate launch` starts them, share the batches.
 
-    Args:
-        seed, steps, guidance: for lines that do not say theirs, see `read_prompt_file`; by default the model's own.
-        model: what the rows call the model; the name it was loaded by if none is given.
+    SIGINT or SIGTERM stops the drawing after the current batch; a second one stops it at once.
 
-    SIGINT or SIGTERM let it finish the batch; a second one ends it at once.
+    Args:
+        seed, steps, guidance: for lines without their own, see `read_prompt_file`; by default the model's own.
+        model: the model's name in the rows; by default the name it was loaded by.
 
     Raises:
-        DataError: lines that cannot be used (all of them listed), or `out` holds something else.
+        DataError: lines cannot be used (the message lists all of them), or `out` holds something else.
         StoppedDrawingError: one of these signals came.
     """
     process, file, out = this_process(), Path(file), Path(out)
@@ -100,7 +97,7 @@ def draw_prompts(
         _join(out)
     process.wait_for_everyone()
     done = {row["index"] for row in read_rows(out / RESULTS) if _is_drawn(out, row)}
-    process.wait_for_everyone()  # before anybody writes more of them
+    process.wait_for_everyone()  # before any process adds rows
 
     batches = _batches(prompt for prompt in prompts if prompt.index not in done)
     mine = batches[process.process_index :: process.num_processes]
@@ -141,22 +138,22 @@ def read_prompt_file(
     guidance: float = 3.0,
     guidable: bool = True,
 ) -> list[Prompt]:
-    """The prompts of a file, in UTF-8: a .txt with one a line, or a .jsonl of objects.
+    """The prompts of a file in UTF-8: a .txt with one prompt per line, or a .jsonl of objects.
 
-    An object has `prompt` and, if it wants, `seed`, `steps`, `guidance`, `negative_prompt` and `id`, which names its
-    picture's file. What a line does not say is as given here. Empty lines are left out. `guidable`: whether the
-    model they are for can be guided away from the empty caption.
+    An object has `prompt` and optionally `seed`, `steps`, `guidance`, `negative_prompt` and `id`, the name of its
+    picture's file. The arguments are the defaults of a line. Empty lines are skipped. `guidable` says whether the
+    model was trained with caption dropout.
 
     Raises:
-        DataError: there is no such file, no prompt in it, or there are lines that cannot be used (all of them listed).
+        DataError: the file is not found, has no prompt, or has lines that cannot be used (the message lists all).
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}: give a .txt with a prompt a line, or a .jsonl")
+        raise DataError(f"file {path} not found: give a .txt with one prompt per line, or a .jsonl")
     if path.suffix not in (".txt", ".jsonl"):
-        raise DataError(f"{path} is neither .txt nor .jsonl: the name says how its lines are to be read")
+        raise DataError(f"{path} is neither .txt nor .jsonl: its name must end in one of them")
     defaults = {"id": "", "negative_prompt": "", "seed": seed, "steps": steps, "guidance": guidance}
     prompts: list[Prompt] = []
-    names: dict[str, int] = {}  # of files, and the line each comes from
+    lines: dict[str, int] = {}  # name of a picture's file -> its line
     bad: list[str] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.removeprefix(b"\xef\xbb\xbf").strip():
@@ -164,10 +161,9 @@ def read_prompt_file(
         try:
             given = _object(line) if path.suffix == ".jsonl" else {"prompt": _text(line).strip()}
             prompt = Prompt(index=len(prompts) + len(bad), **(defaults | given))
-            _check(prompt, tokenizer)
-            check_guided(guidable, prompt.guidance, [prompt.negative_prompt])
-            if (before := names.setdefault(prompt.file.lower(), number)) != number:
-                raise ValueError(f"its picture would have the name of line {before}'s: give another id")
+            _check(prompt, tokenizer, guidable)
+            if (first := lines.setdefault(prompt.file.lower(), number)) != number:
+                raise ValueError(f"its picture would have the same file name as that of line {first}: give another id")
             prompts.append(prompt)
         except ValueError as error:
             bad.append(f"line {number}: {error}")
@@ -191,50 +187,37 @@ def _object(line: bytes) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(given, dict) or "prompt" not in given:
-        raise ValueError('no object with a "prompt"')
+        raise ValueError('not an object with a "prompt"')
     known = {"prompt", "seed", "steps", "guidance", "negative_prompt", "id"}
     if odd := sorted(given.keys() - known):
-        raise ValueError(f"{', '.join(odd)[:80]} is not known, only {', '.join(sorted(known))}")
+        raise ValueError(f"unknown field {', '.join(odd)[:80]}: use {', '.join(sorted(known))}")
     return given
 
 
-def _check(prompt: Prompt, tokenizer: PreTrainedTokenizerFast) -> None:
-    for name in ("prompt", "negative_prompt"):
-        text = getattr(prompt, name)
-        if not isinstance(text, str) or (name == "prompt" and not text.strip()):
-            raise ValueError(f"the {name} is {'empty' if isinstance(text, str) else 'no text'}")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"the {name} has half a character") from None
-        if len(text) > LONGEST:
-            raise ValueError(f"the {name} has {len(text):,} characters, the limit is {LONGEST:,}")
-        if (count := len(tokenizer(text, verbose=False)["input_ids"])) > tokenizer.model_max_length:
-            raise ValueError(f"the {name} has {count} tokens, this model reads {tokenizer.model_max_length}")
-    for name, least, most in (("seed", 0, 2**64 - 1), ("steps", 1, 1000)):
-        value = getattr(prompt, name)
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{name} is a whole number from {least} to {most}, not {str(value)[:40]}")
-    guidance = prompt.guidance
-    if type(guidance) not in (int, float) or not (math.isfinite(guidance) and 0 <= guidance <= 100):
-        raise ValueError(f"guidance is a number from 0 to 100, not {str(guidance)[:40]}")
+def _check(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, guidable: bool) -> None:
+    check_prompt(prompt.prompt)
+    check_text(prompt.negative_prompt, "negative prompt")
+    for text, name in ((prompt.prompt, "prompt"), (prompt.negative_prompt, "negative prompt")):
+        check_tokens(tokenizer(text, verbose=False)["input_ids"], tokenizer, name)
+    check_seed(prompt.seed)
+    check_steps(prompt.steps)
+    check_guidance(prompt.guidance, [prompt.negative_prompt], guidable)
     if not isinstance(prompt.id, str) or not re.fullmatch(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?", prompt.id):
-        raise ValueError(f"id is up to 100 letters, digits, '-', '_' and '.', not {str(prompt.id)[:40]!r}")
+        raise ValueError(f"the id is up to 100 letters, digits, '-', '_' and '.', not {str(prompt.id)[:40]!r}")
 
 
 def _check_folder(out: Path, plan: dict[str, Any], file: Path) -> None:
-    """Raise DataError unless `out` is free, or holds what was drawn by this very plan."""
+    """Raise DataError unless `out` is empty, or holds pictures drawn by the same plan."""
     if (out / PLAN).is_file():
-        there = json.loads((out / PLAN).read_text())
-        if changed := [name for name in plan if there.get(name) != plan[name]]:
-            what = [str(file) if name == "prompts" else name for name in changed]
-            raise DataError(f"{out} was drawn with another {' and '.join(what)}: choose another --out")
+        earlier = json.loads((out / PLAN).read_text())
+        if changed := [str(file) if name == "prompts" else name for name in plan if earlier.get(name) != plan[name]]:
+            raise DataError(f"{out} was drawn with another {' and '.join(changed)}: choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: choose another --out")
 
 
 def _batches(prompts: Iterable[Prompt]) -> list[list[Prompt]]:
-    """Prompts that can be drawn together, together."""
+    """Batches of prompts with the same settings."""
     alike: dict[tuple[int, float], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         alike[prompt.steps, prompt.guidance].append(prompt)
@@ -242,7 +225,7 @@ def _batches(prompts: Iterable[Prompt]) -> list[list[Prompt]]:
 
 
 def _join(out: Path) -> None:
-    """Bring all rows into one file, in order, and leave out what a stop left half written."""
+    """Merge the rows of all processes into one file, in order, without any row that a stop left incomplete."""
     parts = sorted(out.glob(f"part-*-{RESULTS}"))
     rows = {row["index"]: row for part in [out / RESULTS, *parts] for row in read_rows(part)}
     new = out / f"{RESULTS}.new"

@@ -1,7 +1,13 @@
-"""The samplers of diffusers that integrate a rectified flow."""
+"""Samplers: functions that integrate a rectified flow, given a denoiser and one of diffusers' schedulers.
 
-from collections.abc import Callable
+Shapes: B pictures, C channels, h×w positions of a picture or of a VAE's latent.
+"""
 
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from inspect import signature
+
+import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -9,8 +15,7 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-
-from pipelines.text_to_image import TextToImagePipeline
+from torch import Tensor
 
 SAMPLERS: dict[str, Callable[[], SchedulerMixin]] = {
     "Euler": FlowMatchEulerDiscreteScheduler,
@@ -19,28 +24,53 @@ SAMPLERS: dict[str, Callable[[], SchedulerMixin]] = {
     "DPM-Solver++": lambda: DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
     "UniPC": lambda: UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
 }
-"""Name -> a scheduler. Heun asks the network twice for each step.
+"""Name -> a new scheduler. Heun evaluates the network twice per step.
 
-A stochastic step goes to the picture it was heading for and back to less noise, all of it new, so that later steps can
-mend what earlier ones got wrong (arXiv 2303.01469, algorithm 1); and its steps lie nearer to noise, where it is decided
-what will be where.
+A stochastic step goes to the predicted clean picture and back to a lower noise level with fresh noise, so that later
+steps can correct the errors of earlier ones (arXiv 2303.01469, algorithm 1). Its steps are denser near noise, where
+the layout is decided.
 """
 
 OWN = "the model's own"
 
 TRAINED_FOR = "Euler, stochastic"
-"""Which of them `train` has its models draw by: README, "How far the bundled model obeys"."""
+"""The sampler that `train` saves with its models; `tests/benchmarks/samplers.py` compares them."""
+
+Denoiser = Callable[[Tensor, Tensor, float, int], Tensor]
+"""Called as f(x, timestep, sigma, step), it returns the velocity at x (B, C, h, w), of noise level sigma in (0, 1]."""
 
 
-def with_sampler(pipe: TextToImagePipeline, name: str) -> TextToImagePipeline:
-    """The same networks (not copies) under another sampler.
+def integrate(
+    denoise: Denoiser,
+    latents: Tensor,
+    scheduler: SchedulerMixin,
+    steps: int,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
+    progress: Callable[[Tensor], Iterable[Tensor]] = iter,
+) -> Tensor:
+    """Integrate a rectified flow from noise (B, C, h, w) to the end of the flow (B, C, h, w).
 
-    Raises:
-        ValueError: there is no such sampler.
+    Args:
+        generator: source of the noise that a stochastic scheduler adds; a list has one for each picture.
+        on_step: called as f(step, timestep, latents, clean) after each step. It returns the latents to continue with;
+            `clean` (B, C, h, w) is the prediction of x0 that the step used.
+        progress: wraps the timesteps as tqdm does.
     """
-    if name not in (OWN, *SAMPLERS):
-        raise ValueError(f"the sampler is one of {OWN}, {'; '.join(SAMPLERS)}, not {name[:40]!r}")
-    parts = pipe.components | ({} if name == OWN else {"scheduler": SAMPLERS[name]()})
-    other = TextToImagePipeline(**parts, **pipe.settings)
-    other.set_progress_bar_config(disable=True)
-    return other
+    scheduler = deepcopy(scheduler)  # it counts its steps, and another thread may be drawing with the same one
+    sigmas = {}
+    # By default these two spend a step on the last 0.001 of noise, where a velocity is mostly rounding error.
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        sigmas = {"sigmas": [1 - i / steps for i in range(steps)]}
+    elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+        scheduler.sigma_min = 1 / steps
+    scheduler.set_timesteps(steps, device=latents.device, **sigmas)
+    noise = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
+    for step, timestep in enumerate(progress(scheduler.timesteps)):
+        sigma = float(timestep) / scheduler.config.num_train_timesteps
+        velocity = denoise(latents, timestep, sigma, step)
+        clean = latents - sigma * velocity
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False, **noise)[0]
+        if on_step is not None:
+            latents = on_step(step, timestep, latents, clean)
+    return latents

@@ -1,6 +1,6 @@
-"""A sentence in, the same in another language out, and where each token that was written looked.
+"""A sentence in, its translation out, with the cross-attention of every token written.
 
-Shapes: L decoder layers, H heads, S source tokens, T target tokens.
+Shapes: B texts, L decoder layers, H heads, S source tokens, T target tokens, D width of the memory, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -13,19 +13,23 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.checks import check_text, check_tokens
 from pipelines.components import can_translate, load_components
-from pipelines.text_to_image import bundled_models, locate, read_prompts
+from pipelines.text_to_image import bundled_models, find_model, read_prompts
 from unet_xattn import Transformer
 from unet_xattn.decoding import beam_search, greedy_steps
 
 
 @dataclass(frozen=True)
 class Translation:
-    """What was written, and from which tokens: `attention` (L, H, T, S) is the decoder's cross-attention.
+    """A translation and the decoder's cross-attention that wrote it.
 
-    Row t is where the decoder looked when it wrote `tokens[t]`, the last of them the end of the sentence.
-    `probabilities` (T,) is what it gave each of them, having read those before it; `likeliest` is what it gave most,
-    the same tokens in a greedy translation, and `likeliest_probabilities` (T,) how much.
+    text: the sentence.
+    source_tokens, tokens: S tokens read and T tokens written; the last one written is the end of the sentence.
+    attention: cross-attention (L, H, T, S); row t is what the decoder attended to when it wrote `tokens[t]`.
+    probabilities: (T,), of each token given those before it.
+    likeliest, likeliest_probabilities: the most likely token at each position and its probability (T,); in a greedy
+        translation the same as `tokens`.
     """
 
     text: str
@@ -37,15 +41,10 @@ class Translation:
     likeliest_probabilities: Tensor
 
 
-def readable(token: str) -> str:
-    """A token as a person reads it, without the mark of a word's beginning, unless it is nothing else."""
-    return token.replace("▁", " ").strip() or "▁"
-
-
 class TranslationPipeline(DiffusionPipeline):
-    """Writes sentences from memory.
+    """Translates texts: a decoder writes from the encoder's memory.
 
-    Components: a tokenizer that can spell out what it reads, and a Transformer with a decoder. A text-to-image model
+    Components: a tokenizer that can decode its tokens to text, and a Transformer with a decoder. A text-to-image model
     that was trained on pairs of captions has both, under the same names.
     """
 
@@ -57,38 +56,38 @@ class TranslationPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "TranslationPipeline":
-        """Load the text side of a bundled model by name, of a folder, or of a model of the hub by its id.
+        """Load the text encoder and tokenizer of a bundled model by name, of a folder, or of a hub model by its id.
 
         Raises:
-            ValueError: there is no such model, or it has no decoder; the message lists those that have.
+            ValueError: the model is not found, or it has no decoder; the message lists bundled models with one.
         """
-        path = locate(name)
+        path = find_model(name)
         text_encoder = load_components(path, {"unet": None, "vae": None}, **kwargs)["text_encoder"]
         if not can_translate(text_encoder):
             able = [
                 m
                 for m in bundled_models()
-                if Transformer.load_config(locate(m), subfolder="text_encoder").get("decoder_layers")
+                if Transformer.load_config(find_model(m), subfolder="text_encoder").get("decoder_layers")
             ]
-            which = f"of the bundled models these can: {', '.join(able)}" if able else "no bundled model can yet"
-            raise ValueError(f"{name} has no decoder, so it cannot translate; {which}")
+            others = f"these bundled models can: {', '.join(able)}" if able else "no bundled model can"
+            raise ValueError(f"{name} has no decoder, so it cannot translate; {others}")
         return cls(PreTrainedTokenizerFast.from_pretrained(path, subfolder="tokenizer"), text_encoder)
 
     @torch.no_grad()
     def __call__(
         self, text: str | list[str], beams: int = 4, length_penalty: float = 0.6, max_tokens: int | None = None
     ) -> list[Translation]:
-        """Translate a text, or each of a list.
+        """Translate a text, or each text of a list.
 
         Args:
-            beams, length_penalty: see `decoding.beam_search`; one beam is greedy.
-            max_tokens: write no more than this; by default as many as the model reads.
+            beams, length_penalty: see `decoding.beam_search`; one beam is greedy decoding.
+            max_tokens: the most tokens to write; by default as many as the model reads.
 
         Raises:
-            ValueError: an empty text, or one with more tokens than the model reads.
+            ValueError: a text is empty, or has more tokens than the model reads.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        ids, mask, memory = self._remember(texts)
+        ids, mask, memory = self._encode(texts)
         max_tokens = self.tokenizer.model_max_length if max_tokens is None else max_tokens
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         written = beam_search(self.text_encoder, memory, mask, start, end, max_tokens, beams, length_penalty)
@@ -96,12 +95,12 @@ class TranslationPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def stream(self, text: str, max_tokens: int | None = None) -> Iterator[Translation]:
-        """Translate a text by the likeliest token each time, and give out what is written after each.
+        """Translate a text by greedy decoding and yield the translation so far after each token.
 
-        The last is the whole sentence with its end, as one beam writes it; those before it stop where they stop. Raises
-        as a call does, when the first is asked for.
+        The last one is the complete sentence with its end token, the same as with one beam. The errors of a call are
+        raised when the first is requested.
         """
-        ids, mask, memory = self._remember([text])
+        ids, mask, memory = self._encode([text])
         max_tokens = self.tokenizer.model_max_length if max_tokens is None else max_tokens
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         written: list[int] = []
@@ -114,42 +113,43 @@ class TranslationPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def read(self, text: str, translation: str) -> Translation:
-        """Teacher forcing: read a translation somebody else wrote, each token given those before it.
+        """Teacher forcing: decode a given translation, each token conditioned on those before it.
 
         Raises:
             ValueError: one of the two is empty, or has more tokens than the model reads.
         """
-        ids, mask, memory = self._remember([text])
+        ids, mask, memory = self._encode([text])
+        check_text(translation, "translation")
         if not translation.strip():
-            raise ValueError("there is no translation to read: give a text")
+            raise ValueError("the translation is empty: give a text")
         given = self.tokenizer(translation, verbose=False)["input_ids"]
-        if len(given) > self.tokenizer.model_max_length:
-            limit = self.tokenizer.model_max_length
-            raise ValueError(f"the translation has {len(given)} tokens, this model reads {limit}: shorten it")
-        return self._read_back(ids[0], mask[0], memory[0], given[1:])  # all but its start
+        check_tokens(given, self.tokenizer, "translation")
+        return self._read_back(ids[0], mask[0], memory[0], given[1:])  # all but the start token
 
-    def _remember(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids (B, S), which of them are real (B, S), and their memory (B, S, D)."""
-        if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+    def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids (B, S), the mask of real ones (B, S), and their memory (B, S, D)."""
+        for text in texts:
+            check_text(text)
+        if not texts or not all(text.strip() for text in texts):
             raise ValueError("there is nothing to translate: give a text")
-        ids, mask = (t.to(self._execution_device) for t in read_prompts(self.tokenizer, texts))
+        ids, mask = (t.to(self._execution_device) for t in read_prompts(self.tokenizer, texts, "text"))
         return ids, mask, self.text_encoder.encode(ids, mask)
 
     def _read_back(self, ids: Tensor, mask: Tensor, memory: Tensor, tokens: list[int]) -> Translation:
-        """Read what is written, all tokens at a time, to see where each looked and how likely it was."""
-        seen: dict[str, Tensor] = {}
+        """The translation of these tokens, with attention and probabilities from one pass over all of them."""
+        recorded: dict[str, Tensor] = {}
         target = torch.tensor([[self.tokenizer.bos_token_id, *tokens]], device=ids.device)  # (1, 1 + T)
-        logits = self.text_encoder.decode(target[:, :-1], memory[mask][None], record=seen.__setitem__)
+        logits = self.text_encoder.decode(target[:, :-1], memory[mask][None], record=recorded.__setitem__)
         probabilities = logits[0].float().softmax(dim=-1).cpu()  # (T, V)
-        most, likeliest = probabilities.max(dim=-1)  # (T,)
-        weights = [seen[f"decoder.{i}.cross"][0] for i in range(len(self.text_encoder.decoder))]
-        spell = self.tokenizer.convert_ids_to_tokens
+        highest, likeliest = probabilities.max(dim=-1)  # (T,)
+        weights = [recorded[f"decoder.{i}.cross"][0] for i in range(len(self.text_encoder.decoder))]
+        to_tokens = self.tokenizer.convert_ids_to_tokens
         return Translation(
             text=self.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
-            source_tokens=spell(ids[mask].tolist()),
-            tokens=spell(tokens),
+            source_tokens=to_tokens(ids[mask].tolist()),
+            tokens=to_tokens(tokens),
             attention=torch.stack(weights).float().cpu(),
             probabilities=probabilities[torch.arange(len(tokens)), tokens],
-            likeliest=spell(likeliest.tolist()),
-            likeliest_probabilities=most,
+            likeliest=to_tokens(likeliest.tolist()),
+            likeliest_probabilities=highest,
         )

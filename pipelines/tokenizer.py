@@ -1,4 +1,4 @@
-"""A tokenizer made for the captions at hand."""
+"""A tokenizer trained on given captions."""
 
 from collections.abc import Iterable
 
@@ -11,20 +11,20 @@ MAX_TOKENS = 64
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of these captions with character offsets; a Han character is a token.
+    """A byte-pair tokenizer trained on these captions, with character offsets; each Han character is a token.
 
-    It remembers every word it was trained on, in `init_kwargs["known_words"]`, so that others can be pointed out.
+    `init_kwargs["known_words"]` lists every word of the captions, so that unknown words can be shown to a person.
     """
     captions = list(captions)
     core = Tokenizer(models.BPE(unk_token="[UNK]"))
     one_space = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Prepend(" ")]
     lower = [normalizers.Lowercase()] if lowercase else []
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower, *one_space])
-    # A word keeps its space as "▁", so that what a decoder writes can be spelt out again. Punctuation marks stand
-    # alone, and so do Han characters, which have no spaces between them.
+    # A word keeps the space before it as "▁", so that tokens can be decoded to text. Punctuation marks and Han
+    # characters are separate tokens, because no spaces separate them from their neighbours.
     words = pre_tokenizers.Metaspace(prepend_scheme="never")
-    alone = pre_tokenizers.Split(pattern=Regex(r"\p{Han}|[^\p{L}\p{N}\p{M}▁]"), behavior="isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence([words, alone])
+    single = pre_tokenizers.Split(pattern=Regex(r"\p{Han}|[^\p{L}\p{N}\p{M}▁]"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, single])
     special = ["[PAD]", "[UNK]", "[START]", "[END]"]
     letters = [chr(c) for c in range(33, 127)]
     core.train_from_iterator(

@@ -1,4 +1,4 @@
-"""Small real models and small real data for every test."""
+"""Small real models and small real data for all tests."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import count, islice
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny here: threads would only wait for one another
-os.environ["HF_HUB_OFFLINE"] = "1"  # everything bundled or local works with no connection, the tests too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything bundled or local works without a network
 
 import numpy as np
 import pytest
@@ -28,12 +28,12 @@ from unet_xattn import CrossAttentionUNet, Transformer
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """Tests that draw random tensors draw the same ones every time."""
+    """The same random tensors in every run of a test."""
     torch.manual_seed(0)
 
 
 def _awake(model: nn.Module) -> nn.Module:
-    """Zero-initialised layers say nothing: a little noise on every weight makes outputs depend on inputs."""
+    """A model with a little noise on every weight, because the outputs of zero-initialised layers ignore the input."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -42,7 +42,7 @@ def _awake(model: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def make_unet() -> Callable[..., CrossAttentionUNet]:
-    """A function of settings -> a tiny UNet of fixed seed; `awake=False` leaves it as it is initialised."""
+    """A function of settings -> a tiny UNet of a fixed seed; `awake=False` leaves its initial weights."""
 
     def make(awake: bool = True, **settings: object) -> CrossAttentionUNet:
         with torch.random.fork_rng():
@@ -71,7 +71,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny_pipe(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAttentionUNet]) -> TextToImagePipeline:
-    """An untrained pipeline whose pictures depend on prompt and noise. Shared: do not change it."""
+    """An untrained pipeline whose pictures depend on the prompt and the noise. Shared: do not change it."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         text_encoder = _awake(Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1))
@@ -82,7 +82,7 @@ def tiny_pipe(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., Cross
 
 @pytest.fixture(scope="session")
 def tiny_bilingual_pipe(tiny_pipe: TextToImagePipeline) -> TextToImagePipeline:
-    """The same with a text decoder, untrained as well. Shared: do not change it."""
+    """The same pipeline with an untrained text decoder. Shared: do not change it."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         text_encoder = _awake(
@@ -93,7 +93,7 @@ def tiny_bilingual_pipe(tiny_pipe: TextToImagePipeline) -> TextToImagePipeline:
 
 @pytest.fixture
 def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A function of (name, captions, rows) -> a folder with a little picture for each caption and their metadata."""
+    """A function of (name, captions, rows) -> a folder with a small picture for each caption, and their metadata."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -114,15 +114,15 @@ def make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 @pytest.fixture
 def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A function of n: in its n-th step from here on, a training is asked by a signal to stop."""
-    step_losses, steps = pipelines.training.train.step_losses, count(1)
+    """A function of n that makes a signal stop the training in its n-th step from here."""
+    forward_backward, steps = pipelines.training.train.forward_backward, count(1)
 
     def arrange(wanted: int) -> None:
         def stopping(*arguments: object) -> Losses:
             if next(steps) == wanted:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step_losses(*arguments)  # type: ignore[arg-type]
+            return forward_backward(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(pipelines.training.train, "step_losses", stopping)
+        monkeypatch.setattr(pipelines.training.train, "forward_backward", stopping)
 
     return arrange

@@ -1,6 +1,6 @@
-"""One of the processes that `test_distributed.py` starts: runs that are stopped, resumed, cut in pieces and compared.
+"""One of the processes that `test_distributed.py` starts: runs that are stopped, resumed and sharded.
 
-Arguments: a folder to work in, and a tiny model to begin from.
+Arguments: a folder to work in, and a tiny model to initialise from.
 """
 
 import hashlib
@@ -25,13 +25,14 @@ from pipelines.runs.processes import this_process
 from pipelines.runs.signals import StoppedError
 from pipelines.training.config import TextConfig
 from pipelines.training.objective import Losses
-from pipelines.training.sharding import whole
+from pipelines.training.sharding import full
+from pipelines.training.state import TrainState
 from pipelines.training.train import TrainConfig, train
 from pipelines.training.train_text import train_text
 
 
 def settings(out: Path, model: str) -> TrainConfig:
-    """Four steps of six pictures; every third caption is dropped, and its translation, so that no two have as many."""
+    """Four steps of six pictures; caption dropout makes the numbers of translated tokens unequal."""
     small: dict = {"steps": 4, "batch_size": 6, "size": 32, "warmup": 1, "every": 4}
     return TrainConfig(out=str(out), begin_from=model, learning_rate=5e-4, caption_dropout=0.3, **small)
 
@@ -43,7 +44,7 @@ def text_settings(pairs: Path, out: Path) -> TextConfig:
 
 
 def exact(patch: pytest.MonkeyPatch) -> None:
-    """fp32 on this machine too, or no two ways to add up are as near as is asked here."""
+    """fp32 on every machine, because in bf16 the order of additions changes the results too much."""
     for module in (pipelines.training.recipe, pipelines.training.train, pipelines.training.train_text):
         patch.setattr(module, "bf16_is_fast", lambda: False)
 
@@ -54,9 +55,9 @@ def main(folder: Path, model: str) -> None:
     report: dict = {"rank": rank, "processes": process.num_processes, "averages": []}
     patch = pytest.MonkeyPatch()
     exact(patch)
-    patch.setattr(accelerate.PartialState, "destroy_process_group", lambda *_: None)  # there are several runs to come
+    patch.setattr(accelerate.PartialState, "destroy_process_group", lambda *_: None)  # several runs follow
 
-    # Which places its loader's worker, a process of its own, is asked for.
+    # The places that its loader's worker, another process, is asked for.
     asked, example = folder / f"places-{rank}.txt", SceneExamples.example
 
     def noted(self: SceneExamples, place: int) -> object:
@@ -65,22 +66,23 @@ def main(folder: Path, model: str) -> None:
         return example(self, place)
 
     patch.setattr(SceneExamples, "example", noted)
-    gather = pipelines.training.train.gather
+    states, gather = [], TrainState.gather
 
-    def hashed(accelerator: accelerate.Accelerator, pieces: tuple, wholes: tuple) -> None:
-        weights = [whole(weight).detach() for weight in pieces[1].module.parameters()]
+    def hashed(state: TrainState) -> None:
+        states.append(state)
+        weights = [full(weight).detach() for weight in state.average.module.parameters()]
         report["averages"].append(hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).hexdigest())
-        gather(accelerator, pieces, wholes)
+        gather(state)
 
-    patch.setattr(pipelines.training.train, "gather", hashed)
+    patch.setattr(TrainState, "gather", hashed)
 
     # The last of the processes is asked to stop while it trains its second step.
-    step_losses, steps = pipelines.training.train.step_losses, iter(range(1, 9))
+    forward_backward, steps = pipelines.training.train.forward_backward, iter(range(1, 9))
 
     def stop(*arguments: object) -> Losses:
         if next(steps) == 2 and rank == process.num_processes - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_losses(*arguments)  # type: ignore[arg-type]
+        return forward_backward(*arguments)  # type: ignore[arg-type]
 
     with pytest.raises(ValueError) as refused:
         train(replace(settings(folder / "refused", model), batch_size=5))
@@ -88,36 +90,29 @@ def main(folder: Path, model: str) -> None:
 
     config = settings(folder / "several", model)
     with patch.context() as until, pytest.raises(StoppedError) as stopped:
-        until.setattr(pipelines.training.train, "step_losses", stop)
+        until.setattr(pipelines.training.train, "forward_backward", stop)
         train(config)
     report["stopped"] = str(stopped.value)
     if process.is_main_process:
-        shutil.copytree(config.out, folder / "pieces")
+        shutil.copytree(config.out, folder / "shards")
     train(TrainConfig(out=config.out), resume=True)
     train_text(text_settings(folder / "pairs.tsv", folder / "several-text"))
 
-    # FSDP, which Accelerate offers on GPUs only; that these processes compute on CPUs makes no difference to it.
+    # FSDP. Accelerate offers it on GPUs only, but it works on these CPUs too.
     AcceleratorState._reset_state()
     process.distributed_type = accelerate.DistributedType.MULTI_GPU
     patch.setenv("ACCELERATE_USE_FSDP", "true")
     process.wait_for_everyone()
-    trained, prepare = [], pipelines.training.train.prepare
-
-    def prepared(*arguments: object) -> tuple:
-        trained.append(prepare(*arguments))  # type: ignore[arg-type]
-        return trained[-1]
-
-    patch.setattr(pipelines.training.train, "prepare", prepared)
-    train(TrainConfig(out=str(folder / "pieces")), resume=True)
-    cut, average, optimizer = trained[0]
-    report["held"] = sum(w.to_local().numel() for w in cut.parameters())
-    report["all"] = sum(w.numel() for w in cut.parameters())
-    report["moments cut"] = all(
+    train(TrainConfig(out=str(folder / "shards")), resume=True)
+    state = states[-1]
+    report["held"] = sum(w.to_local().numel() for w in state.model.parameters())
+    report["all"] = sum(w.numel() for w in state.model.parameters())
+    report["moments sharded"] = all(
         isinstance(value, torch.distributed.tensor.DTensor)
-        for state in optimizer.state.values()
-        for name, value in state.items()
+        for moments in state.optimizer.state.values()
+        for name, value in moments.items()
         if name != "step"
-    ) and all(isinstance(weight, torch.distributed.tensor.DTensor) for weight in average.module.parameters())
+    ) and all(isinstance(weight, torch.distributed.tensor.DTensor) for weight in state.average.module.parameters())
 
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
     torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ def test_sampling_report_is_per_picture(tiny_pipe) -> None:
     assert 0 < report["seconds per picture, in a batch of 16"] < report["seconds per picture, alone"]
 
 
-def test_capture_report_sets_recording_beside_not_recording(tiny_pipe, tmp_path) -> None:
+def test_capture_report_compares_recording_with_not_recording(tiny_pipe, tmp_path) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     report = bench_capture(str(tmp_path / "model"), repeats=2)
     assert report["MiB at the peak, not recorded"] > 100  # the interpreter and the libraries

@@ -26,17 +26,17 @@ def test_explicit_weights_are_kept_in_the_square_of_the_length_and_for_every_hea
     assert many["MB, fused"] == pytest.approx(long["MB, fused"], rel=0.1)
 
 
-def test_heads_that_look_everywhere_and_heads_that_look_at_one_token() -> None:
-    everywhere = behaviour(torch.full((2, 3, 4), 0.25), reads_itself=False)
+def test_heads_that_attend_everywhere_and_heads_that_attend_to_one_token() -> None:
+    everywhere = behaviour(torch.full((2, 3, 4), 0.25), self_attention=False)
     assert everywhere == pytest.approx({"entropy": 1, "overlap": 1})
     here = torch.eye(4)
     behind = here.roll(1, dims=1)
-    found = behaviour(torch.stack([here, behind]), reads_itself=True)
+    found = behaviour(torch.stack([here, behind]), self_attention=True)
     # The second head reads its neighbour, and the last of four tokens the first, which is three away.
     assert found == pytest.approx({"entropy": 0, "overlap": 0, "distance": (0 + (1 + 1 + 1 + 3) / 4) / 2}, abs=1e-6)
 
 
-def test_every_attention_of_a_model_is_looked_at(tiny_pipe: TextToImagePipeline) -> None:
+def test_every_attention_of_a_model_is_measured(tiny_pipe: TextToImagePipeline) -> None:
     found = trained_heads(tiny_pipe, prompts=4)
     encoder = {f"encoder.{i}.self" for i in range(len(tiny_pipe.text_encoder.encoder))}
     assert encoder | {f"unet.{layer}" for layer in tiny_pipe.unet.attention_layers} <= found.keys()

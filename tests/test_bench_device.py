@@ -7,7 +7,7 @@ from pipelines.bench.device import bench_device
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
-def test_a_device_is_told_of_in_one_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_report_describes_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._dynamo.config, "disable", True)  # compiling takes longer than all the rest here
     report = bench_device("cpu", {"tiny": ((16, 16, 16, 16), 4)}, steps=(1, 2), batch_size=2, prompts=2, size=32)
     tiny, peak = report["tiny"], report["matrix-product TFLOP/s"] * 1e3

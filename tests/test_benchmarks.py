@@ -1,4 +1,4 @@
-"""The measurements in tests/benchmarks reach into training: they must go on fitting it."""
+"""The benchmarks in tests/benchmarks patch training, so they must stay compatible with it."""
 
 import json
 import subprocess
@@ -39,14 +39,14 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize("variant", [pytest.param(v, marks=[] if v == QUICK else pytest.mark.long) for v in VARIANTS])
-def test_each_change_to_the_recipe_reaches_training_and_nothing_else_does(
+def test_each_variant_of_the_recipe_changes_training_and_the_base_does_not(
     variant: str, unchanged: bytes, tmp_path: Path
 ) -> None:
     assert (_weights(variant, tmp_path) == unchanged) == (variant == BASE)
 
 
 @pytest.mark.long
-def test_the_recipe_as_it_is_says_what_other_ways_of_drawing_would_give(tmp_path: Path) -> None:
+def test_the_unchanged_recipe_reports_other_ways_of_drawing(tmp_path: Path) -> None:
     found = _run(BASE, 2, tmp_path)
     for drawn in (found, *found["drawn otherwise"].values()):
         assert {"all_correct", "position", "counting", "three"} <= set(drawn["seen"]) & set(drawn["held_out"])
@@ -54,14 +54,12 @@ def test_the_recipe_as_it_is_says_what_other_ways_of_drawing_would_give(tmp_path
     assert {"autoguided by 2", "not averaged", "EMA ×2"} <= set(found["drawn otherwise"])
 
 
-@pytest.mark.parametrize(("right", "wrong", "told"), [(0.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.0)])
-def test_captions_are_told_apart_by_whoever_errs_less_with_the_one_that_is_true(
-    right: float, wrong: float, told: float
-) -> None:
+@pytest.mark.parametrize(("right", "wrong", "expected"), [(0.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.0)])
+def test_captions_are_told_apart_by_the_smaller_error(right: float, wrong: float, expected: float) -> None:
     def errors(pictures: Tensor, noise: Tensor, level: float, captions: list[str]) -> Tensor:
-        seen = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-        true = [judge(parse_caption(said), picture).all_correct for said, picture in zip(captions, seen, strict=True)]
+        pixels = ((pictures.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+        true = [judge(parse_caption(c), picture).all_correct for c, picture in zip(captions, pixels, strict=True)]
         return torch.tensor([right if t else wrong for t in true]) + 1
 
     found = told_apart(errors, 64, 4)
-    assert {share(found, swap) for swap in ("colours", "relation")} == {told}
+    assert {share(found, swap) for swap in ("colours", "relation")} == {expected}

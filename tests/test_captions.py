@@ -1,4 +1,4 @@
-"""What is said of a scene means the same in both languages, and is understood by the grammar's own parser."""
+"""Captions mean the same in both languages, and the parser of the grammar understands them."""
 
 import re
 
@@ -16,8 +16,8 @@ from pipelines.scenes.captions import (
     Meaning,
     meaning,
 )
-from pipelines.scenes.scene import COLOURS, GROUNDS, Scene
-from pipelines.scenes.shapes import SHAPES, SIZES, scene
+from pipelines.scenes.scene import COLOURS, SHAPE_GROUNDS, Scene
+from pipelines.scenes.shapes import SHAPE_SIZES, SHAPES, scene
 
 SCENES = {language: [scene(7, index, language=language) for index in range(1000)] for language in LANGUAGES}
 SPELLINGS = {
@@ -30,22 +30,22 @@ SPELLINGS = {
 }
 
 
-def what_is_there(described: Scene) -> Meaning:
-    """The meaning straight from the description, without a word of the caption."""
-    things = [(1, o.size, o.colour, o.shape) for o in described.objects]
+def meaning_of(described: Scene) -> Meaning:
+    """The meaning of a scene from its objects, without the caption."""
+    groups = [(1, o.size, o.colour, o.shape) for o in described.objects]
     if described.kind == "count":
-        things = [(len(things), *things[0][1:])]
+        groups = [(len(groups), *groups[0][1:])]
     relation = described.relation and described.relation[1]
     if relation in ("right of", "below"):
-        relation, things = {"right of": "left of", "below": "above"}[relation], things[::-1]
-    return Meaning(tuple(things if relation else sorted(things)), relation, described.ground)
+        relation, groups = {"right of": "left of", "below": "above"}[relation], groups[::-1]
+    return Meaning(tuple(groups if relation else sorted(groups)), relation, described.ground)
 
 
-def test_everything_has_a_chinese_name_and_no_two_share_one() -> None:
-    for names, words in ((SHAPES, CHINESE_SHAPES), (SIZES, CHINESE_SIZES)):
+def test_every_word_has_a_chinese_name_of_its_own() -> None:
+    for names, words in ((SHAPES, CHINESE_SHAPES), (SHAPE_SIZES, CHINESE_SIZES)):
         assert set(names) == set(words)
         assert len({word for wordings in words.values() for word in wordings}) == sum(map(len, words.values()))
-    for names, words in ((COLOURS, CHINESE_COLOURS), (GROUNDS, CHINESE_GROUNDS)):
+    for names, words in ((COLOURS, CHINESE_COLOURS), (SHAPE_GROUNDS, CHINESE_GROUNDS)):
         assert set(names) == set(words)
         assert len(set(words.values())) == len(words)
     assert set(captions.RELATIONS) == set(CHINESE_RELATIONS)
@@ -58,25 +58,25 @@ def test_the_picture_does_not_depend_on_the_language() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_caption_means_what_is_there(language: str) -> None:
+def test_a_caption_means_its_scene(language: str) -> None:
     for described in SCENES[language]:
-        assert meaning(described.caption) == what_is_there(described), described.caption
+        assert meaning(described.caption) == meaning_of(described), described.caption
 
 
 def test_chinese_spans_cover_exactly_the_words_of_their_class() -> None:
     for described in SCENES["zh"]:
-        unspoken = described.caption
+        rest = described.caption
         for word in reversed(described.words):
             assert described.caption[word.start : word.end] in SPELLINGS[word.kind]
-            unspoken = unspoken[: word.start] + "#" + unspoken[word.end :]
-        assert not re.search("|".join(set().union(*SPELLINGS.values())), unspoken), unspoken
+            rest = rest[: word.start] + "#" + rest[word.end :]
+        assert not re.search("|".join(set().union(*SPELLINGS.values())), rest), rest
 
 
-def test_both_languages_speak_of_the_same_objects() -> None:
+def test_both_languages_describe_the_same_objects() -> None:
     for english, chinese in zip(SCENES["en"], SCENES["zh"], strict=True):
         for kind in ("shape", "colour", "count", "relation"):
-            spoken = [sorted(w.objects for w in s.words if w.kind == kind) for s in (english, chinese)]
-            assert spoken[0] == spoken[1]
+            indices = [sorted(w.objects for w in s.words if w.kind == kind) for s in (english, chinese)]
+            assert indices[0] == indices[1]
 
 
 def test_every_chinese_wording_occurs() -> None:
@@ -105,7 +105,7 @@ def test_every_chinese_wording_occurs() -> None:
         ),
     ],
 )
-def test_what_captions_mean(text: str, expected: Meaning) -> None:
+def test_captions_are_parsed(text: str, expected: Meaning) -> None:
     assert meaning(text) == expected
 
 
@@ -122,11 +122,11 @@ def test_what_captions_mean(text: str, expected: Meaning) -> None:
         "a red circles left",
     ],
 )
-def test_what_the_grammar_does_not_say_means_nothing(text: str) -> None:
+def test_a_text_outside_the_grammar_has_no_meaning(text: str) -> None:
     assert meaning(text) is None
 
 
-def test_order_matters_with_a_relation_and_only_there() -> None:
+def test_order_matters_only_with_a_relation() -> None:
     assert meaning("a red circle and a blue star") == meaning("a blue star and a red circle")
     assert meaning("a red circle above a blue star") == meaning("a blue star under a red circle")
     assert meaning("a red circle above a blue star") != meaning("a blue star above a red circle")

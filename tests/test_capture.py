@@ -51,12 +51,12 @@ def test_recording_leaves_the_picture_unchanged(tiny_pipe: TextToImagePipeline) 
     with trace(tiny_pipe) as attention:
         recorded = draw(tiny_pipe)
     assert (recorded - plain).abs().max() < 1 / 255
-    assert plain.std() > 0.05  # there is something to change
+    assert plain.std() > 0.05  # not a flat picture
     assert [word.text for word in attention.words] == PROMPT.split()
-    torch.testing.assert_close(draw(tiny_pipe), plain, rtol=0, atol=0)  # and nothing stays behind
+    torch.testing.assert_close(draw(tiny_pipe), plain, rtol=0, atol=0)  # and no recorder stays behind
 
 
-def test_a_seed_names_a_picture_alone_and_in_a_batch_recorded_or_not(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_seed_gives_the_same_picture_alone_and_in_a_batch_recorded_or_not(tiny_pipe: TextToImagePipeline) -> None:
     prompts = [PROMPT, OTHER, "a star"]
     alone = torch.cat([draw(tiny_pipe, prompt, seed) for seed, prompt in enumerate(prompts)])
     generators = [seeded(seed) for seed in range(3)]
@@ -105,7 +105,7 @@ def test_outside_the_guidance_interval_only_the_prompt_is_recorded(tiny_pipe: Te
         attention.maps(layer, step=0, branch="negative")
 
 
-def test_a_later_call_starts_anew(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_later_call_replaces_the_recording(tiny_pipe: TextToImagePipeline) -> None:
     with trace(tiny_pipe) as attention:
         draw(tiny_pipe, OTHER)
         draw(tiny_pipe)
@@ -157,8 +157,8 @@ def test_threads_that_trace_one_pipeline_do_not_mix(tiny_pipe: TextToImagePipeli
         assert_same_trace(attention, wanted)
 
 
-def test_prompts_are_read_by_many_threads_at_once(tiny_pipe: TextToImagePipeline) -> None:
-    """Padding is a setting of the tokenizer itself: one thread must not change it while another reads."""
+def test_prompts_are_encoded_by_many_threads_at_once(tiny_pipe: TextToImagePipeline) -> None:
+    """Padding is a setting of the tokenizer itself: one thread must not change it while another encodes."""
     prompts = [PROMPT, "a star"]
     split_words(PROMPT, tiny_pipe.tokenizer)
     before = tiny_pipe.tokenizer.backend_tokenizer.padding
@@ -184,24 +184,24 @@ def test_a_call_in_another_thread_is_not_recorded(tiny_pipe: TextToImagePipeline
     assert attention.prompts == [PROMPT]
 
 
-def test_a_trace_can_be_handed_to_the_call_itself(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_trace_can_be_passed_to_the_call_itself(tiny_pipe: TextToImagePipeline) -> None:
     attention = AttentionTrace()
     draw(tiny_pipe, attention=attention)
     assert_same_trace(attention, traced(tiny_pipe))
 
 
-def test_a_trace_without_a_call_says_so(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_trace_without_a_call_is_an_error(tiny_pipe: TextToImagePipeline) -> None:
     with trace(tiny_pipe) as attention:
         pass
     with pytest.raises(ValueError, match="nothing has been recorded yet"):
         attention.heatmap("red")
 
 
-def test_a_model_whose_layer_stays_silent_is_an_error(
+def test_a_layer_that_is_not_recorded_is_an_error(
     tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet]
 ) -> None:
     class Silent(CrossAttentionUNet):
-        """A model that was changed and no longer reports its first layer."""
+        """A modified model that no longer records its first layer."""
 
         def forward(self, *args: object, record: Callable | None = None, **kwargs: object) -> object:
             def some(name: str, *rest: object) -> None:
@@ -219,12 +219,15 @@ def test_a_model_whose_layer_stays_silent_is_an_error(
 
 
 @pytest.mark.parametrize("wrong", [None, "shapes", object()])
-def test_something_that_is_no_pipeline_is_refused(wrong: object) -> None:
-    with pytest.raises(TypeError, match=f"of a TextToImagePipeline, not of a {type(wrong).__name__}"), trace(wrong):
+def test_only_pipelines_can_be_recorded(wrong: object) -> None:
+    with (
+        pytest.raises(TypeError, match=f"only a TextToImagePipeline can be recorded, got a {type(wrong).__name__}"),
+        trace(wrong),
+    ):
         pass
 
 
-def test_a_pipeline_without_words_is_refused() -> None:
+def test_an_unconditional_pipeline_is_refused() -> None:
     unet = UNet2DModel(
         sample_size=8,
         block_out_channels=(8,),
@@ -233,19 +236,19 @@ def test_a_pipeline_without_words_is_refused() -> None:
         norm_num_groups=4,
     )
     pipe = DDPMPipeline(unet, DDPMScheduler())
-    with pytest.raises(TypeError, match="not of a DDPMPipeline"), trace(pipe):
+    with pytest.raises(TypeError, match="got a DDPMPipeline"), trace(pipe):
         pass
 
 
-def test_what_to_keep_is_checked_before_anything_is_drawn(tiny_pipe: TextToImagePipeline) -> None:
+def test_keep_is_checked_before_anything_is_drawn(tiny_pipe: TextToImagePipeline) -> None:
     with pytest.raises(ValueError, match="'mean' or 'full', not everything"), trace(tiny_pipe, keep="everything"):
         pass
 
 
-# Proof.
+# Verification.
 
 
-def test_a_pipeline_that_records_what_it_does_is_verified(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_faithful_recording_is_verified(tiny_pipe: TextToImagePipeline) -> None:
     found = verify(tiny_pipe, PROMPT)
     assert found.layers == len(tiny_pipe.unet.attention_layers)
     assert max(found.rows, found.outputs, found.picture, found.threads) < 1e-4
@@ -255,13 +258,13 @@ def test_a_pipeline_that_records_what_it_does_is_verified(tiny_pipe: TextToImage
     ("lie", "what"),
     [(lambda w: w.roll(1, dims=-1), "outputs"), (lambda w: 1.01 * w, "rows"), (lambda w: w * 0, "rows")],
 )
-def test_recording_something_else_than_what_was_used_is_found_out(
+def test_recording_other_weights_than_those_used_is_detected(
     tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet], lie: Callable, what: str
 ) -> None:
     class Liar(CrossAttentionUNet):
         def forward(self, *args: object, record: Callable[..., None] | None = None, **kwargs: object) -> object:
-            told = record and (lambda layer, weights, grid: record(layer, lie(weights), grid))
-            return super().forward(*args, record=told, **kwargs)
+            changed = record and (lambda layer, weights, grid: record(layer, lie(weights), grid))
+            return super().forward(*args, record=changed, **kwargs)
 
     liar = Liar.from_config(make_unet().config)
     liar.load_state_dict(make_unet().state_dict())
@@ -271,7 +274,7 @@ def test_recording_something_else_than_what_was_used_is_found_out(
         verify(pipe, PROMPT)
 
 
-def test_recording_that_changes_the_picture_is_found_out(
+def test_recording_that_changes_the_picture_is_detected(
     tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet]
 ) -> None:
     class Shy(CrossAttentionUNet):
@@ -287,7 +290,7 @@ def test_recording_that_changes_the_picture_is_found_out(
         verify(pipe, PROMPT)
 
 
-# A picture that is there.
+# An existing picture.
 
 
 @pytest.fixture
@@ -312,7 +315,7 @@ def test_a_picture_is_read_at_each_level_with_noise_of_the_seed(
         torch.testing.assert_close(attention.maps(layer, step=1), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_reading_a_picture_leaves_it_alone_and_says_the_same_every_time(
+def test_attribute_leaves_the_picture_unchanged_and_is_deterministic(
     tiny_pipe: TextToImagePipeline, picture: Image.Image
 ) -> None:
     before = picture.tobytes()
@@ -323,7 +326,7 @@ def test_reading_a_picture_leaves_it_alone_and_says_the_same_every_time(
     assert not torch.equal(first.heatmap("red"), other.heatmap("red"))
 
 
-def test_a_picture_of_any_size_and_mode_is_read_at_the_models(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_picture_of_any_size_and_mode_is_read_at_the_models_size(tiny_pipe: TextToImagePipeline) -> None:
     attention = attribute(tiny_pipe, Image.new("LA", (50, 90)), PROMPT)
     assert attention.heatmap("square").shape == (32, 32)
 
@@ -332,14 +335,14 @@ def test_a_picture_of_any_size_and_mode_is_read_at_the_models(tiny_pipe: TextToI
     ("arguments", "message"),
     [
         ({"caption": "  "}, "the caption is empty"),
-        ({"levels": ()}, "noise levels lie between 0 and 1"),
+        ({"levels": ()}, "noise levels must lie between 0 and 1"),
         ({"levels": (0.5, 1.0)}, r"between 0 and 1, got \(0.5, 1.0\)"),
         ({"draws": 0}, "draws must be 1 or more"),
         ({"caption": "red " * 300}, "tokens, this model reads"),
         ({"keep": "all"}, "keep can name"),
     ],
 )
-def test_what_cannot_be_read_is_refused(
+def test_wrong_arguments_are_refused(
     tiny_pipe: TextToImagePipeline, picture: Image.Image, arguments: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -127,7 +127,7 @@ def test_a_card_is_not_written_over(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "README.md").write_text("Mine.")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         write_card(copy, copy)
     train(TrainConfig(out=str(copy)), resume=True)
     assert (copy / "README.md").read_text() == "Mine."
@@ -171,7 +171,7 @@ def test_what_is_no_whole_model_or_no_run_is_not_published(
 ) -> None:
     (tmp_path / "empty").mkdir()
     tiny_pipe.save_pretrained(tmp_path / "bare")
-    for name, says in (("none", "is no folder"), ("empty", "holds no model"), ("bare", "has no run.json")):
+    for name, says in (("none", "is not a folder"), ("empty", "holds no model"), ("bare", "has no run.json")):
         with pytest.raises(ValueError, match=says):
             publish(tmp_path / name, "me/mine")
     assert not hub.exists()

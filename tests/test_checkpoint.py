@@ -1,4 +1,4 @@
-"""A checkpoint is written whole or not at all, is read back bit for bit, and nothing damaged is ever loaded."""
+"""A checkpoint is written completely or not at all and read back bit for bit; a damaged one is never loaded."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ class Run:
 
 
 def saved(folder: Path, *steps: int, keep: int = 9) -> dict[int, dict[str, Tensor]]:
-    """Checkpoints of one run after these steps, and what is in them."""
+    """Save checkpoints of one run after these steps; returns their tensors."""
     run, held = Run(seed=0), {}
     for step in steps:
         while run.steps < step:
@@ -82,7 +82,7 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
         assert found[name].dtype == expected[name].dtype and torch.equal(found[name], expected[name]), name
 
 
-def test_what_is_loaded_is_what_was_saved_and_goes_on_the_same_way(tmp_path: Path) -> None:
+def test_a_loaded_run_is_the_saved_one_and_continues_like_it(tmp_path: Path) -> None:
     run = Run(seed=0, steps=3)
     path = run.save(tmp_path / "checkpoints")
     other = Run(seed=1)
@@ -109,7 +109,7 @@ def test_nothing_on_disk_is_a_pickle(tmp_path: Path) -> None:
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
 
 
-def test_the_last_ones_are_kept_and_milestones_beside_them(tmp_path: Path) -> None:
+def test_the_last_checkpoints_and_the_milestones_are_kept(tmp_path: Path) -> None:
     run = Run(seed=0)
     for step in range(1, 8):
         run.step()
@@ -120,7 +120,7 @@ def test_the_last_ones_are_kept_and_milestones_beside_them(tmp_path: Path) -> No
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:08d}" for step in (8, 6, 3)]
 
 
-def test_old_ones_go_only_after_the_new_one_was_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_checkpoints_are_removed_only_after_the_new_one_was_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = saved(tmp_path, 1, 2, keep=1)
     run = Run(seed=0, steps=3)
     rename = os.replace
@@ -129,7 +129,7 @@ def test_old_ones_go_only_after_the_new_one_was_read_back(tmp_path: Path, monkey
         rename(source, target)
         (target / "ema.safetensors").write_bytes(b"what the disk made of it")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"is not what was just written.*ema\.safeten"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"was not written correctly.*ema\.safeten"):
         patch.setattr(os, "replace", rename_and_spoil)
         run.save(tmp_path, keep=1)
     path, said = find_checkpoint(tmp_path)
@@ -137,12 +137,12 @@ def test_old_ones_go_only_after_the_new_one_was_read_back(tmp_path: Path, monkey
     other = Run(seed=1)
     other.load(path)
     assert_identical(other.everything(), held[2])
-    run.save(tmp_path, keep=1)  # past the damaged one it goes on
+    run.save(tmp_path, keep=1)  # replaces the damaged one
     assert find_checkpoint(tmp_path) == (tmp_path / "step-00000003", [])
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SIGKILL leaves what was written in the page cache; a power cut does not, so the order is all there is."""
+    """A power cut loses the page cache, unlike a SIGKILL, so only the order of writes protects a checkpoint."""
     saved(tmp_path, 1)
     done: list[tuple[str, str]] = []
     sync, rename, remove = os.fsync, os.replace, shutil.rmtree
@@ -167,14 +167,14 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
     assert done == [*files, *ends]
 
 
-def test_where_there_is_no_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
+def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=f"nothing to resume in {folder}"):
             find_checkpoint(folder / "checkpoints")
         assert last_state(folder / "checkpoints") == {}
 
 
-def test_strays_and_half_written_ones_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_other_files_and_half_written_checkpoints_are_ignored(tmp_path: Path) -> None:
     held = saved(tmp_path, 1)
     for name in ("step-00000009.new", "step-00000002.new"):
         (tmp_path / name).mkdir()
@@ -194,7 +194,7 @@ def test_strays_and_half_written_ones_are_in_nobodys_way(tmp_path: Path) -> None
     assert find_checkpoint(tmp_path)[0].name == "step-00000002"
 
 
-def test_of_200_damaged_checkpoints_none_is_loaded_and_each_is_said(tmp_path: Path) -> None:
+def test_of_200_damaged_checkpoints_none_is_loaded_and_each_is_reported(tmp_path: Path) -> None:
     held = saved(tmp_path, 1, 2)
     good, newest = tmp_path / "step-00000001", tmp_path / "step-00000002"
     whole = {name: (newest / name).read_bytes() for name in (*FILES, "manifest.json")}
@@ -219,25 +219,25 @@ def test_of_200_damaged_checkpoints_none_is_loaded_and_each_is_said(tmp_path: Pa
         path, said = find_checkpoint(tmp_path)
         run = Run(seed=1)
         run.load(path)
-        assert_identical(run.everything(), held[load_state(path)["step"]])  # never anything in between
+        assert_identical(run.everything(), held[load_state(path)["step"]])  # never a mixture of both
         if path == good:
             (line,) = said
-            assert line.startswith(f"{newest} is damaged, its ") and line.endswith("going on from step-00000001")
+            assert line.startswith(f"{newest} is damaged, ") and line.endswith("resuming from step-00000001")
             assert name in line or (how == "flip" and name == "manifest.json")
             loaded["older"] += 1
-        else:  # white space, say, or a digit of the manifest's own layout: no tensor is another one
+        else:  # white space of the manifest, for example: no tensor has changed
             assert name == "manifest.json" and said == []
             loaded["the same"] += 1
         (newest / name).write_bytes(whole[name])
     assert damage(newest) == "" and loaded["older"] >= 190, loaded
 
 
-def test_when_all_are_damaged_that_is_an_error_that_names_each(tmp_path: Path) -> None:
+def test_when_all_are_damaged_the_error_names_each(tmp_path: Path) -> None:
     saved(tmp_path / "checkpoints", 1, 2)
     for step in (1, 2):
         (tmp_path / "checkpoints" / f"step-0000000{step}" / "ema.safetensors").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"nothing whole to resume in .*step-00000002 .*0 bytes.*step-00000001"
+        ValueError, match=r"nothing intact to resume in .*step-00000002 .*0 bytes.*step-00000001"
     ) as error:
         find_checkpoint(tmp_path / "checkpoints")
     assert "\n" not in str(error.value)
@@ -266,8 +266,8 @@ def test_a_tensor_that_is_missing_or_does_not_fit_is_an_error(
 @pytest.mark.parametrize(
     "setting", [{"keep": 0}, {"save_every": -1}, {"save_minutes": float("nan")}, {"milestone": -1}]
 )
-def test_a_way_of_saving_that_is_none_is_refused_by_name(setting: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(setting))):
+def test_a_setting_out_of_its_range_is_refused_by_name(setting: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting)).replace("_", "-")):
         Saving(**setting)
 
 
@@ -276,4 +276,4 @@ def test_it_saves_by_steps_by_minutes_and_at_milestones() -> None:
     assert saving(save_minutes=0) == []
     assert saving(save_every=5, save_minutes=0) == [5, 10]
     assert saving(milestone=6, save_minutes=0) == [6, 12]
-    assert saving(save_minutes=1) == [10, 11, 12]  # the caller says how long ago the last one was
+    assert saving(save_minutes=1) == [10, 11, 12]  # the caller passes the seconds since the last one

@@ -1,10 +1,12 @@
-"""The command as a person types it: what it prints, its exit code, what it leaves on disk."""
+"""The command as a person types it: its output, its exit code, and its files."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from PIL import Image
 
 from pipelines import TextToImagePipeline
 from pipelines.scenes.captions import LANGUAGES
-from pipelines.training.train import TrainConfig, train
+from pipelines.training.config import TextConfig, TrainConfig, flag_of
+from pipelines.training.parts import load_examples
+from pipelines.training.train import train
 from ui.cli import main
 from unet_xattn import AttentionTrace, Transformer
 
@@ -54,7 +58,7 @@ def tiny_model(tiny_pipe, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(tiny_pipe, tmp_path_factory) -> Path:
-    """A model whose memory has two readers."""
+    """A model that translates too."""
     text_encoder = Transformer(len(tiny_pipe.tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=1)
     folder = tmp_path_factory.mktemp("writer")
     TextToImagePipeline(tiny_pipe.tokenizer, text_encoder, tiny_pipe.unet, tiny_pipe.scheduler).save_pretrained(folder)
@@ -89,12 +93,12 @@ def test_a_kept_trace_is_exported_with_no_model(run, fails, tiny_model: Path, tm
     assert code == 0, err
     assert sorted(Path(line).name for line in out.split()) == sorted(p.name for p in (tmp_path / "all").iterdir())
     assert "is not empty" in fails("export", kept, "--out", tmp_path / "all")
-    assert "image 1 is not there" in fails("export", kept, "--out", tmp_path / "other", "--image", "1")
+    assert "image 1 does not exist" in fails("export", kept, "--out", tmp_path / "other", "--image", "1")
     assert "keep can name" in fails(*arguments, "--keep", "layers", "--overwrite")
     assert not (tmp_path / "other").exists()
 
 
-def test_a_picture_that_is_there_is_read(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+def test_words_are_found_in_an_existing_picture(run, fails, tiny_model: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "mine.png")
     arguments = ("attribute", tmp_path / "mine.png", "a red ground", "--model", tiny_model, "--out", tmp_path / "read")
     code, out, err = run(*arguments)
@@ -112,7 +116,7 @@ def test_the_bundled_model_draws_in_a_process_of_its_own_with_no_network(tmp_pat
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "elephant" in done.stderr  # a word it has never read is said, and which
+    assert "elephant" in done.stderr  # unknown to the model
     assert "circle" not in done.stderr
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -125,7 +129,7 @@ def test_a_failing_process_prints_one_line_and_no_traceback(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["   "], "empty"),
         (["red " * 25_000], "characters"),
@@ -134,11 +138,14 @@ def test_a_failing_process_prints_one_line_and_no_traceback(tmp_path: Path) -> N
         (["a red circle", "--seed", "-1"], "seed"),
         (["a red circle", "--seed", str(2**64)], "seed"),
         (["a red circle", "--model", "no-such-model"], "shapes"),
+        (["a red circle", "--device", "warp"], "device 'warp' cannot be used on this machine: choose cpu"),
+        (["a red circle", "--device", "meta"], "device 'meta' cannot be used on this machine: choose cpu"),
     ],
-    ids=["empty", "huge", "too long", "no steps", "negative seed", "seed too large", "no such model"],
+    ids=["empty", "huge", "too long", "no steps", "negative seed", "seed too large", "no such model"]
+    + ["no such device", "a device without values"],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(fails, arguments: list[str], says: str, tmp_path: Path) -> None:
-    assert says in fails("generate", *arguments, "--out", tmp_path / "new")
+def test_bad_input_is_one_line_and_leaves_nothing(fails, arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in fails("generate", *arguments, "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -151,7 +158,7 @@ def test_train_refuses_a_folder_in_use_and_data_it_cannot_read(fails, tmp_path: 
     assert "nothing to resume" in fails("train", "--out", tmp_path / "none", "--resume")
     assert "has no pictures" in fails("train", "--data", tmp_path / "mine", "--out", tmp_path / "new")
     assert "no-such-data" in fails("train", "--data", "no-such-data", "--out", tmp_path / "new")
-    assert "fit must be crop or pad, got 'squash'" in fails("train", "--fit", "squash", "--out", tmp_path / "new")
+    assert "--fit must be crop or pad, got 'squash'" in fails("train", "--fit", "squash", "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -168,7 +175,7 @@ def test_a_trained_folder_of_pictures_generates(run, tmp_path: Path) -> None:
     )
     code, _, err = run("generate", "noise number 2", "--model", run_folder, "--steps", "2", "--out", tmp_path / "out")
     assert code == 0, err
-    assert "never read" not in err
+    assert "unknown" not in err
 
 
 def test_evaluate_prints_a_table_for_each_language_and_writes_json(run, fails, writer: Path, tmp_path: Path) -> None:
@@ -205,10 +212,10 @@ def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> Non
     code, printed, err = run("translate", "3", "--model", out)
     assert code == 0 and len(printed.splitlines()) == 1, err
     assert "not empty" in fails(*arguments)
-    # Options beside --resume: applied and said, or refused, and what is as it was is passed over.
+    # Options beside --resume are applied and printed, or refused; those that change nothing are ignored.
     code, printed, err = run(*arguments[:5], "--steps", "4", "--batch-size", "4", "--resume")
     assert code == 0 and "from step 2 on: steps 4 instead of 2" in printed and "batch size" not in printed, err
-    assert "keeps its seed (0)" in fails(*arguments, "--seed", "1", "--resume")
+    assert "seed (0) cannot change on resume" in fails(*arguments, "--seed", "1", "--resume")
     assert "cannot end after 2" in fails(*arguments, "--resume")
     assert "need --resume" in fails(*arguments[:3], "--out", tmp_path / "other", "--allow-changes")
     pairs.write_text("".join(f"{i}\tno. {i}\n" for i in range(30)))
@@ -218,11 +225,11 @@ def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> Non
     assert not (tmp_path / "other").exists()
 
 
-def test_a_model_that_cannot_translate_says_so(fails, tiny_model: Path) -> None:
+def test_a_model_without_a_decoder_cannot_translate(fails, tiny_model: Path) -> None:
     assert "has no decoder, so it cannot translate" in fails("translate", "a red circle", "--model", tiny_model)
 
 
-def test_data_check_lists_all_there_is_to_say_and_draws_a_sheet(run, make_folder, tmp_path: Path) -> None:
+def test_data_check_lists_all_findings_and_draws_a_sheet(run, make_folder, tmp_path: Path) -> None:
     folder = make_folder("pictures", ["a cat", "", "a dog"])
     (folder / "2.png").write_bytes(b"")
     arguments = ("data", "check", folder, "--sheet", tmp_path / "sheet.png", "--json", tmp_path / "found.json")
@@ -241,15 +248,15 @@ def test_data_check_lists_all_there_is_to_say_and_draws_a_sheet(run, make_folder
     assert code == 0 and "1 pictures, 1 different captions. 2 cannot be used." in out
 
 
-def test_data_check_of_what_cannot_be_is_one_line(fails, make_folder, tmp_path: Path) -> None:
+def test_data_check_of_impossible_arguments_is_one_line(fails, make_folder, tmp_path: Path) -> None:
     folder = make_folder("pictures", ["a cat"])
-    assert "there is no" in fails("data", "check", tmp_path / "none")
+    assert "not found" in fails("data", "check", tmp_path / "none")
     assert "fail or skip" in fails("data", "check", folder, "--on-bad", "delete")
     assert ".png" in fails("data", "check", folder, "--sheet", tmp_path / "sheet.pdf")
     assert "limit" in fails("data", "check", folder, "--streaming")
 
 
-def test_training_takes_a_zip_and_leaves_out_what_it_is_told_to(run, make_folder, tmp_path: Path) -> None:
+def test_training_reads_a_zip_and_skips_bad_pictures_if_asked(run, make_folder, tmp_path: Path) -> None:
     folder = make_folder("pictures", ["a cat", "", "a dog"])
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
         for file in folder.iterdir():
@@ -260,3 +267,48 @@ def test_training_takes_a_zip_and_leaves_out_what_it_is_told_to(run, make_folder
     assert code == 1 and "1.png" in out and "--on-bad skip" in err and not (tmp_path / "run").exists()
     assert run(*arguments, "--on-bad", "skip")[0] == 0
     assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("data", ["shapes", "emoji", "pictures"])
+def test_data_preview_draws_what_training_gets(run, fails, make_folder, data: str, tmp_path: Path) -> None:
+    source = make_folder("pictures", ["a cat", "a dog"]) if data == "pictures" else data
+    arguments = ("data", "preview", source, "--count", "10", "--size", "32", "--out", tmp_path / "new" / "sheet.png")
+    code, out, err = run(*arguments)
+    assert code == 0 and out.strip().endswith("sheet.png"), err
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    columns, rows = 8, 2
+    cells = pixels[: pixels.shape[0] // rows, : pixels.shape[1] // columns]  # the first of ten in two rows
+    example = load_examples(TrainConfig(data=str(source), size=32)).example(0).picture
+    places = [(y, x) for y in range(cells.shape[0] - 31) for x in range(cells.shape[1] - 31)]
+    assert any((cells[y : y + 32, x : x + 32] == example).all() for y, x in places)
+    assert "already exists" in fails(*arguments)
+
+
+def test_data_preview_of_a_folder_with_errors_is_refused(run, make_folder, tmp_path: Path) -> None:
+    folder = make_folder("pictures", ["a cat", ""])
+    code, _, err = run("data", "preview", folder, "--out", tmp_path / "sheet.png")
+    assert code == 1 and "--on-bad skip" in err and not (tmp_path / "sheet.png").exists()
+
+
+def test_bench_works_with_its_defaults_on_a_cpu(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+    code, out, err = run("bench", "--model", tiny_model, "--device", "cpu", "--json", tmp_path / "bench.json")
+    assert code == 0, err
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["seconds per picture, alone"] > 0 and json.loads(out) == report
+    assert "needs a GPU" in fails("bench", "device", "--device", "cpu")
+    assert "sample, train, capture, attention, text, device" in fails("bench", "nonsense")
+
+
+@pytest.mark.parametrize(("command", "kind"), [("train", TrainConfig), ("train-text", TextConfig)])
+def test_every_documented_setting_has_an_option_and_no_other(run, command: str, kind: type) -> None:
+    code, out, err = run(command, "--help")
+    assert code == 0, err
+    listed = set(re.findall(r"^  (--[a-z-]+)", out, re.MULTILINE)) - {"--help", "--resume", "--allow-changes"}
+    assert listed == {flag_of(setting) for setting in fields(kind) if setting.metadata}
+    assert not {"--warmup", "--begin-from", "--no-flip"} & listed
+
+
+def test_the_version_is_printed(run) -> None:
+    code, out, _ = run("--version")
+    assert code == 0 and re.fullmatch(r"unet-xattn \d+\.\d+\.\d+", out.strip())

@@ -13,9 +13,9 @@ from pipelines.components import to_tensor
 from pipelines.data.batches import Batch, Collator, batches
 from pipelines.data.scenes import SceneExamples
 from pipelines.data.stream import Example, Shuffled, seed_of
-from pipelines.scenes import scene as scene_module
-from pipelines.scenes import shapes as scenes
 from pipelines.scenes.captions import LANGUAGES
+from pipelines.scenes.scene import COLOURS, word_mask
+from pipelines.scenes.shapes import SHAPES, render, scene
 from pipelines.tokenizer import train_tokenizer
 from unet_xattn import flow
 from unet_xattn.words import split_words, tokens_of
@@ -29,7 +29,7 @@ def collator(tokenizer: PreTrainedTokenizerFast, seed: int = 0, dropout: float =
 
 
 def rows(batch: Batch) -> list[tuple]:
-    """Each example of a batch, free of the padding that its neighbours bring."""
+    """Each example of a batch without padding."""
     return [
         (
             batch.pictures[i],
@@ -55,7 +55,7 @@ def test_an_example_is_a_function_of_seed_and_place() -> None:
     assert one.example(0).caption != SceneExamples(32, seed=4).example(0).caption
 
 
-def test_validation_is_the_same_for_every_run_and_nothing_it_trains_on() -> None:
+def test_validation_scenes_are_the_same_for_every_run_and_never_trained_on() -> None:
     first = [example.caption for example in SceneExamples(32, seed=0).validation(8)]
     assert first == [example.caption for example in SceneExamples(32, seed=5).validation(8)]
     trained = {example.picture.tobytes() for example in map(SceneExamples(32, seed=0).example, range(200))}
@@ -63,7 +63,7 @@ def test_validation_is_the_same_for_every_run_and_nothing_it_trains_on() -> None
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_what_stands_at_a_place_does_not_depend_on_the_batch_size(
+def test_the_example_at_a_place_does_not_depend_on_the_batch_size(
     tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> None:
     def stream(batch_size: int, start: int = 0, workers: int = 0) -> list[tuple]:
@@ -74,7 +74,7 @@ def test_what_stands_at_a_place_does_not_depend_on_the_batch_size(
     expected = stream(8)
     assert len(expected) == 16
     torch.testing.assert_close(stream(4), expected, rtol=0, atol=0)
-    torch.testing.assert_close(stream(4, start=8), expected[8:], rtol=0, atol=0)  # so a run can go on from anywhere
+    torch.testing.assert_close(stream(4, start=8), expected[8:], rtol=0, atol=0)  # so a run can resume anywhere
     if seed == 0:
         torch.testing.assert_close(stream(8, workers=1), expected, rtol=0, atol=0)
 
@@ -93,11 +93,11 @@ def test_noise_is_normal_and_times_lie_between_picture_and_noise(tokenizer: PreT
     batch = collator(tokenizer)([(place, example) for place in range(256)])
     assert batch.noise.mean().abs() < 0.01 and (batch.noise.std() - 1).abs() < 0.01
     assert ((batch.times > 0) & (batch.times < 1)).all()
-    shifted = flow.TIME_SHIFT / (1 + flow.TIME_SHIFT)  # what becomes of 1/2
+    shifted = flow.TIME_SHIFT / (1 + flow.TIME_SHIFT)  # the median of unshifted times, 1/2, after the shift
     assert batch.times.median().item() == pytest.approx(shifted, abs=0.05)
 
 
-def test_times_are_shifted_as_far_as_the_collator_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_times_are_shifted_by_the_collators_shift(tokenizer: PreTrainedTokenizerFast) -> None:
     items = [(place, SceneExamples(32, 0).example(0)) for place in range(256)]
     times = Collator(tokenizer, 0, 0.0, 32 // GRID, shift=0.75)(items).times
     assert times.median().item() == pytest.approx(0.75 / 1.75, abs=0.05)
@@ -111,11 +111,11 @@ def test_pictures_lie_between_minus_one_and_one(tokenizer: PreTrainedTokenizerFa
     torch.testing.assert_close(to_tensor(picture[None])[0, :, 1, 2], torch.tensor([10.0, 20.0, 30.0]) / 127.5 - 1)
 
 
-def test_seeds_of_neighbouring_places_have_nothing_in_common() -> None:
+def test_seeds_of_all_places_differ() -> None:
     seeds = [seed_of(seed, place) for seed in range(30) for place in range(30)]
     assert len(set(seeds)) == len(seeds)
     assert seed_of(1, 2) != seed_of(2, 1)
-    torch.Generator().manual_seed(max(seeds))  # torch takes them all
+    torch.Generator().manual_seed(max(seeds))  # torch accepts them all
 
 
 # The order of rows.
@@ -133,7 +133,7 @@ def test_each_epoch_has_every_row_once_in_an_order_of_its_own(count: int) -> Non
         assert [order[i] for i in range(30)] != [Shuffled([1] * 30, seed=4)[i] for i in range(30)]
 
 
-def test_rows_come_as_often_as_they_weigh_and_each_time_is_counted() -> None:
+def test_rows_appear_as_often_as_they_weigh_and_each_time_is_counted() -> None:
     weights = [2, 1, 0.5, 0.25, 0, 1 / 3, 2.5]
     order, epochs = Shuffled(weights, seed=0), 120
     found = [order[place] for place in range(int(sum(weights) * epochs))]
@@ -143,21 +143,21 @@ def test_rows_come_as_often_as_they_weigh_and_each_time_is_counted() -> None:
         assert times == list(range(len(times)))
 
 
-def test_a_row_of_weight_two_comes_twice_in_every_epoch_and_of_weight_a_half_in_every_other() -> None:
+def test_a_row_of_weight_two_appears_twice_in_every_epoch_and_of_weight_a_half_in_every_other() -> None:
     order = Shuffled([2, 1, 0.5], seed=0)
     for start in range(0, 70, 7):
         rows = [order[place][0] for place in range(start, start + 7)]  # two epochs
         assert [rows.count(row) for row in range(3)] == [4, 2, 1]
 
 
-def test_the_order_is_the_same_from_wherever_one_begins() -> None:
+def test_the_order_is_the_same_wherever_reading_begins() -> None:
     order = Shuffled([1, 0.4, 3, 0.7], seed=5)
     expected = [order[place] for place in range(100)]
     for place in (99, 0, 57, 56, 98, 3):
         assert Shuffled([1, 0.4, 3, 0.7], seed=5)[place] == order[place] == expected[place]
 
 
-def test_rows_of_half_a_weight_do_not_all_come_in_the_same_epoch() -> None:
+def test_rows_of_half_a_weight_do_not_all_appear_in_the_same_epoch() -> None:
     order = Shuffled([0.5] * 100, seed=0)
     first = {order[place][0] for place in range(40)}
     assert len(first) == 40
@@ -171,7 +171,7 @@ def test_rows_of_half_a_weight_do_not_all_come_in_the_same_epoch() -> None:
 def test_the_given_share_of_captions_is_dropped(tokenizer: PreTrainedTokenizerFast, dropout: float) -> None:
     example = SceneExamples(32, 0).example(0)
     batch = collator(tokenizer, dropout=dropout)([(place, example) for place in range(400)])
-    dropped = batch.token_mask.sum(dim=1) == 2  # a start and an end: there is still something to attend to
+    dropped = batch.token_mask.sum(dim=1) == 2  # start and end tokens remain to attend to
     assert dropped.float().mean().item() == pytest.approx(dropout, abs=0.06)
     assert (batch.masks[dropped] == 0).all()
     assert (batch.masks[~dropped].flatten(1).amax(dim=1) > 0).all()
@@ -181,13 +181,13 @@ def test_masks_lie_on_the_tokens_of_their_words(tokenizer: PreTrainedTokenizerFa
     examples = [SceneExamples(32, 0).example(place) for place in range(24)]
     batch = collator(tokenizer, dropout=0.0)(list(enumerate(examples)))
     for place, masks in enumerate(batch.masks):
-        scene = scenes.scene(0, place, language="zh" if place % 2 else "en")
-        assert scene.caption == examples[place].caption
-        _, objects = scenes.render(scene, 32)
-        offsets = tokenizer(scene.caption, return_offsets_mapping=True)["offset_mapping"]
+        shown = scene(0, place, language="zh" if place % 2 else "en")
+        assert shown.caption == examples[place].caption
+        _, objects = render(shown, 32)
+        offsets = tokenizer(shown.caption, return_offsets_mapping=True)["offset_mapping"]
         left = set(range(masks.shape[0]))
-        for word in scene.words:
-            where = scene_module.word_mask(word, objects)
+        for word in shown.words:
+            where = word_mask(word, objects)
             tokens = tokens_of(word.start, word.end, offsets)
             assert tokens
             if where is None:
@@ -210,7 +210,7 @@ def test_a_word_of_several_tokens_has_its_mask_on_all_of_them(tokenizer: PreTrai
     assert (batch.masks[0, tokens[0], :2, 2:] == 1).all() and batch.masks[0, tokens[0]].sum() == 12
 
 
-def test_a_caption_longer_than_the_model_reads_is_cut_not_fatal(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_caption_longer_than_the_model_reads_is_truncated(tokenizer: PreTrainedTokenizerFast) -> None:
     example = Example(np.zeros((32, 32, 3), np.uint8), "red circle " * 100, [(1090, 1098, np.ones((32, 32)))])
     batch = collator(tokenizer, dropout=0.0)([(0, example)])
     assert batch.ids.shape == (1, tokenizer.model_max_length)
@@ -225,7 +225,7 @@ def test_a_tokenizer_is_a_function_of_its_captions() -> None:
     assert one.init_kwargs["known_words"] == sorted(["a", "red", "circle", "blue", "square", *"红色的圆"])
 
 
-def test_case_makes_no_difference_and_no_character_is_too_odd(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_case_makes_no_difference_and_every_character_is_accepted(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer("A RED Circle")["input_ids"] == tokenizer("a red circle")["input_ids"]
     ids = tokenizer("🦊 \u202e ß 圆 \x00")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
@@ -233,12 +233,12 @@ def test_case_makes_no_difference_and_no_character_is_too_odd(tokenizer: PreTrai
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_caption_can_be_spelt_out_again(language: str) -> None:
-    captions = [scenes.scene(3, i, language=language).caption for i in range(200)]
+def test_a_caption_can_be_decoded_again(language: str) -> None:
+    captions = [scene(3, i, language=language).caption for i in range(200)]
     tokenizer = train_tokenizer(captions)
     for caption in captions:
-        spelt = tokenizer.decode(tokenizer(caption)["input_ids"], skip_special_tokens=True)
-        assert spelt == unicodedata.normalize("NFKC", caption).lower()
+        decoded = tokenizer.decode(tokenizer(caption)["input_ids"], skip_special_tokens=True)
+        assert decoded == unicodedata.normalize("NFKC", caption).lower()
 
 
 def test_extra_spaces_make_no_difference(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -246,5 +246,5 @@ def test_extra_spaces_make_no_difference(tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_a_known_word_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    for word in ("red", "circle", "square", "turquoise", "background", *scenes.SHAPES, *scene_module.COLOURS):
+    for word in ("red", "circle", "square", "turquoise", "background", *SHAPES, *COLOURS):
         assert len(tokenizer(word)["input_ids"]) == 3, word

@@ -13,8 +13,8 @@ from pipelines import TextToImagePipeline
 from pipelines.data.batches import Batch, Collator
 from pipelines.data.scenes import SceneExamples
 from pipelines.runs.checkpoint import checkpoints
-from pipelines.samplers import with_sampler
-from pipelines.training.distill import Distillation, picture
+from pipelines.text_to_image import with_sampler
+from pipelines.training.distill import Distillation, clean_picture
 from pipelines.training.recipe import muon
 from pipelines.training.train import TrainConfig, train
 from unet_xattn import flow
@@ -44,7 +44,7 @@ def test_the_student_learns_at_the_levels_its_sampler_visits(
     assert distillation.levels.tolist() == pytest.approx(visited, abs=1e-6)
 
 
-def test_pictures_are_underway_before_each_of_the_steps_alike(distillation: Distillation, batch: Batch) -> None:
+def test_equally_many_pictures_are_before_each_of_the_steps(distillation: Distillation, batch: Batch) -> None:
     memory = distillation.memory(batch)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -52,10 +52,10 @@ def test_pictures_are_underway_before_each_of_the_steps_alike(distillation: Dist
         assert sorted(levels.tolist()) == sorted(2 * distillation.levels.tolist())
         first = levels == 1
         assert torch.equal(x[first], batch.noise[first])  # no step taken yet
-        # One step further: what the student made of the noise, and as much new noise as the next level has.
+        # One step further: the student's picture of the noise, and as much new noise as the next level has.
         second = levels == distillation.levels[1]
         ones = torch.ones(int(second.sum()))
-        made = picture(distillation.unet, batch.noise[second], ones, memory[second], batch.token_mask[second])
+        made = clean_picture(distillation.unet, batch.noise[second], ones, memory[second], batch.token_mask[second])
         level = distillation.levels[1]
         added = (x[second] - (1 - level) * made) / level
         assert added.std().item() == pytest.approx(1, abs=0.05)
@@ -72,14 +72,14 @@ def test_where_teacher_and_critic_agree_only_the_critic_learns(distillation: Dis
     assert all(p.grad is None for p in frozen)
 
 
-def test_the_student_comes_to_draw_as_its_teacher_does(distillation: Distillation, batch: Batch) -> None:
-    """A teacher who knows brighter pictures only makes the student's brighter."""
-    knows = distillation.teacher.forward
+def test_the_student_learns_to_draw_like_its_teacher(distillation: Distillation, batch: Batch) -> None:
+    """With a teacher that predicts brighter pictures, the student's become brighter."""
+    predict = distillation.teacher.forward
 
     def brighter(noisy: torch.Tensor, times: torch.Tensor, *rest: torch.Tensor) -> object:
-        said = knows(noisy, times, *rest)
+        velocity = predict(noisy, times, *rest)
         t = (times / flow.TRAIN_TIMESTEPS).view(-1, 1, 1, 1)
-        return replace(said, sample=flow.velocity_from(noisy - t * said.sample + 0.5, noisy, t.flatten()))
+        return replace(velocity, sample=flow.velocity_from(noisy - t * velocity.sample + 0.5, noisy, t.flatten()))
 
     distillation.teacher.forward = brighter  # type: ignore[method-assign,assignment]
     ones = torch.ones(len(batch.noise))
@@ -87,7 +87,7 @@ def test_the_student_comes_to_draw_as_its_teacher_does(distillation: Distillatio
     @torch.no_grad()
     def brightness() -> float:
         memory = distillation.memory(batch)
-        return picture(distillation.unet, batch.noise, ones, memory, batch.token_mask).mean().item()
+        return clean_picture(distillation.unet, batch.noise, ones, memory, batch.token_mask).mean().item()
 
     torch.manual_seed(0)
     before = brightness()
@@ -99,14 +99,14 @@ def test_the_student_comes_to_draw_as_its_teacher_does(distillation: Distillatio
     assert brightness() > before + 0.2
 
 
-def test_a_batch_too_small_for_the_steps_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_batch_too_small_for_the_steps_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     config = TrainConfig(distill="shapes", batch_size=6, accumulate=2, out=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="leaves 3 pictures for a student of 4 steps"):
         train(config)
     assert [file.name for file in (tmp_path / "run").glob("*") if file.name != "lock"] == []
 
 
-def test_a_run_leaves_a_student_of_few_steps_that_reads_as_its_teacher_does(
+def test_a_run_saves_a_student_of_few_steps_with_the_text_encoder_of_its_teacher(
     tiny_pipe: TextToImagePipeline, tmp_path: Path
 ) -> None:
     tiny_pipe.save_pretrained(tmp_path / "teacher")
@@ -136,6 +136,6 @@ def test_a_run_leaves_a_student_of_few_steps_that_reads_as_its_teacher_does(
 
 
 @pytest.mark.parametrize("weight", ["mask_weight", "text_weight"])
-def test_weights_that_a_student_has_no_use_for_are_refused(weight: str) -> None:
-    with pytest.raises(ValueError, match="leave mask_weight and text_weight as they are"):
+def test_loss_weights_that_a_student_cannot_use_are_refused(weight: str) -> None:
+    with pytest.raises(ValueError, match="leave --mask-weight and text_weight at their defaults"):
         TrainConfig(distill="shapes", **{weight: 0.5})

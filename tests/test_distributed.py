@@ -1,4 +1,4 @@
-"""Several processes train as one would; here two, on CPUs, joined by gloo."""
+"""Several processes train as one does: here two, on CPUs, connected by gloo."""
 
 import json
 import os
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def launch(count: int, *arguments: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run `python ARGUMENTS` as so many processes of one machine."""
+    """Run `python ARGUMENTS` as `count` processes of one machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments]
     paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | environment
@@ -36,7 +36,7 @@ def model(
     make_unet: Callable[..., CrossAttentionUNet],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
-    """Of three channels a group: where each has a group of its own, only rounding moves the biases before it."""
+    """A model with three channels in a group: with one channel in each, only rounding moves the biases before it."""
     unet = make_unet(block_out_channels=(24, 48))
     folder = tmp_path_factory.mktemp("model")
     pipe = tiny_bilingual_pipe
@@ -46,14 +46,14 @@ def model(
 
 @pytest.fixture(scope="module")
 def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process left in `one` and `one-text`, and two in `several`, `pieces` and `several-text`."""
+    """The runs of one process in `one` and `one-text`, and of two in `several`, `shards` and `several-text`."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "pairs.tsv").write_text(
         "".join(f"{'so ' * (i % 5)}{i}\t{'so ' * (i % 3)}number {i}\n" for i in range(40))
     )
     with pytest.MonkeyPatch.context() as patch:
         exact(patch)
-        AcceleratorState._reset_state()  # it keeps the precision that the first run of a process asked for
+        AcceleratorState._reset_state()  # it keeps the precision of a process's first run
         train(settings(folder / "one", model))
         train_text(text_settings(folder / "pairs.tsv", folder / "one-text"))
         AcceleratorState._reset_state()
@@ -68,10 +68,9 @@ def reports(folder: Path) -> list[dict]:
 
 
 def assert_same_weights(folder: Path, expected: str, found: str, tolerance: float) -> None:
-    """Weights, averages and moments are the same.
+    """Weights, averages and moments are the same, except the keys' biases.
 
-    But for the keys' biases: they add the same to all that a query compares, the softmax does not see them, and the
-    gradients that move them are what rounding leaves.
+    These add the same to all scores of a query, which the softmax ignores, so only rounding errors move them.
     """
     for file in ("model", "ema", "optimizer"):
         wanted, got = (
@@ -91,13 +90,11 @@ def test_two_processes_leave_the_weights_of_one_though_they_were_stopped_on_the_
     assert_same_weights(folder, "one", "several", 1e-5)
 
 
-def test_two_processes_that_hold_half_of_each_weight_leave_the_weights_of_one(
-    folder: Path, reports: list[dict]
-) -> None:
-    assert_same_weights(folder, "one", "pieces", 1e-5)
+def test_two_processes_with_half_of_each_weight_leave_the_weights_of_one(folder: Path, reports: list[dict]) -> None:
+    assert_same_weights(folder, "one", "shards", 1e-5)
     assert sum(report["held"] for report in reports) == reports[0]["all"]
-    assert all(report["held"] < 0.6 * report["all"] and report["moments cut"] for report in reports)
-    pipe = TextToImagePipeline.from_pretrained(folder / "pieces")  # whole again
+    assert all(report["held"] < 0.6 * report["all"] and report["moments sharded"] for report in reports)
+    pipe = TextToImagePipeline.from_pretrained(folder / "shards")  # full weights again
     assert all(torch.isfinite(weight).all() for weight in pipe.unet.parameters())
 
 
@@ -124,15 +121,15 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(reports: list[dic
 
 
 def test_what_is_logged_is_the_mean_over_all_processes_and_written_once(folder: Path) -> None:
-    one, *others = (rows(folder / run / "log.jsonl") for run in ("one", "several", "pieces"))
-    assert one[0]["gradient norm"] > 1  # so that the gradients were cut down to it
+    one, *others = (rows(folder / run / "log.jsonl") for run in ("one", "several", "shards"))
+    assert one[0]["gradient norm"] > 1  # so that the gradients were clipped
     for log in others:
         assert len(log) == len(one)
         for name in ("loss", "token loss", "text loss", "gradient norm", "learning rate"):
             assert log[0][name] == pytest.approx(one[0][name], rel=1e-4), name
-    wanted, *validations = (rows(folder / run / "validation.jsonl") for run in ("one", "several", "pieces"))
+    wanted, *validations = (rows(folder / run / "validation.jsonl") for run in ("one", "several", "shards"))
     assert [validation == [pytest.approx(row, rel=1e-3) for row in wanted] for validation in validations] == [True] * 2
-    for run in ("several", "pieces"):
+    for run in ("several", "shards"):
         assert [path.name for path in sorted((folder / run / "samples").iterdir())] == [
             "step-000004.png",
             "words-000004.png",

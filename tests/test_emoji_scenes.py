@@ -1,8 +1,9 @@
-"""Properties of the emoji scenes: what is drawn, what is said of it, and that both are exact."""
+"""Properties of the world of emoji: pictures and captions are exact."""
 
 import hashlib
 import json
 import re
+from dataclasses import astuple
 from itertools import combinations
 from pathlib import Path
 
@@ -12,14 +13,12 @@ from PIL import Image
 
 from pipelines.data.emoji_folder import write_scenes
 from pipelines.data.scenes import VALIDATION_SEED, SceneExamples
-from pipelines.scenes import emoji as emoji_scenes
-from pipelines.scenes import scene as scene_module
-from pipelines.scenes import shapes as scenes
+from pipelines.scenes import emoji, shapes
 from pipelines.scenes.captions import CHINESE_SIZES, LANGUAGES, RELATIONS, SIZE_WORDS, meaning
-from pipelines.scenes.emoji import SIZES, glyph, is_held_out, render, scene
-from pipelines.scenes.emoji_font import GROUNDS, find_font
-from pipelines.scenes.emoji_words import EMOJI, THINGS
-from pipelines.scenes.scene import DIFFERENT, KINDS, Scene, word_mask
+from pipelines.scenes.emoji import EMOJI_SIZES, glyph, is_held_out, render, scene
+from pipelines.scenes.emoji_font import EMOJI_GROUNDS, find_font
+from pipelines.scenes.emoji_words import EMOJI, EMOJI_LEXICON
+from pipelines.scenes.scene import DIFFERENT, KINDS, Scene, parse_caption, word_mask
 from pipelines.scenes.worlds import WORLDS
 from pipelines.training.parts import load_examples
 from pipelines.training.train import TrainConfig
@@ -29,19 +28,19 @@ HELD_OUT_SCENES = [scene(7, index, kind, held_out=True) for index in range(40) f
 
 
 def pairs(described: Scene) -> set[tuple[str, str]]:
-    """What is shown together: things, and things with the ground."""
+    """The pairs in a scene: of two emoji, and of an emoji and the ground."""
     names = sorted({o.shape for o in described.objects})
     return {*combinations(names, 2), *((name, described.ground) for name in names)}
 
 
-def test_the_shapes_scenes_and_their_captions_are_what_they_were_before_there_were_emoji() -> None:
-    told = hashlib.sha256()
+def test_the_scenes_of_shapes_and_their_captions_never_change() -> None:
+    digest = hashlib.sha256()
     for index in range(100):
         for language in LANGUAGES:
-            shapes = scenes.scene(0, index, language=language)
-            told.update(repr((shapes.objects, shapes.caption, shapes.words)).encode())
+            s = shapes.scene(0, index, language=language)
+            digest.update(repr((list(map(astuple, s.objects)), s.caption, list(map(astuple, s.words)))).encode())
     # Models are trained on these: other scenes are other training data.
-    assert told.hexdigest() == "0c8265dd385e71b2c057fab74b5e01c72f91de3cb9ed1c6f65271f9ba6c7ff1c"
+    assert digest.hexdigest() == "d036beeb9c4ec22ef3fc83dc0c8f34d5ae56733fcb46263eeb60fe0f67b5dd57"
 
 
 def test_a_scene_is_a_pure_function_of_seed_and_index() -> None:
@@ -54,28 +53,28 @@ def test_a_scene_is_a_pure_function_of_seed_and_index() -> None:
 def test_training_never_shows_held_out_pairs_and_testing_always_does() -> None:
     assert not any(is_held_out(*pair) for s in SCENES for pair in pairs(s))
     for s in HELD_OUT_SCENES:
-        thing_on_ground = DIFFERENT[s.kind] == 1
-        assert any(is_held_out(*pair) for pair in pairs(s) if (pair[1] in GROUNDS) == thing_on_ground)
+        with_ground = DIFFERENT[s.kind] == 1
+        assert any(is_held_out(*pair) for pair in pairs(s) if (pair[1] in EMOJI_GROUNDS) == with_ground)
 
 
-def test_a_tenth_of_the_pairs_are_held_out_and_every_thing_has_some() -> None:
-    together = [pair for pair in combinations(THINGS, 2) if is_held_out(*pair)]
-    assert 0.08 < len(together) / (len(THINGS) * (len(THINGS) - 1) / 2) < 0.12
-    assert {name for pair in together for name in pair} == set(THINGS)
-    assert all(sum(is_held_out(name, ground) for ground in GROUNDS) == 1 for name in THINGS)
-    assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in combinations(list(THINGS)[:20], 2))
+def test_a_tenth_of_the_pairs_are_held_out_and_every_emoji_has_some() -> None:
+    together = [pair for pair in combinations(EMOJI, 2) if is_held_out(*pair)]
+    assert 0.08 < len(together) / (len(EMOJI) * (len(EMOJI) - 1) / 2) < 0.12
+    assert {name for pair in together for name in pair} == set(EMOJI)
+    assert all(sum(is_held_out(name, ground) for ground in EMOJI_GROUNDS) == 1 for name in EMOJI)
+    assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in combinations(list(EMOJI)[:20], 2))
 
 
-def test_everything_there_is_occurs() -> None:
-    assert {o.shape for s in SCENES for o in s.objects} == set(THINGS)
-    assert {s.ground for s in SCENES} == set(GROUNDS)
-    assert {o.size for s in SCENES for o in s.objects} == set(SIZES)
+def test_every_word_and_size_occurs() -> None:
+    assert {o.shape for s in SCENES for o in s.objects} == set(EMOJI)
+    assert {s.ground for s in SCENES} == set(EMOJI_GROUNDS)
+    assert {o.size for s in SCENES for o in s.objects} == set(EMOJI_SIZES)
     assert {s.kind for s in SCENES} == set(KINDS)
     assert {s.relation[1] for s in SCENES if s.relation} == set(RELATIONS)
     assert {len(s.objects) for s in SCENES if s.kind == "count"} == {2, 3}
 
 
-def test_lists_name_things_in_reading_order_and_relations_in_either() -> None:
+def test_lists_are_in_reading_order_and_relations_in_either() -> None:
     def rises(described: Scene) -> bool:
         x, y = ([getattr(o, axis) for o in described.objects] for axis in "xy")
         along = x if max(x) - min(x) > max(y) - min(y) else y
@@ -87,24 +86,24 @@ def test_lists_name_things_in_reading_order_and_relations_in_either() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_caption_means_what_is_there(language: str) -> None:
+def test_a_caption_means_its_scene(language: str) -> None:
     for index in range(600):
         shown = scene(11, index, language=language)
-        understood = WORLDS["emoji"].parse(shown.caption)
-        assert understood is not None, shown.caption
-        assert (understood.kind, understood.ground, understood.data) == (shown.kind, shown.ground, "emoji")
-        assert meaning(shown.caption, EMOJI) == meaning(scene(11, index).caption, EMOJI)
-        said = [(o.shape, o.size) for o in shown.objects]
-        assert sorted(said) == sorted((o.shape, o.size) for o in understood.objects)
-        assert scene_module.parse_caption(shown.caption) is None
+        parsed = WORLDS["emoji"].parse(shown.caption)
+        assert parsed is not None, shown.caption
+        assert (parsed.kind, parsed.ground, parsed.data) == (shown.kind, shown.ground, "emoji")
+        assert meaning(shown.caption, EMOJI_LEXICON) == meaning(scene(11, index).caption, EMOJI_LEXICON)
+        named = [(o.shape, o.size) for o in shown.objects]
+        assert sorted(named) == sorted((o.shape, o.size) for o in parsed.objects)
+        assert parse_caption(shown.caption) is None
 
 
-def test_a_scene_of_shapes_is_none_of_emoji() -> None:
-    assert all(WORLDS["emoji"].parse(scenes.scene(1, i).caption) is None for i in range(100))
+def test_captions_of_shapes_describe_no_scene_of_emoji() -> None:
+    assert all(WORLDS["emoji"].parse(shapes.scene(1, i).caption) is None for i in range(100))
 
 
 @pytest.mark.parametrize(
-    ("text", "things"),
+    ("text", "objects"),
     [
         ("a car left of a carrot", [("car", "medium"), ("carrot", "medium")]),
         ("two fish", [("fish", "medium")] * 2),
@@ -115,10 +114,10 @@ def test_a_scene_of_shapes_is_none_of_emoji() -> None:
         ("一只猫头鹰在一棵树的左边", [("owl", "medium"), ("tree", "medium")]),
     ],
 )
-def test_prompts_as_people_type_them_are_understood(text: str, things: list[tuple[str, str]]) -> None:
-    understood = WORLDS["emoji"].parse(text)
-    assert understood is not None
-    assert [(o.shape, o.size) for o in understood.objects] == things
+def test_prompts_as_people_type_them_are_understood(text: str, objects: list[tuple[str, str]]) -> None:
+    parsed = WORLDS["emoji"].parse(text)
+    assert parsed is not None
+    assert [(o.shape, o.size) for o in parsed.objects] == objects
 
 
 def test_articles_plurals_and_measure_words_are_right() -> None:
@@ -128,39 +127,39 @@ def test_articles_plurals_and_measure_words_are_right() -> None:
         for word in shown.words:
             if word.kind == "shape":
                 name = shown.objects[word.objects[0]].shape
-                spoken = THINGS[name][1] if len(word.objects) > 1 else name
-                assert shown.caption[word.start : word.end].lower() == spoken
+                noun = EMOJI[name][1] if len(word.objects) > 1 else name
+                assert shown.caption[word.start : word.end].lower() == noun
     for index in range(300):
         shown = scene(7, index, language="zh")
         sizes = "|".join(word for words in CHINESE_SIZES.values() for word in words)
-        for name, (_, _, measure, chinese) in THINGS.items():
+        for name, (_, _, measure, chinese) in EMOJI.items():
             if any(o.shape == name for o in shown.objects) and shown.kind != "relation":
                 assert re.search(f"[一两三]{measure}(({sizes})的?)?{chinese}", shown.caption), shown.caption
 
 
-def test_no_two_things_share_a_word() -> None:
+def test_no_two_emoji_share_a_word() -> None:
     for column in range(2):
-        assert len({row[column] for row in THINGS.values()}) == len(THINGS) >= 60
-    assert len({row[3] for row in THINGS.values()}) == len(THINGS)
-    assert len({word for name, row in THINGS.items() for word in {name, row[1]}}) == 2 * len(THINGS) - 1  # two fish
+        assert len({row[column] for row in EMOJI.values()}) == len(EMOJI) >= 60
+    assert len({row[3] for row in EMOJI.values()}) == len(EMOJI)
+    assert len({word for name, row in EMOJI.items() for word in {name, row[1]}}) == 2 * len(EMOJI) - 1  # two fish
 
 
-def test_a_caption_says_everything_but_a_medium_size_and_a_white_ground() -> None:
+def test_a_caption_names_everything_except_a_medium_size_and_a_white_ground() -> None:
     for shown in SCENES:
         for i, o in enumerate(shown.objects):
-            spoken = {w.kind: shown.caption[w.start : w.end].lower() for w in shown.words if i in w.objects}
-            assert spoken.get("size", "medium") in SIZE_WORDS[o.size] and "colour" not in spoken
+            words = {w.kind: shown.caption[w.start : w.end].lower() for w in shown.words if i in w.objects}
+            assert words.get("size", "medium") in SIZE_WORDS[o.size] and "colour" not in words
         grounds = [shown.caption[w.start : w.end].lower() for w in shown.words if w.kind == "ground"]
         assert (grounds or ["white"]) == [shown.ground]
 
 
 @pytest.mark.parametrize("size", [64, 32, (64, 96)])
-def test_the_masks_are_what_was_painted(size: int | tuple[int, int]) -> None:
+def test_the_masks_are_exact(size: int | tuple[int, int]) -> None:
     for shown in SCENES[:80]:
         picture, masks = render(shown, size)
-        ground = np.array(GROUNDS[shown.ground])
+        ground = np.array(EMOJI_GROUNDS[shown.ground])
         covered = masks.sum(axis=0)
-        assert covered.max() <= 1, "things overlap"
+        assert covered.max() <= 1, "objects overlap"
         assert (picture[covered == 0] == ground).all()
         for o, mask in zip(shown.objects, masks, strict=True):
             assert mask.sum() == pytest.approx(glyph(o.shape, round(2 * o.radius * min(mask.shape)))[1].sum())
@@ -172,7 +171,7 @@ def test_the_masks_are_what_was_painted(size: int | tuple[int, int]) -> None:
                 assert np.array_equal(word_mask(word, masks), masks[list(word.objects)].max(axis=0))
 
 
-def test_every_thing_is_drawn_at_the_size_that_is_said() -> None:
+def test_every_emoji_is_drawn_in_its_size() -> None:
     for shown in SCENES[:200]:
         for o, mask in zip(shown.objects, render(shown)[1], strict=True):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -180,33 +179,33 @@ def test_every_thing_is_drawn_at_the_size_that_is_said() -> None:
             assert abs(side - {"small": 18, "medium": 22, "big": 28}[o.size]) <= 1
 
 
-def test_glyphs_keep_their_colours_when_they_are_reduced() -> None:
-    paint, alpha = glyph("apple", 24)
+def test_reduced_glyphs_keep_their_colours() -> None:
+    premultiplied, alpha = glyph("apple", 24)
     solid = alpha > 0.99
-    assert (paint[solid][:, 0] > paint[solid][:, 2] + 40).mean() > 0.7  # red, not blue
+    assert (premultiplied[solid][:, 0] > premultiplied[solid][:, 2] + 40).mean() > 0.7  # red, not blue
     edge = (alpha > 0.3) & (alpha < 0.7)
-    assert (paint[edge] / alpha[edge][:, None]).max(axis=1).mean() > 120  # no dark fringe
+    assert (premultiplied[edge] / alpha[edge][:, None]).max(axis=1).mean() > 120  # no dark fringe
 
 
-def test_training_takes_emoji_scenes_in_both_languages() -> None:
+def test_training_takes_scenes_of_emoji_in_both_languages() -> None:
     examples = load_examples(TrainConfig(data="emoji", seed=3))
     for place in range(4):
         example = examples.example(place)
         assert example.picture.shape == (64, 64, 3) and example.regions
         assert WORLDS["emoji"].parse(example.caption) is not None
-        assert meaning(example.translation, EMOJI) == meaning(example.caption, EMOJI)
+        assert meaning(example.translation, EMOJI_LEXICON) == meaning(example.caption, EMOJI_LEXICON)
         assert (max(example.caption) > "\u4e00") == (place % 2 == 1)
     assert examples.validation(1)[0].caption == scene(VALIDATION_SEED, 0).caption
 
 
 def test_the_captions_a_tokenizer_learns_from_have_every_name() -> None:
-    said = " ".join(SceneExamples(64, 1, "emoji").captions()).lower()
-    words = set(re.findall(r"[a-z-]+", said))
-    assert {word for name, row in THINGS.items() for text in (name, row[1]) for word in text.split()} <= words
-    assert all(row[3] in said and row[2] in said for row in THINGS.values())
+    captions = " ".join(SceneExamples(64, 1, "emoji").captions()).lower()
+    words = set(re.findall(r"[a-z-]+", captions))
+    assert {word for name, row in EMOJI.items() for text in (name, row[1]) for word in text.split()} <= words
+    assert all(row[3] in captions and row[2] in captions for row in EMOJI.values())
 
 
-def test_a_folder_of_scenes_has_a_mask_for_every_thing_it_names(tmp_path: Path) -> None:
+def test_a_folder_of_scenes_has_a_mask_for_every_object_and_ground_it_names(tmp_path: Path) -> None:
     assert write_scenes(tmp_path / "emoji", count=12) == 12
     lines = (tmp_path / "emoji" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     for index, row in enumerate(map(json.loads, lines)):
@@ -229,8 +228,8 @@ def test_a_folder_of_scenes_has_a_mask_for_every_thing_it_names(tmp_path: Path) 
 
 
 def test_without_the_font_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(emoji_scenes, "_font", lambda: find_font([tmp_path]))
-    monkeypatch.setattr(emoji_scenes, "_grounds", emoji_scenes._grounds.__wrapped__)
+    monkeypatch.setattr(emoji, "_font", lambda: find_font([tmp_path]))
+    monkeypatch.setattr(emoji, "_grounds", emoji._grounds.__wrapped__)
     for attempt in (
         lambda: write_scenes(tmp_path / "emoji"),
         lambda: load_examples(TrainConfig(data="emoji")).validation(1),

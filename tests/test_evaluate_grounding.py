@@ -10,12 +10,12 @@ from pipelines.evaluation.grounding import (
     LEVELS,
     calibrate,
     daam,
-    draw,
+    draw_and_locate,
     evaluate_grounding,
+    grounding_table,
     judge_map,
     read,
     summary,
-    table,
 )
 from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import TextToImagePipeline
@@ -23,7 +23,7 @@ from ui.commands.measure import calibrate_model
 from unet_xattn import AttentionTrace
 
 
-def test_a_scene_is_read_with_a_word_and_its_mask_for_all_that_has_a_place(tiny_pipe: TextToImagePipeline) -> None:
+def test_every_word_with_a_region_is_read_with_its_mask(tiny_pipe: TextToImagePipeline) -> None:
     described = scene(0, 1, kind="relation")
     attention, words = read(tiny_pipe, described)
     masks = {kind: mask for kind, _, mask in words}
@@ -34,14 +34,14 @@ def test_a_scene_is_read_with_a_word_and_its_mask_for_all_that_has_a_place(tiny_
         assert mask.shape == attention.size and 0.5 <= mask.max() <= 1
 
 
-def test_a_map_that_is_its_mask_is_right_by_every_figure() -> None:
+def test_a_map_equal_to_its_mask_is_perfect_by_every_figure() -> None:
     mask = torch.zeros(16, 16)
     mask[2:6, 3:9] = 1
     assert judge_map(mask, mask) == [1, 1, 1, 1]
     assert judge_map(1 - mask, mask)[:3] == [0, 0, 0]
 
 
-def test_calibration_finds_the_head_that_tells_the_truth(
+def test_calibration_finds_the_head_whose_maps_are_the_masks(
     tiny_pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = tiny_pipe.unet.attention_layers[-1]
@@ -68,7 +68,7 @@ def test_calibration_finds_the_head_that_tells_the_truth(
     assert found[layer][1] == max(weights) > 0.5
 
 
-def test_a_calibration_is_kept_with_the_model(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+def test_a_calibration_is_saved_with_the_model(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     assert TextToImagePipeline.from_pretrained(tmp_path / "model").config.calibration is None
     calibrate_model(tmp_path / "model", scenes=3)
@@ -77,11 +77,11 @@ def test_a_calibration_is_kept_with_the_model(tiny_pipe: TextToImagePipeline, tm
     with trace(pipe, keep="head") as attention:
         pipe("a red circle", num_inference_steps=2)
     assert attention.heatmap("circle", reduce="calibrated").shape == attention.size
-    with pytest.raises(ValueError, match="no folder with a model"):
+    with pytest.raises(ValueError, match="is not the folder of a model"):
         calibrate_model(tmp_path)
 
 
-def test_daams_rule_is_the_plain_mean_but_for_how_maps_are_enlarged(tiny_pipe: TextToImagePipeline) -> None:
+def test_daams_rule_is_the_mean_except_for_the_interpolation(tiny_pipe: TextToImagePipeline) -> None:
     attention, ((_, word, _), *_) = read(tiny_pipe, scene(0, 1))
     total = daam(attention, word) / len(attention.layers)
     assert total.shape == attention.size
@@ -107,16 +107,16 @@ def test_the_report_has_every_method_class_and_layer(tiny_pipe: TextToImagePipel
             for name in FIGURES:
                 mean, low, high = figures[name]
                 assert 0 <= low <= mean + 1e-9 and mean <= high + 1e-9 and high <= 1 + 1e-9
-    # All heads alike, so all figures are those of the mean.
+    # With equal weights the calibrated map is the mean.
     for label, figures in report["renders"]["calibrated"].items():
         for name in FIGURES:
             assert figures[name][0] == pytest.approx(report["renders"]["mean"][label][name][0], abs=0.02)
-    lines = table(report).splitlines()
+    lines = grounding_table(report).splitlines()
     assert all(any(layer in line for line in lines) for layer in layers[:8])
     assert all(len(line) <= 120 for line in lines)
 
 
-def test_intervals_hold_the_mean_and_narrow_with_more_words() -> None:
+def test_intervals_contain_the_mean_and_narrow_with_more_words() -> None:
     torch.manual_seed(0)
     rows = torch.rand(400, 4)
     rows[:, 0] = (rows[:, 0] > 0.3).float()
@@ -126,22 +126,22 @@ def test_intervals_hold_the_mean_and_narrow_with_more_words() -> None:
         assert many[name][2] - many[name][1] < few[name][2] - few[name][1]
 
 
-def test_what_is_drawn_is_judged_where_it_was_drawn_as_told(tiny_pipe: TextToImagePipeline) -> None:
+def test_only_words_of_correctly_drawn_objects_are_judged(tiny_pipe: TextToImagePipeline) -> None:
     described = scene(0, 3, kind="two")
     true = torch.from_numpy(render(described, 32)[0])[None]
 
     class Painter(TextToImagePipeline):
-        """Draws what is asked for exactly, or, for another seed, something else."""
+        """Draws the exact scene with seed 0, and a black picture with any other seed."""
 
         def __call__(self, prompt, generator, **settings):
             answer = super().__call__(prompt, num_inference_steps=1, generator=generator, **settings)
-            self._traced().pictures = true if generator.initial_seed() == 0 else torch.zeros_like(true)
+            self._open_trace().pictures = true if generator.initial_seed() == 0 else torch.zeros_like(true)
             return answer
 
     painter = Painter(**tiny_pipe.components)
-    _, words = draw(painter, described, 0)
+    _, words = draw_and_locate(painter, described, 0)
     _, expected = read(tiny_pipe, described)
     assert [(kind, word) for kind, word, _ in words] == [(kind, word) for kind, word, _ in expected]
     for (_, _, found), (_, _, mask) in zip(words, expected, strict=True):
         assert (found - mask).abs().mean() < 0.05
-    assert draw(painter, described, 1)[1] == []
+    assert draw_and_locate(painter, described, 1)[1] == []

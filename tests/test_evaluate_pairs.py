@@ -1,4 +1,4 @@
-"""Minimal pairs: what differs and what does not, and that only both pictures right count."""
+"""Minimal pairs: they differ in one fact, and count only if both pictures are correct."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.evaluation.agreement import SPLITS, evaluate, table
+from pipelines.evaluation.agreement import SPLITS, agreement_table, evaluate
 from pipelines.evaluation.pairs import evaluate_pairs, minimal_pairs
 from pipelines.scenes.captions import LANGUAGES, meaning
 from pipelines.scenes.scene import REVERSED, Scene, relation_between
@@ -19,7 +19,7 @@ EVERY = [(swap, held_out, language) for swap in SWAPS for held_out in SPLITS.val
 
 
 class Painter:
-    """Called as a pipeline is: it paints the scene `choose` gives for a prompt, and notes prompts and seeds."""
+    """Called like a pipeline: it renders the scene that `choose` returns for a prompt, and records the calls."""
 
     def __init__(self, choose: Callable[[str], Scene]):
         self.choose = choose
@@ -36,7 +36,7 @@ def known(language: str = "en", count: int = COUNT) -> dict[str, Scene]:
 
 
 @pytest.mark.parametrize(("swap", "held_out", "language"), EVERY)
-def test_a_pair_differs_in_one_thing_and_says_so_in_the_same_wording(swap: str, held_out: bool, language: str) -> None:
+def test_a_pair_differs_in_one_fact_and_keeps_its_wording(swap: str, held_out: bool, language: str) -> None:
     pairs = minimal_pairs(COUNT, swap, held_out, language)
     assert len(pairs) == COUNT and pairs[:3] == minimal_pairs(3, swap, held_out, language)
     for one, other in pairs:
@@ -48,13 +48,13 @@ def test_a_pair_differs_in_one_thing_and_says_so_in_the_same_wording(swap: str, 
             if one.caption[w.start : w.end] != other.caption[v.start : v.end]
         ]
         assert set(changed) == {"colour" if swap == "colours" else "relation"}, (one.caption, other.caption)
-        said = [(o.shape, o.size) for o in one.objects]
-        assert said == [(o.shape, o.size) for o in other.objects]
+        kept = [(o.shape, o.size) for o in one.objects]
+        assert kept == [(o.shape, o.size) for o in other.objects]
         shown = {(o.shape, o.colour) for o in (*one.objects, *other.objects)}
         assert bool(shown & HELD_OUT) == held_out
 
 
-def test_colours_change_hands_and_things_stay_where_they_are() -> None:
+def test_exchanged_colours_leave_the_objects_in_place() -> None:
     for one, other in minimal_pairs(COUNT, "colours", False):
         assert [o.colour for o in other.objects] == [o.colour for o in reversed(one.objects)]
         assert [(o.x, o.y) for o in one.objects] == [(o.x, o.y) for o in other.objects]
@@ -62,7 +62,7 @@ def test_colours_change_hands_and_things_stay_where_they_are() -> None:
         assert all((article == "an") == (letter in "aeiou") for article, letter in an), other.caption
 
 
-def test_a_reversed_relation_holds_and_both_things_stay_inside() -> None:
+def test_a_reversed_relation_holds_and_both_objects_stay_inside() -> None:
     for one, other in minimal_pairs(COUNT, "relation", False):
         (_, relation, _), (_, reverse, _) = one.relation, other.relation
         assert reverse == REVERSED[relation] and REVERSED[reverse] == relation
@@ -72,7 +72,7 @@ def test_a_reversed_relation_holds_and_both_things_stay_inside() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_who_draws_both_is_right_and_noise_is_shared_within_a_pair_alone(language: str) -> None:
+def test_drawing_both_scenes_is_correct_and_only_a_pair_shares_its_noise(language: str) -> None:
     painter = Painter(known(language).__getitem__)
     report = evaluate_pairs(painter, COUNT, language=language, batch_size=7)
     for split, swap in [(split, swap) for split in SPLITS for swap in SWAPS]:
@@ -87,7 +87,7 @@ def test_who_draws_both_is_right_and_noise_is_shared_within_a_pair_alone(languag
     assert json.loads(json.dumps(report)) == report
 
 
-def test_who_draws_the_same_for_both_gets_nothing() -> None:
+def test_drawing_the_same_picture_for_both_never_counts() -> None:
     first = {
         s.caption: pair[0]
         for swap in SWAPS
@@ -99,7 +99,7 @@ def test_who_draws_the_same_for_both_gets_nothing() -> None:
     assert all(report[split]["model"][swap]["k"] == 0 for split in SPLITS for swap in SWAPS)
 
 
-def test_who_hears_colours_but_not_relations_is_right_about_colours_alone() -> None:
+def test_ignoring_relations_is_correct_only_for_colours() -> None:
     scenes = known()
     deaf = {s.caption: one for held_out in SPLITS.values() for one, s in minimal_pairs(COUNT, "relation", held_out)}
     report = evaluate_pairs(Painter((scenes | deaf).__getitem__), COUNT, seeds=(0,))
@@ -109,7 +109,7 @@ def test_who_hears_colours_but_not_relations_is_right_about_colours_alone() -> N
 def test_the_table_has_a_line_for_each_kind_of_pair() -> None:
     painter = Painter(lambda text: next(iter(known(count=1).values())))
     report = evaluate(painter, 2, seeds=(0,)) | {"pairs": evaluate_pairs(painter, 2, seeds=(0,))}
-    text = table(report)
+    text = agreement_table(report)
     assert max(map(len, text.splitlines())) <= 100
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
     for swap in SWAPS:

@@ -57,7 +57,7 @@ def test_nothing_is_written_over(tiny_pipe: TextToImagePipeline, tmp_path: Path)
     with pytest.raises(ValueError, match="is not empty"):
         export(attention, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    with pytest.raises(ValueError, match="image 3 is not there"):
+    with pytest.raises(ValueError, match="image 3 does not exist"):
         export(attention, tmp_path / "new", image=3)
     assert not (tmp_path / "new").exists()
 

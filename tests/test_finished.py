@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import pipelines.training.card
 from pipelines import TextToImagePipeline
-from pipelines.data.pictures import is_kept
+from pipelines.data.pictures import is_validation_picture
 from ui.cli import app
 
 
@@ -30,7 +30,7 @@ def test_memorised_prints_two_shares_and_leaves_the_sheet_and_the_figures(
     for i in range(1000):  # one that is held out, which depends on its file's hash
         file = data / "another.png"
         Image.new("RGB", (32, 32), (i % 256, i // 256, 0)).save(file)
-        if is_kept(hashlib.sha256(file.read_bytes()).hexdigest()):
+        if is_validation_picture(hashlib.sha256(file.read_bytes()).hexdigest()):
             break
     with open(data / "metadata.jsonl", "a") as rows:
         rows.write('\n{"file_name": "another.png", "text": "a red circle"}\n')

@@ -19,7 +19,7 @@ PROMPT = "a red circle left of a blue square"
 
 @pytest.fixture(scope="module")
 def translator(tokenizer: PreTrainedTokenizerFast) -> TranslationPipeline:
-    """Untrained, so that a sentence ends only where it must: the limit is a short one."""
+    """Untrained, so that a sentence ends only at the limit, which is short here."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=2).eval()
@@ -29,7 +29,7 @@ def translator(tokenizer: PreTrainedTokenizerFast) -> TranslationPipeline:
 
 
 def outputs(module: MultiHeadAttention, run: Callable[[], object]) -> Tensor:
-    """What a module's output projection gives while `run` runs."""
+    """The output of a module's output projection during `run`."""
     seen: list[Tensor] = []
     handle = module.to_out.register_forward_hook(lambda _, inputs, out: seen.append(out))
     run()
@@ -45,15 +45,15 @@ def answers(reading: Reading) -> Tensor:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_followed_query_has_the_weights_that_are_recorded(tiny_pipe: TextToImagePipeline, guidance: float) -> None:
-    """Of the prompt, not of the negative one that guidance adds."""
-    drawing = draw_states(tiny_pipe, PROMPT, seed=3, steps=3, guidance=guidance)
+    """Those of the prompt, not of the negative prompt that guidance adds."""
+    trajectory = draw_states(tiny_pipe, PROMPT, seed=3, steps=3, guidance=guidance)
     with trace(tiny_pipe, keep="full") as attention:
         generator = torch.Generator().manual_seed(3)
         tiny_pipe(PROMPT, num_inference_steps=3, guidance_scale=guidance, generator=generator)
-    assert (drawing.picture.int() - attention.pictures[0].int()).abs().max() <= 1
+    assert (trajectory.picture.int() - attention.pictures[0].int()).abs().max() <= 1
     for layer in tiny_pipe.unet.attention_layers:
         for step in range(3):
-            reading = follow_picture(tiny_pipe, drawing, step, layer)
+            reading = follow_picture(tiny_pipe, trajectory, step, layer)
             assert reading.grid == attention.recording.grids[layer]
             for head in range(2):
                 recorded = attention.maps(layer, step=step, head=head).flatten(1).squeeze()  # (T, N)
@@ -88,10 +88,10 @@ def test_the_steps_lead_from_q_to_the_weights(tiny_pipe: TextToImagePipeline) ->
 
 @pytest.mark.parametrize("layer", ["down.0.0", "mid"])
 def test_the_heads_side_by_side_give_the_layers_output(tiny_pipe: TextToImagePipeline, layer: str) -> None:
-    drawing = draw_states(tiny_pipe, PROMPT, steps=2)
+    trajectory = draw_states(tiny_pipe, PROMPT, steps=2)
     module = tiny_pipe.unet.get_submodule(f"{layer}.attention.cross_attention")
-    expected = outputs(module, lambda: follow_picture(tiny_pipe, drawing, 1, layer))
-    reading = follow_picture(tiny_pipe, drawing, 1, layer)
+    expected = outputs(module, lambda: follow_picture(tiny_pipe, trajectory, 1, layer))
+    reading = follow_picture(tiny_pipe, trajectory, 1, layer)
     torch.testing.assert_close(module.to_out(answers(reading)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_both_readers_read_one_memory(translator: TranslationPipeline, tiny_pipe
     assert not torch.allclose(picture.k[0, :, :16], text.k[0], atol=1e-2)  # memory is not K yet
 
 
-def test_a_masked_token_gets_nothing(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_masked_token_gets_no_attention(tiny_pipe: TextToImagePipeline) -> None:
     reading = follow_picture(tiny_pipe, draw_states(tiny_pipe, PROMPT, steps=1), 0, "mid")
     assert reading.mask.all()  # alone in its batch, a prompt has no padding
     mask = torch.tensor([i != 2 for i in range(len(reading.tokens))])
@@ -129,32 +129,32 @@ def test_pixels_lie_in_the_cells_of_the_grid(tiny_pipe: TextToImagePipeline) -> 
     assert reading.grid == (8, 8)
     assert [reading.place(x, y) for x, y in ((0, 0), (3, 3), (4, 0), (0, 4), (31, 31))] == [0, 0, 1, 8, 63]
     for x, y in ((-1, 0), (0, 32), (32, 0)):
-        with pytest.raises(ValueError, match=rf"^there is no pixel \({x}, {y}\) in a picture of 32×32$"):
+        with pytest.raises(ValueError, match=rf"^pixel \({x}, {y}\) lies outside the picture of 32×32$"):
             reading.place(x, y)
 
 
-def test_nothing_stays_behind(tiny_pipe: TextToImagePipeline) -> None:
-    drawing = draw_states(tiny_pipe, PROMPT, steps=1)
-    follow_picture(tiny_pipe, drawing, 0, "mid")
-    broken = replace(drawing, states=(drawing.states[0][:, :1],))
-    with pytest.raises(RuntimeError):  # a pass that fails takes its hooks along, too
+def test_no_hook_stays_behind(tiny_pipe: TextToImagePipeline) -> None:
+    trajectory = draw_states(tiny_pipe, PROMPT, steps=1)
+    follow_picture(tiny_pipe, trajectory, 0, "mid")
+    broken = replace(trajectory, states=(trajectory.states[0][:, :1],))
+    with pytest.raises(RuntimeError):  # a pass that fails removes its hooks, too
         follow_picture(tiny_pipe, broken, 0, "mid")
     assert not any(module._forward_hooks for module in tiny_pipe.unet.modules())
 
 
-def test_a_pass_in_another_thread_is_not_heard(tiny_pipe: TextToImagePipeline) -> None:
-    drawing, other = (draw_states(tiny_pipe, prompt, steps=1) for prompt in (PROMPT, "a star"))
-    expected = follow_picture(tiny_pipe, drawing, 0, "mid")
+def test_a_pass_in_another_thread_is_ignored(tiny_pipe: TextToImagePipeline) -> None:
+    trajectory, other = (draw_states(tiny_pipe, prompt, steps=1) for prompt in (PROMPT, "a star"))
+    expected = follow_picture(tiny_pipe, trajectory, 0, "mid")
 
     def disturb(*_: object) -> None:
-        """While the layer that is followed has spoken and the pass goes on, another one runs through it."""
+        """After the followed layer, while the pass continues, another pass runs through that layer."""
         if threading.current_thread() is threading.main_thread():
             thread = threading.Thread(target=follow_picture, args=(tiny_pipe, other, 0, "up.0.0"))
             thread.start()
             thread.join()
 
     handle = tiny_pipe.unet.norm_out.register_forward_hook(disturb)
-    found = follow_picture(tiny_pipe, drawing, 0, "mid")
+    found = follow_picture(tiny_pipe, trajectory, 0, "mid")
     handle.remove()
     assert torch.equal(found.q, expected.q) and torch.equal(found.k, expected.k)
 
@@ -162,26 +162,26 @@ def test_a_pass_in_another_thread_is_not_heard(tiny_pipe: TextToImagePipeline) -
 @pytest.mark.parametrize(
     ("step", "layer", "message"),
     [
-        (2, "mid", "there is no step 2: they go from 0 to 1"),
-        (-1, "mid", "there is no step -1"),
-        (0, "up.9.9", "there is no layer 'up.9.9': choose one of down.0.0, "),
+        (2, "mid", "step 2 does not exist: choose 0 to 1"),
+        (-1, "mid", "step -1 does not exist"),
+        (0, "up.9.9", "layer 'up.9.9' does not exist: choose one of down.0.0, "),
     ],
 )
-def test_what_is_not_there_is_refused_in_a_line(
+def test_a_missing_step_or_layer_is_an_error_of_one_line(
     tiny_pipe: TextToImagePipeline, step: int, layer: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}.*$"):
         follow_picture(tiny_pipe, draw_states(tiny_pipe, PROMPT, steps=2), step, layer)
 
 
-def test_a_query_that_is_not_there_is_refused_in_a_line(
+def test_a_missing_query_is_an_error_of_one_line(
     tiny_pipe: TextToImagePipeline, translator: TranslationPipeline
 ) -> None:
     reading = follow_picture(tiny_pipe, draw_states(tiny_pipe, PROMPT, steps=1), 0, "mid")
     for position, head in ((16, 0), (-1, 0), (0, 2), (0, -1)):
-        with pytest.raises(ValueError, match=r"^there is no (head|position) -?\d+: they go from 0 to \d+$"):
+        with pytest.raises(ValueError, match=r"^(head|position) -?\d+ does not exist: choose 0 to \d+$"):
             reading.query(position, head)
-    with pytest.raises(ValueError, match=r"^there is no layer 'decoder.2': choose one of decoder.0, decoder.1$"):
+    with pytest.raises(ValueError, match=r"^layer 'decoder.2' does not exist: choose one of decoder.0, decoder.1$"):
         follow_text(translator, PROMPT, "decoder.2")
     with pytest.raises(ValueError, match=r"^there is nothing to translate"):
         follow_text(translator, " ", "decoder.0")

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+import pipelines.training.frozen
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace, verify
 from pipelines.components import (
     can_translate,
@@ -36,7 +37,7 @@ from pipelines.runs.checkpoint import checkpoints
 from pipelines.runs.signals import StoppedError
 from pipelines.tokenizer import MAX_TOKENS
 from pipelines.tracing.follow import draw_states, follow_picture
-from pipelines.training.frozen import Frozen, LastUsed, fingerprint
+from pipelines.training.frozen import Frozen, fingerprint
 from pipelines.training.train import TrainConfig, train
 from pipelines.training.validate import draw_samples
 from ui.cli import main
@@ -414,16 +415,17 @@ def test_latents_on_disk_are_of_one_vae_and_made_again_where_torn(folders: Folde
     assert not torch.equal(other.pictures, wanted.pictures) and len(list(tmp_path.rglob("*.safetensors"))) == 2
 
 
-def test_what_was_not_used_for_longest_goes_first() -> None:
-    kept, made = LastUsed(budget=8), []
-
-    def make(name: str) -> torch.Tensor:
-        made.append(name)
-        return torch.zeros(1)
-
+def test_a_full_cache_drops_the_least_recently_used_latent(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    collator, items = a_batch(folders, 3)
+    vae = find_vae(str(folders["kl"]))
+    batches = {name: collator([item]) for name, item in zip("abc", items, strict=True)}
+    latent = Frozen(None, vae)(batches["a"])[0].pictures
+    monkeypatch.setattr(pipelines.training.frozen, "CACHE_BYTES", 2 * latent.nbytes)
+    frozen, encode, encoded = Frozen(None, vae), vae.encode, []
+    monkeypatch.setattr(vae, "encode", lambda *arguments: encoded.append(name) or encode(*arguments))
     for name in "abacab":
-        kept.get(name, lambda name=name: make(name))
-    assert made == ["a", "b", "c", "b"]
+        frozen(batches[name])
+    assert encoded == ["a", "b", "c", "b"]
 
 
 # Training.
@@ -492,7 +494,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
 
 def test_a_run_begins_from_one_with_such_networks_and_keeps_them(finished: TrainConfig, tmp_path: Path) -> None:
     config = replace(finished, begin_from=finished.out, steps=1, out=str(tmp_path / "further"))
-    with pytest.raises(ValueError, match="brings its own networks: leave out --text-encoder and --vae"):
+    with pytest.raises(ValueError, match="has its own networks: leave out --text-encoder and --vae"):
         train(config)
     assert not (tmp_path / "further").exists()
     train(replace(config, text_encoder="", vae=""))

@@ -1,4 +1,4 @@
-"""What is drawn for a request, how it forms, and how a link says it again."""
+"""The Generate tab: requests, previews, pictures, links, and the list of models."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from pipelines.samplers import OWN, SAMPLERS
 from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import bundled_models
 from ui import models as models_of_the_page
-from ui.generate_tab import Request, draw, draw_live, forming, linked, live_request, new_seed, verdict
+from ui.generate_tab import Request, draw_live, forming, linked, live_request, new_seed, verdict, viewer_updates
 from ui.kept import Drawing, Kept
 from ui.models import Models
 from unet_xattn import AttentionTrace
@@ -55,7 +55,7 @@ def test_bad_input_is_a_value_error_of_one_line(tiny_pipe: TextToImagePipeline, 
     assert "\n" not in str(error.value)
 
 
-def test_a_picture_forms_and_ends_as_the_pipeline_draws_it(tiny_pipe: TextToImagePipeline) -> None:
+def test_previews_end_with_the_picture_of_the_pipeline(tiny_pipe: TextToImagePipeline) -> None:
     *frames, drawing = forming(tiny_pipe, Request(PROMPT, "3", steps=4, guidance=3.0, count=2))
     assert frames and all(isinstance(frame, str) for frame in frames)
     assert isinstance(drawing, Drawing) and [len(steps) for steps in drawing.frames] == [4, 4]
@@ -65,11 +65,11 @@ def test_a_picture_forms_and_ends_as_the_pipeline_draws_it(tiny_pipe: TextToImag
     assert drawing.attention.pictures.numpy() == pytest.approx(expected * 255, abs=1)
     last = Image.open(io.BytesIO(base64.b64decode(drawing.frames[0][-1].partition(",")[2])))
     apart = np.asarray(last.convert("RGB")).astype(int) - drawing.attention.pictures[0].numpy()
-    assert abs(apart).max() <= 1  # what the last step headed for is what it reached
+    assert abs(apart).max() <= 1  # the last preview is the picture
 
 
 @pytest.mark.parametrize("sampler", [OWN, *SAMPLERS])
-def test_every_sampler_draws_and_seeds_name_pictures(tiny_pipe: TextToImagePipeline, sampler: str) -> None:
+def test_with_every_sampler_a_seed_gives_one_picture(tiny_pipe: TextToImagePipeline, sampler: str) -> None:
     before = tiny_pipe.scheduler
     pictures = [
         list(forming(tiny_pipe, Request(PROMPT, seed, steps=3, sampler=sampler)))[-1].attention.pictures
@@ -79,7 +79,7 @@ def test_every_sampler_draws_and_seeds_name_pictures(tiny_pipe: TextToImagePipel
     assert tiny_pipe.scheduler is before
 
 
-def test_who_stops_listening_stops_the_drawing_within_a_step(tiny_pipe: TextToImagePipeline) -> None:
+def test_closing_the_generator_stops_the_work_within_a_step(tiny_pipe: TextToImagePipeline) -> None:
     passes = 0
 
     def count(*_: object) -> None:
@@ -99,36 +99,36 @@ def test_who_stops_listening_stops_the_drawing_within_a_step(tiny_pipe: TextToIm
         handle.remove()
 
 
-def test_the_page_is_told_frames_and_then_pictures_with_their_settings(models: Models) -> None:
+def test_the_viewer_gets_previews_and_then_pictures_with_their_settings(models: Models) -> None:
     kept = Kept()
-    *frames, last = draw(models, kept, Request(PROMPT, "5", steps=3, count=2))
-    assert all(set(told) == {"frame", "note"} for told in frames)
-    assert [told["settings"]["seed"] for told in last["pictures"]] == ["5", "6"]
+    *frames, last = viewer_updates(models, kept, Request(PROMPT, "5", steps=3, count=2))
+    assert all(set(shown) == {"frame", "note"} for shown in frames)
+    assert [shown["settings"]["seed"] for shown in last["pictures"]] == ["5", "6"]
     assert kept.get({"key": last["pictures"][1]["key"], "image": 1})[0].settings[1]["seed"] == "6"
-    (again,) = list(draw(models, kept, Request(**last["pictures"][1]["settings"])))[-1]["pictures"]
+    (again,) = list(viewer_updates(models, kept, Request(**last["pictures"][1]["settings"])))[-1]["pictures"]
     apart = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(told["picture"].partition(",")[2]))), int)
-        for told in (last["pictures"][1], again)
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["picture"].partition(",")[2]))), int)
+        for shown in (last["pictures"][1], again)
     ]
     assert abs(apart[0] - apart[1]).max() <= 1
 
 
-def test_words_the_model_never_read_are_named_once(models: Models) -> None:
-    note = list(draw(models, Kept(), Request("a red elephant and an elephant", steps=2)))[-1]["note"]
-    assert note.endswith('The model has never read: "elephant".')
-    assert "never" not in list(draw(models, Kept(), Request(PROMPT, steps=2)))[-1]["note"]
+def test_unknown_words_are_named_once(models: Models) -> None:
+    note = list(viewer_updates(models, Kept(), Request("a red elephant and an elephant", steps=2)))[-1]["note"]
+    assert note.endswith('Words unknown to the model: "elephant".')
+    assert "unknown" not in list(viewer_updates(models, Kept(), Request(PROMPT, steps=2)))[-1]["note"]
 
 
 def test_a_live_picture_is_the_same_picture_without_its_steps(models: Models) -> None:
     request = Request(PROMPT, "5", steps=3, guidance=1.0)
     live = draw_live(models, request)
-    full = list(draw(models, Kept(), request))[-1]
+    full = list(viewer_updates(models, Kept(), request))[-1]
     assert live["live"] and "key" not in live["pictures"][0]
     assert live["pictures"][0]["steps"] == 0
     assert live["pictures"][0]["picture"] == full["pictures"][0]["picture"]
 
 
-def test_a_distilled_model_draws_live_as_it_draws_best(tiny_pipe: TextToImagePipeline, models: Models) -> None:
+def test_a_distilled_model_keeps_its_own_settings_in_live_mode(tiny_pipe: TextToImagePipeline, models: Models) -> None:
     distilled = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=4, guidance_scale=1.0)
     own = live_request(Models(distilled), PROMPT, "5", "")
     assert (own.steps, own.guidance, own.sampler) == (4, 1.0, OWN)
@@ -138,7 +138,7 @@ def test_a_distilled_model_draws_live_as_it_draws_best(tiny_pipe: TextToImagePip
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("kind", ["one", "count", "two", "relation", "three"])
-def test_the_verdict_is_the_judges_on_what_the_prompt_says(
+def test_the_verdict_checks_the_statements_of_the_prompt(
     tiny_pipe: TextToImagePipeline, kind: str, language: str
 ) -> None:
     right, other = scene(3, 0, kind, language=language), scene(3, 1, kind, language=language)
@@ -146,37 +146,37 @@ def test_the_verdict_is_the_judges_on_what_the_prompt_says(
     texts = [read_text(s.caption, tiny_pipe.tokenizer) for s in (right, other)]
     attention.start(Recording({"prompt": texts}, (64, 64), {"mid": (4, 4)}, 2, 1))
     attention.pictures = torch.from_numpy(np.stack([render(right)[0]] * 2))
-    said = verdict(attention, 0)
-    assert said and all(ok for _, ok in said)
+    checks = verdict(attention, 0)
+    assert checks and all(ok for _, ok in checks)
     assert not all(ok for _, ok in verdict(attention, 1) or [])
 
 
-def test_there_is_no_verdict_on_what_no_scene_shows(models: Models) -> None:
-    (told,) = list(draw(models, Kept(), Request("a dream of red", steps=1)))[-1]["pictures"]
-    assert told["verdict"] is None
+def test_a_prompt_that_is_not_a_scene_has_no_verdict(models: Models) -> None:
+    (shown,) = list(viewer_updates(models, Kept(), Request("a dream of red", steps=1)))[-1]["pictures"]
+    assert shown["verdict"] is None
 
 
 # Links
 
 
-def test_a_link_says_the_whole_request(models: Models) -> None:
+def test_a_link_holds_the_complete_request(models: Models) -> None:
     request = Request("红色 & <b>", "7", 9, 2.5, 0.1, 0.6, "blue", "Heun", 1, models.first)
     assert linked({name: str(value) for name, value in request.settings(0).items()}, models) == request
 
 
-def test_what_is_wrong_in_a_link_is_left_out(models: Models) -> None:
+def test_malformed_values_of_a_link_become_defaults(models: Models) -> None:
     found = linked({"steps": "many", "guidance": "", "__class__": "x", "seed": "12"}, models)
     assert (found.steps, found.guidance, found.seed, found.model) == (20, 3.0, "12", models.first)
 
 
-def test_a_new_seed_is_a_seed() -> None:
+def test_a_new_seed_is_valid() -> None:
     Request(PROMPT, new_seed()).check()
 
 
 # Models
 
 
-def test_models_are_the_first_the_bundled_and_the_runs(
+def test_the_models_are_the_first_the_bundled_ones_and_the_runs(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models_of_the_page, "RUNS", tmp_path / "runs")
@@ -192,5 +192,5 @@ def test_models_are_the_first_the_bundled_and_the_runs(
     tiny_pipe.save_pretrained(tmp_path / "runs" / "mine")
     assert models.get(run) is not first
     for name in (str(tmp_path), "../runs/mine", "someone/else"):
-        with pytest.raises(ValueError, match="there is no model"):
+        with pytest.raises(ValueError, match=r"^model .* not found"):
             models.get(name)

@@ -1,4 +1,4 @@
-"""What the Inspect tab tells its diagram and its clients. Shapes: H heads, N queries, T tokens, E width of a head."""
+"""The data of the Inspect tab's diagram, and its API. Shapes: H heads, N queries, T tokens, E width of a head."""
 
 import base64
 import copy
@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from pipelines import TextToImagePipeline
 from pipelines.tracing.follow import follow_picture, follow_text
 from ui.app import launch
-from ui.inspect_tab import MAX_STEPS, draw, first_layer, layers, look_at_picture, look_at_text, numbers, translator
+from ui.inspect_tab import MAX_STEPS, first_layer, layers, look_at_picture, look_at_text, numbers, record_inputs
 from ui.query import query_diagram
+from ui.translate_tab import translator
 from unet_xattn import Transformer
 
 PROMPT = "a red circle left of a blue square"
@@ -56,11 +57,11 @@ def sent(props: dict[str, Any], name: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(props[name]), "<f4").reshape(shape)
 
 
-# What the diagram is told
+# The data of the diagram
 
 
-def test_the_diagram_is_told_what_the_projections_gave(both: TextToImagePipeline) -> None:
-    drawing = draw(both, PROMPT, "4", steps=3)
+def test_the_diagram_gets_the_outputs_of_the_projections(both: TextToImagePipeline) -> None:
+    drawing = record_inputs(both, PROMPT, "4", steps=3)
     for _, layer in layers(both, "picture"):
         props = json.loads(json.dumps(look_at_picture(both, drawing, 1, layer)))
         reading = follow_picture(both, drawing, 1, layer)
@@ -71,7 +72,7 @@ def test_the_diagram_is_told_what_the_projections_gave(both: TextToImagePipeline
         assert props["noise"] == pytest.approx(2 / 3)
 
 
-def test_the_diagram_is_told_of_a_translation(both: TextToImagePipeline) -> None:
+def test_the_diagram_gets_a_translation(both: TextToImagePipeline) -> None:
     props = look_at_text(both, PROMPT, "decoder.1")
     reading = follow_text(translator(both), PROMPT, "decoder.1")
     assert props["written"] == list(reading.written) and "picture" not in props
@@ -79,21 +80,21 @@ def test_the_diagram_is_told_of_a_translation(both: TextToImagePipeline) -> None
 
 
 def test_a_payload_is_small(both: TextToImagePipeline) -> None:
-    assert len(json.dumps(look_at_picture(both, draw(both, PROMPT, "0", steps=1), 0, "down.0.0"))) < 100_000
+    assert len(json.dumps(look_at_picture(both, record_inputs(both, PROMPT, "0", steps=1), 0, "down.0.0"))) < 100_000
 
 
-def test_it_opens_with_the_head_that_is_trusted_most(both: TextToImagePipeline) -> None:
+def test_it_opens_with_the_head_of_the_largest_calibrated_weight(both: TextToImagePipeline) -> None:
     calibrated = TextToImagePipeline(**both.components, calibration={"down.0.0": [0.1, 0.4], "up.0.0": [0.3, 0.2]})
     calibrated.set_progress_bar_config(disable=True)
     assert first_layer(calibrated, "picture") == "down.0.0"
-    assert look_at_picture(calibrated, draw(calibrated, PROMPT, 0, 1), 0, "down.0.0")["head"] == 1
-    assert first_layer(both, "picture") == both.unet.attention_layers[-1]  # nobody has measured
+    assert look_at_picture(calibrated, record_inputs(calibrated, PROMPT, 0, 1), 0, "down.0.0")["head"] == 1
+    assert first_layer(both, "picture") == both.unet.attention_layers[-1]  # it has no calibration
     assert first_layer(both, "translation") == "decoder.1"
 
 
 def test_layers_are_named_with_their_grids(both: TextToImagePipeline) -> None:
     assert layers(both, "picture")[0] == ("down.0.0 · 8×8", "down.0.0")
-    assert layers(both, "translation") == [("decoder layer 1", "decoder.0"), ("decoder layer 2", "decoder.1")]
+    assert layers(both, "translation") == [("Decoder layer 1", "decoder.0"), ("Decoder layer 2", "decoder.1")]
 
 
 def test_a_model_without_a_decoder_says_so(tiny_pipe: TextToImagePipeline) -> None:
@@ -109,13 +110,13 @@ def test_a_model_without_a_decoder_says_so(tiny_pipe: TextToImagePipeline) -> No
         ({"prompt": "circle " * 200}, "tokens"),
         ({"seed": "-1"}, "seed"),
         ({"steps": 0}, "steps"),
-        ({"steps": MAX_STEPS + 1}, "at most, not 101"),
+        ({"steps": MAX_STEPS + 1}, "steps must be at most 100, got 101"),
         ({"guidance": float("nan")}, "guidance"),
     ],
 )
 def test_bad_input_is_a_value_error_of_one_line(both: TextToImagePipeline, wrong: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected) as error:
-        draw(both, **({"prompt": PROMPT, "seed": "0", "steps": 2, "guidance": 3.0} | wrong))
+        record_inputs(both, **({"prompt": PROMPT, "seed": "0", "steps": 2, "guidance": 3.0} | wrong))
     assert "\n" not in str(error.value)
 
 
@@ -131,7 +132,7 @@ def test_templates_hold_nothing_that_gradio_would_run() -> None:
 @pytest.mark.parametrize("prompt", [PROMPT, *HOSTILE])
 def test_a_client_gets_the_numbers_of_its_query(client: Client, both: TextToImagePipeline, prompt: str) -> None:
     found = client.predict(prompt, 9, 30, "2", 2, 3.0, 1, "down.0.0", 1, api_name="/follow")
-    reading = follow_picture(both, draw(both, prompt, "2", steps=2), 1, "down.0.0")
+    reading = follow_picture(both, record_inputs(both, prompt, "2", steps=2), 1, "down.0.0")
     expected = numbers(reading.query(7 * 8 + 2, head=1))
     assert (found["row"], found["column"], found["grid"]) == (7, 2, [8, 8])
     assert found["tokens"] == expected["tokens"]
@@ -151,20 +152,20 @@ def test_a_client_follows_a_token_of_a_translation(client: Client, both: TextToI
     ("arguments", "expected"),
     [
         ({"prompt": ""}, "the prompt is empty"),
-        ({"x": 32}, r"there is no pixel \(32, 5\) in a picture of 32×32"),
-        ({"step": 2}, "there is no step 2: they go from 0 to 1"),
-        ({"layer": "up.9.9"}, "there is no layer 'up.9.9': choose one of"),
-        ({"head": 2}, "there is no head 2: they go from 0 to 1"),
-        ({"steps": 1000}, "100 steps at most, not 1000"),
+        ({"x": 32}, r"pixel \(32, 5\) lies outside the picture of 32×32"),
+        ({"step": 2}, "step 2 does not exist: choose 0 to 1"),
+        ({"layer": "up.9.9"}, "layer 'up.9.9' does not exist: choose one of"),
+        ({"head": 2}, "head 2 does not exist: choose 0 to 1"),
+        ({"steps": 1000}, "steps must be at most 100, got 1000"),
     ],
 )
-def test_a_client_hears_in_a_line_what_is_wrong(client: Client, arguments: dict, expected: str) -> None:
+def test_a_client_gets_errors_of_one_line(client: Client, arguments: dict, expected: str) -> None:
     good = {"prompt": PROMPT, "x": 5, "y": 5, "seed": "0", "steps": 2, "step": 1}
     with pytest.raises(AppError, match=expected) as error:
         client.predict(**(good | arguments), api_name="/follow")
     assert "\n" not in str(error.value)
 
 
-def test_a_client_hears_of_a_token_that_is_not_there(client: Client) -> None:
-    with pytest.raises(AppError, match="there is no position 99"):
+def test_a_position_that_does_not_exist_is_an_error(client: Client) -> None:
+    with pytest.raises(AppError, match="position 99 does not exist"):
         client.predict(PROMPT, 99, api_name="/follow_translation")

@@ -1,4 +1,4 @@
-"""Properties of the judge: right pictures pass, each wrong thing is caught, and nothing else is blamed for it."""
+"""Properties of the judge: correct pictures pass, and each error is found without blaming anything else."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from scipy import ndimage
 
 from pipelines.scenes.captions import RELATIONS
 from pipelines.scenes.judge import GENEVAL, Verdict, judge
-from pipelines.scenes.scene import COLOURS, GROUNDS, KINDS, Object, Scene
+from pipelines.scenes.scene import COLOURS, KINDS, SHAPE_GROUNDS, Object, Scene
 from pipelines.scenes.see_shapes import CLEAR, PALETTE, see_shapes, unit_centroid
-from pipelines.scenes.shapes import SHAPES, SIZES, coverage, render, scene
+from pipelines.scenes.shapes import SHAPE_SIZES, SHAPES, coverage, render, scene
 from pipelines.scenes.sight import UNKNOWN
 
 SCENES = [scene(2024, index, held_out=bool(index % 2)) for index in range(400)]
@@ -18,12 +18,12 @@ PICTURES = [render(described)[0] for described in SCENES]
 
 
 def wrong(verdict: Verdict) -> set[str]:
-    """The facts that the judge found wrong."""
+    """The facts that the judge finds wrong."""
     return {check.fact for check in verdict.checks if not check.ok}
 
 
 def with_first(described: Scene, **changes: str) -> Scene:
-    """A scene that says something else of its first object."""
+    """The scene with a changed first object."""
     return replace(described, objects=(replace(described.objects[0], **changes), *described.objects[1:]))
 
 
@@ -52,8 +52,8 @@ def test_exchanged_captions_are_hardly_ever_all_correct():
     [(8, 0, 0), (0, 0.7, 0), (0, 0, 20), (8, 0.5, 10)],
     ids=["noise", "blur", "shift", "all"],
 )
-def test_what_a_network_draws_less_cleanly_is_still_seen(noise, blur, shift):
-    """Noise and shift of the colours in steps of 1/255, blur in pixels."""
+def test_imperfect_pictures_are_judged_correctly(noise, blur, shift):
+    """Noise and colour shift in units of 1/255, blur in pixels."""
     rng = np.random.default_rng(0)
     right = []
     for described, picture in zip(SCENES[:100], PICTURES, strict=False):
@@ -71,7 +71,7 @@ def test_noisy_brown_on_black_is_not_taken_for_faint_orange():
         assert judge(described, drawn.round().clip(0, 255).astype(np.uint8)).all_correct
 
 
-def test_seen_objects_are_where_and_as_large_as_they_are():
+def test_found_objects_have_the_true_position_and_size():
     for described, picture in zip(SCENES[:60], PICTURES, strict=False):
         sight, masks = see_shapes(picture), render(described)[1]
         assert sight.masks.shape == masks.shape and sight.masks.dtype == np.float32
@@ -82,16 +82,16 @@ def test_seen_objects_are_where_and_as_large_as_they_are():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_wrong_thing_is_caught_and_nothing_else_is_blamed(kind):
+def test_each_error_is_found_and_nothing_else_is_blamed(kind):
     for index in range(8):
         described = scene(99, index, kind)
         picture = render(described)[0]
         first = described.objects[0]
         shape = next(s for s in SHAPES if s not in {o.shape for o in described.objects})
         colour = next(c for c in COLOURS if c not in {o.colour for o in described.objects})
-        for size in set(SIZES) - {first.size}:
+        for size in set(SHAPE_SIZES) - {first.size}:
             assert wrong(judge(with_first(described, size=size), picture)) == {"size"}
-        for ground in set(GROUNDS) - {described.ground}:
+        for ground in set(SHAPE_GROUNDS) - {described.ground}:
             assert wrong(judge(replace(described, ground=ground), picture)) == {"ground"}
         assert wrong(judge(with_first(described, shape=shape), picture)) == {"shape"}
         assert wrong(judge(with_first(described, colour=colour), picture)) == {"colour"}
@@ -125,7 +125,7 @@ def test_colours_on_the_wrong_objects_are_caught():
 
 
 def test_touching_objects_of_different_colours_are_two():
-    for ground in GROUNDS:
+    for ground in SHAPE_GROUNDS:
         circle = Object("circle", "orange", "medium", 0.35, 0.5, 0.13)
         square = Object("square", "brown", "medium", 0.35 + 0.13 + 0.9 * 0.13, 0.5, 0.13)
         assert judge(Scene("two", (circle, square), ground), draw(circle, square, ground=ground)).all_correct
@@ -138,7 +138,7 @@ def test_an_object_of_two_colours_is_not_the_object():
     assert {"count", "shape"} <= wrong(judge(Scene("one", (circle,), "white"), picture))
 
 
-def test_what_is_none_of_ours_is_unknown():
+def test_other_colours_and_shapes_are_unknown():
     picture = np.full((64, 64, 3), (255, 0, 255), np.uint8)
     assert see_shapes(picture).ground == UNKNOWN and see_shapes(picture).objects == ()
     picture[10:14, 5:60] = COLOURS["blue"]
@@ -150,11 +150,11 @@ def test_what_is_none_of_ours_is_unknown():
 
 def test_an_object_in_a_grounds_colour_is_an_object_too():
     picture = draw(Object("circle", "red", "small", 0.2, 0.2, 0.09))
-    picture[40:55, 40:55] = GROUNDS["gray"]
+    picture[40:55, 40:55] = SHAPE_GROUNDS["gray"]
     assert sorted((o.shape, o.colour) for o in see_shapes(picture).objects) == [("circle", "red"), ("square", "gray")]
 
 
-def test_specks_are_no_objects():
+def test_specks_are_ignored():
     described = SCENES[0]
     picture = PICTURES[0].copy()
     picture[0:3, 0:3] = COLOURS["blue"]
@@ -170,21 +170,21 @@ def test_any_picture_has_a_verdict():
 
 
 @pytest.mark.parametrize("picture", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)])
-def test_what_is_no_8_bit_colour_picture_is_refused(picture):
+def test_only_8_bit_colour_pictures_are_accepted(picture):
     with pytest.raises(ValueError, match="uint8"):
         see_shapes(picture)
 
 
-def test_every_kind_but_three_feeds_a_tag_and_every_tag_is_fed():
+def test_every_kind_except_three_counts_for_a_tag_and_every_tag_has_a_kind():
     tags = {kind: judge(described, render(described)[0]).tags for kind in KINDS for described in [scene(0, 0, kind)]}
     assert set().union(*tags.values()) == set(GENEVAL)
     assert [kind for kind in KINDS if not tags[kind]] == ["three"]
 
 
 def test_clear_is_half_the_smallest_contrast():
-    contrast = min(np.linalg.norm(np.subtract(c, g)) for c in COLOURS.values() for g in GROUNDS.values())
+    contrast = min(np.linalg.norm(np.subtract(c, g)) for c in COLOURS.values() for g in SHAPE_GROUNDS.values())
     assert pytest.approx(contrast / 2, abs=1) == CLEAR
-    assert len(PALETTE) == len(COLOURS) + len(GROUNDS)
+    assert len(PALETTE) == len(COLOURS) + len(SHAPE_GROUNDS)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

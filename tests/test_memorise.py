@@ -1,4 +1,4 @@
-"""Copies are found and what is merely alike is not: with "models" that copy, and others that cannot have."""
+"""Copies are found and merely similar pictures are not, with stand-ins for models that copy and that cannot copy."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from pipelines.data.scenes import SceneExamples
 from pipelines.evaluation.memorise import leave_memorised, memorised, memorised_sheet, memorised_text, nearest
 from pipelines.scenes.shapes import render, scene
 from pipelines.sources.check import check
-from pipelines.sources.read import DataError
+from pipelines.sources.findings import DataError
 
 SIDE, COUNT = 32, 240
 
@@ -43,7 +43,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> PictureExamples:
 
 
 class Source:
-    """Called as a pipeline is; its pictures, (h, w, 3) uint8, are those `choose` gives for the place in the batch."""
+    """Called like a pipeline; its pictures (h, w, 3) uint8 are those that `choose` returns for the seed."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, choose: Callable[[int], np.ndarray]):
         self.tokenizer, self.choose = tokenizer, choose
@@ -63,7 +63,7 @@ def shares(pipe: Source, examples: PictureExamples) -> list[float]:
     return [report[name]["share"] for name in ("training_captions", "validation_captions")]
 
 
-def test_a_model_that_copies_is_found_out(examples: PictureExamples, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_copies_are_found(examples: PictureExamples, tokenizer: PreTrainedTokenizerFast) -> None:
     shown = training(examples)
     pipe = Source(tokenizer, lambda i: shown[14 * i])
     report, pictures = memorised(pipe, examples)
@@ -76,7 +76,7 @@ def test_a_model_that_copies_is_found_out(examples: PictureExamples, tokenizer: 
     assert pipe.prompts[16:] == [e.caption for e in examples.validation(99)]
 
 
-def test_copies_with_noise_on_them_are_found_too(examples: PictureExamples, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_noisy_copies_are_found(examples: PictureExamples, tokenizer: PreTrainedTokenizerFast) -> None:
     shown, rng = training(examples), np.random.default_rng(0)
 
     def noisy(i: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_copies_with_noise_on_them_are_found_too(examples: PictureExamples, toke
     assert min(shares(Source(tokenizer, noisy), examples)) == 1
 
 
-def test_pictures_that_are_nobodys_copy_are_mostly_not_flagged(
+def test_pictures_that_are_no_copies_are_rarely_flagged(
     examples: PictureExamples, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     held_out = [e.picture for e in examples.validation(99)]
@@ -94,17 +94,17 @@ def test_pictures_that_are_nobodys_copy_are_mostly_not_flagged(
     assert max(shares(Source(tokenizer, others.__getitem__), examples)) <= 0.2
 
 
-def test_a_flat_picture_is_near_to_everything_and_yet_no_copy() -> None:
+def test_a_flat_picture_is_near_to_everything_but_no_copy() -> None:
     rng = np.random.default_rng(3)
     textures = rng.integers(0, 256, (300, 8, 8, 3), np.uint8)
     flat = np.full((1, 8, 8, 3), 127, np.uint8)
     found = nearest(np.concatenate([textures[200:], textures[:1], flat]), textures.__getitem__, 200)
     held_out, copy, grey = slice(0, 100), 100, 101
-    assert found.distance[grey] < found.distance[held_out].min()  # so a plain distance would take it for a copy
+    assert found.distance[grey] < found.distance[held_out].min()  # so by distance alone it would look like a copy
     assert found.relative[grey] > found.relative[held_out].quantile(0.05) > found.relative[copy]
 
 
-def test_what_is_nearest_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_picture_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     shown = rng.integers(0, 256, (90, 8, 8, 3), np.uint8)
     sought = rng.integers(0, 256, (7, 8, 8, 3), np.uint8)
@@ -114,26 +114,26 @@ def test_what_is_nearest_does_not_depend_on_the_chunks(monkeypatch: pytest.Monke
         asked.append(place)
         return shown[place]
 
-    whole = nearest(sought, one, 90)
+    full = nearest(sought, one, 90)
     assert asked == list(range(90))  # each is read once
     difference = (sought[:, None].astype(float) - shown) / 255  # (Q, C, h, w, 3)
     distance = np.sqrt((difference**2).mean(axis=(2, 3, 4)))
-    assert whole.place.tolist() == distance.argmin(axis=1).tolist()
-    np.testing.assert_allclose(whole.distance, distance.min(axis=1), atol=1e-6)
+    assert full.place.tolist() == distance.argmin(axis=1).tolist()
+    np.testing.assert_allclose(full.distance, distance.min(axis=1), atol=1e-6)
     closest = np.sort(distance, axis=1)[:, : pipelines.evaluation.memorise.NEIGHBOURS]
-    np.testing.assert_allclose(whole.relative, closest[:, 0] / closest.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(full.relative, closest[:, 0] / closest.mean(axis=1), atol=1e-6)
     monkeypatch.setattr(pipelines.evaluation.memorise, "CHUNK", 8 * 8 * 3 * 4)  # four at a time
-    parts = nearest(sought, one, 90)
-    assert torch.equal(parts.place, whole.place)
-    torch.testing.assert_close(parts.relative, whole.relative)
+    chunked = nearest(sought, one, 90)
+    assert torch.equal(chunked.place, full.place)
+    torch.testing.assert_close(chunked.relative, full.relative)
 
 
-def test_memory_holds_a_chunk_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_chunk_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.evaluation.memorise, "CHUNK", 8 * 8 * 3 * 10)
     sizes = []
-    numbers = pipelines.evaluation.memorise._numbers
+    numbers = pipelines.evaluation.memorise._values
     monkeypatch.setattr(
-        pipelines.evaluation.memorise, "_numbers", lambda pictures: (sizes.append(len(pictures)), numbers(pictures))[1]
+        pipelines.evaluation.memorise, "_values", lambda pictures: (sizes.append(len(pictures)), numbers(pictures))[1]
     )
     nearest(np.zeros((3, 8, 8, 3), np.uint8), lambda place: np.full((8, 8, 3), place % 256, np.uint8), 1000)
     assert sizes == [3] + [10] * 100
@@ -146,7 +146,7 @@ def test_large_pictures_are_compared_at_a_smaller_side() -> None:
     assert nearest(moved, shown.__getitem__, 5).place.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_sheet_and_the_lines_say_what_the_figures_say(
+def test_the_sheet_and_the_text_agree_with_the_figures(
     examples: PictureExamples, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     shown = training(examples)
@@ -162,11 +162,11 @@ def test_the_sheet_and_the_lines_say_what_the_figures_say(
     assert "Of 12 held-out pictures" in text
 
 
-def test_data_without_an_end_or_without_held_out_pictures_is_refused(
+def test_endless_scenes_and_data_without_held_out_pictures_are_refused(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     few = PictureExamples(check(make_folder("few", ["a", "b"]), progress=False).rows, [(SIDE, SIDE)], 0)
-    with pytest.raises(DataError, match="only 2 pictures: with so few none is held out"):
+    with pytest.raises(DataError, match="only 2 pictures: none is held out"):
         memorised(tiny_pipe, few)
     with pytest.raises(DataError, match="scenes without end"):
         memorised(tiny_pipe, SceneExamples(SIDE, 0))
@@ -174,16 +174,16 @@ def test_data_without_an_end_or_without_held_out_pictures_is_refused(
     assert not (tmp_path / "samples").exists()
 
 
-def test_captions_a_model_cannot_read_whole_are_left_out(
+def test_captions_beyond_the_models_context_are_left_out(
     tiny_pipe: TextToImagePipeline, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     captions = ["a red circle " * (40 if i % 2 else 1) for i in range(30)]
     rows = check(make_folder("long", captions), progress=False).rows
     rows[0] = replace(rows[0], digest="0" * 64)  # which is held out
     examples = PictureExamples(rows, [(SIDE, SIDE)], 0)
-    assert not set(examples.kept) & set(examples.trained)
+    assert not set(examples.held_out) & set(examples.trained)
     short = [i for i in examples.trained if len(rows[i].caption) < 20]
     report = leave_memorised(tiny_pipe, examples, tmp_path / "samples")
     assert report is not None and report["training_captions"]["n"] == len(short) < len(examples.trained)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["memorised.json", "memorised.png"]
-    assert leave_memorised(tiny_pipe, examples, tmp_path / "samples") is None  # it is there
+    assert leave_memorised(tiny_pipe, examples, tmp_path / "samples") is None  # it exists

@@ -13,7 +13,7 @@ def test_colours_grow_lighter_with_the_value() -> None:
     assert (np.diff(lightness) > 0).all()
 
 
-def test_overlay_shows_where_the_heat_is() -> None:
+def test_overlay_is_bright_where_the_heat_is() -> None:
     heat = np.zeros((32, 48), np.float32)
     heat[5:10, 30:40] = 1
     shown = np.asarray(overlay(Image.new("RGB", (48, 32), "gray"), heat)).astype(int)
@@ -34,7 +34,7 @@ def test_sheet_has_a_tile_for_the_picture_and_each_word(tiny_pipe) -> None:
         assert sheet.height == -(-tiles // columns) * (64 + 24 + 8) + 8 + 30
 
 
-def test_the_alignment_has_a_row_for_each_token_written_and_a_column_for_each_read() -> None:
+def test_the_alignment_has_a_row_for_each_target_token_and_a_column_for_each_source_token() -> None:
     attention = torch.zeros(2, 4, 3, 5)  # layers, heads, written, read
     attention[..., [0, 1, 2], [4, 0, 2]] = 1
     translation = Translation("b", list("vwxyz"), list("abc"), attention, torch.ones(3), list("abc"), torch.ones(3))

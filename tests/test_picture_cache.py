@@ -25,7 +25,7 @@ def array_of(number: int) -> np.ndarray:
 
 
 class Decoder:
-    """Makes `array_of` and keeps account of what it was asked for."""
+    """A decoder of `array_of` that records the numbers it decodes."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -53,7 +53,7 @@ def test_in_memory_every_array_is_decoded_once(decoder: Decoder) -> None:
     assert sorted(decoder.asked) == list(range(200))
 
 
-def test_what_is_on_disk_is_never_decoded_again_and_what_is_new_alone_is(decoder: Decoder, tmp_path: Path) -> None:
+def test_only_arrays_that_are_not_on_disk_are_decoded(decoder: Decoder, tmp_path: Path) -> None:
     assert_right(decode_on_disk(decoder.want(*range(150)), SHAPE, tmp_path), *range(150))
     assert sorted(decoder.asked) == list(range(150))
     assert_right(decode_on_disk(decoder.want(*range(150)), SHAPE, tmp_path), *range(150))
@@ -82,7 +82,7 @@ def test_arrays_come_from_disk_and_are_not_held_in_memory(decoder: Decoder, tmp_
     ],
     ids=["one bit", "cut short", "empty", "another header", "gone"],
 )
-def test_a_damaged_pack_is_noticed_and_made_anew(
+def test_a_damaged_pack_is_detected_and_made_again(
     decoder: Decoder, tmp_path: Path, file: str, damage: Callable[[bytes], bytes] | None
 ) -> None:
     decode_on_disk(decoder.want(1, 2, 3), SHAPE, tmp_path)
@@ -93,27 +93,27 @@ def test_a_damaged_pack_is_noticed_and_made_anew(
     assert sorted(decoder.asked) == [1, 1, 2, 2, 3, 3]
 
 
-def test_a_pack_of_other_shapes_is_not_mistaken_for_one(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_pack_of_another_shape_is_not_used(decoder: Decoder, tmp_path: Path) -> None:
     decode_in_memory(decoder.want(1), SHAPE)
     decode_on_disk({key_of(1): lambda: np.zeros((2, 2, 3), np.uint8)}, (2, 2, 3), tmp_path)
     assert_right(decode_on_disk(decoder.want(1), SHAPE, tmp_path), 1)
 
 
-class StoppedError(Exception):
+class InterruptedWorkError(Exception):
     """Something stops the work."""
 
 
-def test_what_stops_half_way_leaves_nothing(decoder: Decoder, tmp_path: Path) -> None:
+def test_an_interrupted_pack_leaves_nothing(decoder: Decoder, tmp_path: Path) -> None:
     def stop() -> np.ndarray:
-        raise StoppedError
+        raise InterruptedWorkError
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(InterruptedWorkError):
         decode_on_disk(decoder.want(1, 2, 3) | {key_of(4): stop}, SHAPE, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert_right(decode_on_disk(decoder.want(1, 2, 3), SHAPE, tmp_path), 1, 2, 3)
 
 
-def test_what_a_killed_process_left_goes_after_a_day(decoder: Decoder, tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed_after_a_day(decoder: Decoder, tmp_path: Path) -> None:
     old, new = tmp_path / ".making-old", tmp_path / ".making-new"
     for folder in (old, new):
         folder.mkdir()
@@ -133,7 +133,7 @@ def make_and_check(folder: Path, numbers: range) -> None:
     assert_right(decode_on_disk(wanted, SHAPE, folder), *numbers)
 
 
-def test_processes_that_make_the_same_at_once_all_get_it_and_leave_one(tmp_path: Path) -> None:
+def test_processes_that_make_the_same_pack_at_once_share_it(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
     processes = [context.Process(target=make_and_check, args=(tmp_path, range(100))) for _ in range(4)]
     for process in processes:
@@ -144,7 +144,7 @@ def test_processes_that_make_the_same_at_once_all_get_it_and_leave_one(tmp_path:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_cache_is_where_one_says_or_where_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.delenv("UNET_XATTN_CACHE", raising=False)
     assert cache_folder() == tmp_path / "caches" / "unet-xattn"

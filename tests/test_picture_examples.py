@@ -17,14 +17,15 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 import pipelines.data.decode
-import pipelines.training.train
+import pipelines.training.parts
 from pipelines import TextToImagePipeline
 from pipelines.data.batches import Collator, batches
-from pipelines.data.pictures import PictureExamples, is_kept, split
+from pipelines.data.pictures import PictureExamples, held_out_split, is_validation_picture
 from pipelines.data.stream import Example
 from pipelines.pictures import shapes_near
 from pipelines.runs.signals import StoppedError
-from pipelines.sources.read import DataError, Row
+from pipelines.sources.findings import DataError
+from pipelines.sources.rows import Row
 from pipelines.tokenizer import train_tokenizer
 from pipelines.training.objective import TextToImageModel
 from pipelines.training.parts import size_multiple
@@ -49,7 +50,7 @@ def give(data: bytes) -> bytes:
 
 
 def make_row(number: int, size: tuple[int, int] = (32, 32), **fields: object) -> Row:
-    """A grey picture, whose grey is its number."""
+    """The row of a grey picture, whose grey is its number."""
     data = png(Image.new("RGB", size, (number,) * 3))
     digest = hashlib.sha256(data).hexdigest()
     row = Row(f"{number}.png", "", f"number {number}", partial(give, data), "", {}, 1.0, digest, *size)
@@ -57,7 +58,7 @@ def make_row(number: int, size: tuple[int, int] = (32, 32), **fields: object) ->
 
 
 def number_of(example: Example) -> int:
-    """Which of these pictures this is."""
+    """The number of an example's picture."""
     assert (example.picture == example.picture[0, 0, 0]).all()
     return int(example.picture[0, 0, 0])
 
@@ -65,17 +66,17 @@ def number_of(example: Example) -> int:
 ROWS = [make_row(number) for number in range(60)]
 
 
-# Which picture comes when.
+# The order of pictures.
 
 
 @pytest.mark.parametrize("count", [5, 40])
 def test_each_epoch_shows_every_picture_once_in_an_order_of_its_own(count: int) -> None:
     examples = PictureExamples(ROWS[:count], SQUARE, seed=0)
-    held_back = {number_of(example) for example in examples.validation(99)} if count >= 20 else set()
-    length = count - len(held_back)
+    held_out = {number_of(example) for example in examples.validation(99)} if count >= 20 else set()
+    length = count - len(held_out)
     epochs = [[number_of(examples.example(e * length + i)) for i in range(length)] for e in range(3)]
     for epoch in epochs:
-        assert sorted(epoch) == sorted(set(range(count)) - held_back)
+        assert sorted(epoch) == sorted(set(range(count)) - held_out)
     assert epochs[0] != epochs[1] != epochs[2]
     again = PictureExamples(ROWS[:count], SQUARE, seed=0)
     assert [number_of(again.example(length + i)) for i in range(length)] == epochs[1]
@@ -95,7 +96,7 @@ def test_without_buckets_the_batch_size_decides_only_how_the_stream_is_cut() -> 
         assert number_of(one.example(place)) == number_of(other.example(place))
 
 
-def test_a_picture_of_twice_the_weight_comes_twice_as_often() -> None:
+def test_a_picture_of_twice_the_weight_appears_twice_as_often() -> None:
     weights = {0: 2.0, 1: 0.5, 2: 3.0, 3: 0.0}
     rows = [replace(row, weight=weights.get(i, 1.0)) for i, row in enumerate(ROWS[:10])]
     examples = PictureExamples(rows, SQUARE, seed=0)
@@ -105,8 +106,8 @@ def test_a_picture_of_twice_the_weight_comes_twice_as_often() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_none_is_refused_by_name(weight: float) -> None:
-    with pytest.raises(DataError, match=r"those of 3\.png are not"):
+def test_a_wrong_weight_is_refused_with_the_name_of_its_picture(weight: float) -> None:
+    with pytest.raises(DataError, match=r"unlike those of 3\.png"):
         PictureExamples([*ROWS[:3], replace(ROWS[3], weight=weight)], SQUARE, seed=0)
 
 
@@ -116,23 +117,25 @@ def test_nothing_to_train_on_is_refused() -> None:
             PictureExamples(rows, SQUARE, seed=0)
 
 
-# What is kept for validation.
+# Held-out pictures.
 
 
-def test_about_one_picture_in_twenty_is_kept_and_never_trained_on() -> None:
-    assert sum(is_kept(hashlib.sha256(b"%d" % i).hexdigest()) for i in range(20_000)) == pytest.approx(1000, abs=100)
+def test_about_one_picture_in_twenty_is_held_out_and_never_trained_on() -> None:
+    assert sum(is_validation_picture(hashlib.sha256(b"%d" % i).hexdigest()) for i in range(20_000)) == pytest.approx(
+        1000, abs=100
+    )
     examples = PictureExamples(ROWS, SQUARE, seed=0)
-    held_back = {number_of(example) for example in examples.validation(128)}
-    assert 0 < len(held_back) < 10
-    assert held_back.isdisjoint(number_of(examples.example(place)) for place in range(60))
+    held_out = {number_of(example) for example in examples.validation(128)}
+    assert 0 < len(held_out) < 10
+    assert held_out.isdisjoint(number_of(examples.example(place)) for place in range(60))
     assert len(examples.validation(1)) == 1
-    assert not any(f"number {i}" in examples.captions() for i in held_back)
+    assert not any(f"number {i}" in examples.captions() for i in held_out)
 
 
 def test_more_pictures_never_move_others_and_copies_stay_together() -> None:
-    _, few = split(ROWS[:30])
+    _, few = held_out_split(ROWS[:30])
     rows = [*ROWS[:30], *(replace(row, name="copy", caption="another") for row in ROWS[:30]), *ROWS[30:]]
-    trained, many = split(rows)
+    trained, many = held_out_split(rows)
     assert few and {i for i in many if i < 30} == set(few)
     assert {rows[i].digest for i in many}.isdisjoint(rows[i].digest for i in trained)
 
@@ -140,7 +143,7 @@ def test_more_pictures_never_move_others_and_copies_stay_together() -> None:
 def test_a_handful_of_pictures_is_validated_on_itself() -> None:
     examples = PictureExamples(ROWS[:1], SQUARE, seed=0)
     assert number_of(examples.example(0)) == number_of(examples.example(1)) == number_of(examples.validation(4)[0])
-    unkept = [row for row in ROWS if not is_kept(row.digest)][:25]
+    unkept = [row for row in ROWS if not is_validation_picture(row.digest)][:25]
     assert len(PictureExamples(unkept, SQUARE, seed=0).validation(99)) == 25
     assert len(PictureExamples([ROWS[0]] * 25, SQUARE, seed=0).validation(99)) == 25
 
@@ -151,13 +154,13 @@ def test_a_handful_of_pictures_is_validated_on_itself() -> None:
 def bucketed(
     counts: Sequence[int] = (30, 17, 3), batch_size: int = 4, seed: int = 0, **options: bool
 ) -> PictureExamples:
-    """So many pictures of each of `SIZES`, numbered; none is kept for validation."""
+    """Numbered pictures, `counts` of each of `SIZES`; none is held out."""
     sizes = [size for size, count in zip(SIZES, counts, strict=True) for _ in range(count)]
     rows = [replace(make_row(i, size), digest=f"f{i:063x}") for i, size in enumerate(sizes)]
     return PictureExamples(rows, SHAPES, seed, batch_size)
 
 
-def test_each_batch_has_one_shape_and_each_picture_the_one_next_to_its_own() -> None:
+def test_each_batch_has_one_shape_and_each_picture_the_shape_nearest_to_its_own() -> None:
     examples, seen = bucketed(), set()
     for batch in range(100):
         found = [examples.example(4 * batch + i) for i in range(4)]
@@ -170,7 +173,7 @@ def test_each_batch_has_one_shape_and_each_picture_the_one_next_to_its_own() -> 
     assert seen == set(SHAPES)
 
 
-def test_with_buckets_every_picture_comes_as_often_as_any_other() -> None:
+def test_with_buckets_every_picture_appears_equally_often() -> None:
     examples = bucketed()
     found = Counter(number_of(examples.example(place)) for place in range(50 * 40))
     assert len(found) == 50
@@ -185,12 +188,12 @@ def test_with_buckets_a_stream_is_a_function_of_seed_and_place() -> None:
     assert [number_of(bucketed(seed=1).example(place)) for place in range(40)] != expected
 
 
-def test_without_buckets_all_is_square() -> None:
+def test_without_buckets_every_picture_is_square() -> None:
     examples = PictureExamples([make_row(i, SIZES[i % 3]) for i in range(9)], SQUARE, seed=0)
     assert {examples.example(place).picture.shape for place in range(9)} == {(32, 32, 3)}
 
 
-# Words and where they lie.
+# Captions and masks.
 
 
 def test_a_second_language_is_caption_and_translation_in_turn(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -201,15 +204,15 @@ def test_a_second_language_is_caption_and_translation_in_turn(tokenizer: PreTrai
     for example in map(examples.example, range(9 * 6)):
         texts.setdefault(number_of(example), []).append((example.caption, example.translation))
     assert texts.pop(8) == [("number 8", "")] * 6
-    for number, said in texts.items():
+    for number, shown in texts.items():
         pair = (f"number {number}", f"第{number}号")
-        assert said in ([pair, pair[::-1]] * 3, [pair[::-1], pair] * 3)
-    assert {said[0][0].startswith("number") for said in texts.values()} == {True, False}
+        assert shown in ([pair, pair[::-1]] * 3, [pair[::-1], pair] * 3)
+    assert {shown[0][0].startswith("number") for shown in texts.values()} == {True, False}
     assert {"第3号", "number 3", "number 8"} <= set(examples.captions())
 
 
 def pointing_row(size: tuple[int, int], number: int = 0, **masks: Image.Image) -> Row:
-    """A black picture with a white box in it, which is the thing of its caption, and the box as a mask."""
+    """A black picture with a white box in it, the "thing" of its caption, and the box as its mask."""
     width, height = size
     box = Image.new("L", size)
     box.paste(255, (width // 8 + number, height // 4, width // 3, height // 2))
@@ -222,7 +225,7 @@ def pointing_row(size: tuple[int, int], number: int = 0, **masks: Image.Image) -
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", SIZES)
-def test_masks_go_through_what_their_pictures_go_through(size: tuple[int, int], fit: str, flip: bool) -> None:
+def test_masks_are_cropped_padded_and_mirrored_like_their_pictures(size: tuple[int, int], fit: str, flip: bool) -> None:
     examples = PictureExamples([replace(pointing_row(size), translation="")], SQUARE, seed=0, fit=fit, flip=flip)
     turned = set()
     inside = ~(border(size, fit) | border(size, fit)[:, ::-1])
@@ -241,7 +244,7 @@ def border(size: tuple[int, int], fit: str) -> np.ndarray:
     return black.picture[..., 0] > 127
 
 
-def test_where_phrases_overlap_the_longer_one_has_the_last_word(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_where_phrases_overlap_the_longer_one_wins(tokenizer: PreTrainedTokenizerFast) -> None:
     everywhere = Image.new("L", (32, 32), 255)
     row = replace(pointing_row((32, 32), **{"small thing": everywhere}), translation="")
     example = PictureExamples([row], SQUARE, seed=0).example(0)
@@ -264,7 +267,7 @@ def test_masks_reach_the_tokens_of_pictures_that_are_not_square() -> None:
         torch.testing.assert_close(torch.tensor(pointed).view(6, 10), picture, atol=0.1, rtol=0)
 
 
-def test_captions_that_name_sides_are_warned_of_only_where_pictures_are_mirrored() -> None:
+def test_captions_that_name_sides_cause_a_warning_only_where_pictures_are_mirrored() -> None:
     rows = [replace(ROWS[i], caption=text) for i, text in enumerate(["a cat Left of a dog", "a leftover", "左边的猫"])]
     notes = PictureExamples(rows, SQUARE, seed=0, flip=True).notes
     assert any("2 captions say left or right" in note for note in notes)
@@ -272,7 +275,7 @@ def test_captions_that_name_sides_are_warned_of_only_where_pictures_are_mirrored
     assert not any("left or right" in note for note in PictureExamples(rows[1:2], SQUARE, seed=0, flip=True).notes)
 
 
-def test_masks_of_what_no_caption_says_are_named() -> None:
+def test_masks_that_match_no_word_of_a_caption_are_named() -> None:
     examples = PictureExamples([pointing_row((32, 32), **{"elephant": Image.new("L", (32, 32))})], SQUARE, seed=0)
     assert any("'elephant' of box.png" in note for note in examples.notes)
     assert not any("mask" in note for note in PictureExamples([pointing_row((32, 32))], SQUARE, seed=0).notes)
@@ -283,7 +286,7 @@ def test_masks_of_what_no_caption_says_are_named() -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What has been decoded."""
+    """The arguments of every decoding."""
     done: list[tuple] = []
 
     def counted(function: Callable) -> Callable:
@@ -305,7 +308,7 @@ def test_a_file_is_decoded_once_however_long_the_run(opened: list[tuple]) -> Non
     assert len(opened) == 3 * 2 + 1
 
 
-def test_what_is_too_large_for_memory_is_kept_on_disk_and_never_decoded_again(
+def test_pictures_too_large_for_memory_are_cached_on_disk_and_never_decoded_again(
     opened: list[tuple], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("UNET_XATTN_CACHE", str(tmp_path))
@@ -326,16 +329,16 @@ def test_what_is_too_large_for_memory_is_kept_on_disk_and_never_decoded_again(
         for (_, _, mask), (_, _, other) in zip(found.regions, wanted.regions, strict=True):
             assert np.array_equal(mask, other)
     PictureExamples(ROWS, SQUARE, seed=0, fit="pad").example(0)
-    assert len(opened) == 63 + 60  # another fit is another picture
+    assert len(opened) == 63 + 60  # another fit gives other pixels
 
 
-def test_a_cache_that_cannot_be_written_is_one_line_that_says_what_to_do(
+def test_a_cache_that_cannot_be_written_is_refused_in_a_line_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UNET_XATTN_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(pipelines.data.decode, "IN_MEMORY", 0)
-    with pytest.raises(DataError, match="set UNET_XATTN_CACHE to a folder that has room") as caught:
+    with pytest.raises(DataError, match="set UNET_XATTN_CACHE to a folder with enough room") as caught:
         PictureExamples(ROWS, SQUARE, seed=0).example(0)
     assert "\n" not in str(caught.value)
 
@@ -352,7 +355,7 @@ def test_a_file_that_cannot_be_used_is_named(bad: str) -> None:
         PictureExamples([row], SQUARE, seed=0).example(0)
 
 
-# Training on them.
+# Training and validation.
 
 
 def test_validation_takes_pictures_of_all_shapes(
@@ -370,7 +373,7 @@ def test_validation_takes_pictures_of_all_shapes(
     assert len(set(alone)) == 5
 
 
-def test_a_run_with_every_option_that_is_stopped_and_resumed_ends_as_if_it_had_not_been(
+def test_a_run_with_every_option_ends_the_same_whether_or_not_it_is_stopped_and_resumed(
     tiny_pipe: TextToImagePipeline,
     monkeypatch: pytest.MonkeyPatch,
     stop_in_step: Callable[[int], None],
@@ -379,7 +382,7 @@ def test_a_run_with_every_option_that_is_stopped_and_resumed_ends_as_if_it_had_n
 ) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     rows = [replace(pointing_row(SIZES[i % 3], i), weight=1 + i / 4) for i in range(6)]
-    monkeypatch.setattr(pipelines.training.train, "check", lambda *_, **__: SimpleNamespace(rows=rows))
+    monkeypatch.setattr(pipelines.training.parts, "check", lambda *_, **__: SimpleNamespace(rows=rows))
     whole = TrainConfig(
         data=str(tmp_path),
         out=str(tmp_path / "whole"),

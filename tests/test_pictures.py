@@ -8,21 +8,21 @@ from PIL import Image
 
 from pipelines.pictures import fit_mask, fit_picture, load_picture, nearest_shape, shapes_near
 
-# Pictures as people bring them.
+# Picture files.
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path: Path) -> None:
     picture = Image.new("RGB", (32, 32), "white")
     picture.paste("black", (0, 0, 32, 8))  # the top, as stored
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise: the stored top is the right side
+    exif[0x0112] = 6  # shown rotated clockwise: the stored top is the right side
     picture.save(tmp_path / "turned.png", exif=exif)
     shown = load_picture(tmp_path / "turned.png", 32)
     assert (shown[:, 24:] == 0).all() and (shown[:, :24] == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white_whatever_colour_hides_there(tmp_path: Path, mode: str) -> None:
+def test_transparent_pixels_are_white_whatever_their_colour(tmp_path: Path, mode: str) -> None:
     picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     picture.paste((0, 0, 0, 255), (0, 0, 8, 16))
     picture.convert(mode).save(tmp_path / "cut-out.png")
@@ -30,7 +30,7 @@ def test_what_is_transparent_is_white_whatever_colour_hides_there(tmp_path: Path
     assert (shown[:, 8:] == 255).all() and (shown[:, :8] == 0).all()
 
 
-def test_half_transparent_is_half_white(tmp_path: Path) -> None:
+def test_half_transparent_black_is_grey(tmp_path: Path) -> None:
     Image.new("RGBA", (16, 16), (0, 0, 0, 128)).save(tmp_path / "half.png")
     assert np.abs(load_picture(tmp_path / "half.png", 16).astype(int) - 127).max() <= 1
 
@@ -45,7 +45,7 @@ def test_pictures_of_every_mode_become_rgb(tmp_path: Path, mode: str, suffix: st
     assert shown.min() >= 254
 
 
-def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
     Image.fromarray(ramp).save(tmp_path / "scan.png")
     shown = load_picture(tmp_path / "scan.png", 32)[0, :, 0].astype(int)
@@ -61,7 +61,7 @@ def test_the_middle_is_kept_of_pictures_that_are_not_square(tmp_path: Path, tall
     assert shown.shape == (30, 30, 3) and (shown == (0, 200, 0)).all()
 
 
-def test_the_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
+def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert load_picture(tmp_path / "moving.gif", 16).min() == 255
@@ -73,7 +73,7 @@ def test_the_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "multiple", "count"), [(64, 16, 3), (128, 16, 7), (256, 16, 7), (96, 16, 5), (16, 16, 1)]
 )
-def test_shapes_are_what_a_model_can_draw_at_about_as_many_pixels(size: int, multiple: int, count: int) -> None:
+def test_shapes_have_sides_a_model_can_draw_and_about_as_many_pixels(size: int, multiple: int, count: int) -> None:
     shapes = shapes_near(size, multiple)
     assert shapes[0] == (size, size) and len(shapes) == len(set(shapes)) == count
     for h, w in shapes:
@@ -82,7 +82,7 @@ def test_shapes_are_what_a_model_can_draw_at_about_as_many_pixels(size: int, mul
         assert (w, h) in shapes
 
 
-def test_a_picture_takes_the_shape_nearest_to_its_own() -> None:
+def test_a_picture_gets_the_shape_of_the_nearest_aspect_ratio() -> None:
     shapes = shapes_near(128, 16)
     for height, width in shapes:
         assert nearest_shape(3 * width + 1, 3 * height, shapes) == (height, width)
@@ -92,7 +92,7 @@ def test_a_picture_takes_the_shape_nearest_to_its_own() -> None:
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_padding_keeps_all_of_a_picture_in_the_middle_of_white(tall: bool) -> None:
+def test_padding_keeps_the_full_picture_in_the_middle_of_white(tall: bool) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 20:] = (0, 200, 0)
     shown = fit_picture(Image.fromarray(wide.transpose(1, 0, 2) if tall else wide), 80, "pad")
@@ -103,7 +103,7 @@ def test_padding_keeps_all_of_a_picture_in_the_middle_of_white(tall: bool) -> No
 
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48)])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_a_picture_can_be_brought_to_any_shape(shape: tuple[int, int], fit: str) -> None:
+def test_a_picture_can_be_fitted_to_any_shape(shape: tuple[int, int], fit: str) -> None:
     assert fit_picture(Image.new("RGB", (123, 77)), shape, fit).shape == (*shape, 3)
 
 
@@ -111,7 +111,7 @@ def test_a_picture_can_be_brought_to_any_shape(shape: tuple[int, int], fit: str)
 
 
 def marked(width: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """A black picture with a white disc somewhere, and the disc's mask."""
+    """A black picture with a white disc, and the disc's mask."""
     y, x = np.mgrid[:height, :width]
     disc = (((x - 0.4 * width) ** 2 + (y - 0.6 * height) ** 2) < (0.2 * min(width, height)) ** 2) * np.uint8(255)
     return Image.fromarray(np.repeat(disc[..., None], 3, axis=2)), Image.fromarray(disc)
@@ -120,7 +120,9 @@ def marked(width: int, height: int) -> tuple[Image.Image, Image.Image]:
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("shape", [(64, 64), (48, 80), (80, 48)])
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (51, 30)])
-def test_a_mask_lies_where_its_picture_shows_the_thing(size: tuple[int, int], shape: tuple[int, int], fit: str) -> None:
+def test_a_fitted_mask_covers_the_object_in_the_fitted_picture(
+    size: tuple[int, int], shape: tuple[int, int], fit: str
+) -> None:
     picture, mask = marked(*size)
     border = fit_picture(Image.new("RGB", size), shape, fit)[..., 0] > 127
     expected = (fit_picture(picture, shape, fit)[..., 0] > 127) & ~border
@@ -132,7 +134,7 @@ def test_a_mask_lies_where_its_picture_shows_the_thing(size: tuple[int, int], sh
     assert ((coarse > 127) != expected).mean() < 0.03
 
 
-def test_a_mask_may_be_black_and_white_or_cut_out() -> None:
+def test_a_mask_may_be_black_and_white_or_transparent() -> None:
     _, mask = marked(40, 40)
     expected = fit_mask(mask, (40, 40), 40)
     cut_out = Image.new("RGBA", (40, 40), "white")
@@ -141,6 +143,6 @@ def test_a_mask_may_be_black_and_white_or_cut_out() -> None:
         assert (fit_mask(other, (40, 40), 40) == expected).all()
 
 
-def test_a_mask_of_another_shape_is_refused() -> None:
+def test_a_mask_of_another_aspect_ratio_is_refused() -> None:
     with pytest.raises(ValueError, match="the mask has 40×40 pixels, its picture 60×40"):
         fit_mask(Image.new("L", (40, 40)), (60, 40), 32)

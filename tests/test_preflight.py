@@ -1,4 +1,4 @@
-"""What a look through people's pictures finds, and that it never breaks, hangs, or changes a file."""
+"""The findings of a data check, which never fails on bad data, never hangs, and never changes a file."""
 
 import hashlib
 import io
@@ -24,9 +24,8 @@ from pipelines.sources import look as look_module
 from pipelines.sources.check import check, examine
 from pipelines.sources.contact_sheet import contact_sheet
 from pipelines.sources.duplicates import MOST_BITS, alike
-from pipelines.sources.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines
-from pipelines.sources.look import PictureError, decoding, look_at, open_picture
-from pipelines.sources.read import DataError
+from pipelines.sources.findings import ERROR, NOTE, SHOWN, WARNING, DataError, Finding, lines
+from pipelines.sources.look import PictureError, look_at, open_picture, picture_errors
 from pipelines.sources.rows import Row
 from pipelines.tokenizer import MAX_TOKENS
 
@@ -35,7 +34,7 @@ KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO")
 
 
 def scenery(seed: int, width: int = 80, height: int = 80) -> Image.Image:
-    """A picture that has a shape of its own and some grain."""
+    """A picture with an outline of its own and some noise."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 255, (6, 6, 3), dtype=np.uint8))
     fine = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float)
@@ -53,13 +52,13 @@ def row_of(data: bytes, **more: object) -> Row:
 
 
 def kinds_of(data: bytes, size: int = 64, **more: object) -> dict[str, str]:
-    """The kinds of what is found of a picture, with their severity."""
+    """The kinds of findings about a picture, with their severities."""
     return {finding.kind: finding.severity for finding in look_at(row_of(data, **more), size).findings}
 
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., Path]:
-    """A function of pictures' bytes by name -> a folder with them, each captioned with its name."""
+    """A function that writes a folder of pictures, given by name, each captioned with its name by default."""
 
     def put(files: dict[str, bytes], captions: dict[str, object] | None = None) -> Path:
         folder = tmp_path / "pictures"
@@ -81,7 +80,7 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """The head of a PNG that says it is so large, and no pixels."""
+    """A PNG whose header claims this size, without pixels."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"")))
     packed = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks]
@@ -129,18 +128,20 @@ ROWS_16 = np.linspace(0, 65535, 80).astype(np.uint16)
     ],
     ids=range(20),
 )
-def test_what_a_picture_is_is_said_with_what_becomes_of_it(data: Callable[[], bytes], kinds: dict[str, str]) -> None:
+def test_traits_and_damage_of_a_picture_are_found_with_their_severity(
+    data: Callable[[], bytes], kinds: dict[str, str]
+) -> None:
     assert kinds_of(data()) == kinds
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "PPM", "JPEG2000", "AVIF"])
-def test_every_kind_is_read(kind: str) -> None:
+def test_every_format_is_read(kind: str) -> None:
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     assert ERROR not in kinds_of(encoded(scenery(0), kind)).values()
 
 
-def test_sides_are_those_of_the_picture_as_it_is_shown() -> None:
+def test_sides_are_those_of_the_picture_as_displayed() -> None:
     for kind in ("JPEG", "PNG"):
         look = look_at(row_of(turned(kind)), 64)
         assert (look.width, look.height) == (80, 100)
@@ -156,7 +157,7 @@ def test_a_picture_too_large_is_refused_before_a_pixel_is_decoded(monkeypatch: p
         open_picture(data)
 
 
-def test_masks_are_looked_at_too() -> None:
+def test_masks_are_checked_too() -> None:
     picture, mask = encoded(scenery(0)), Image.new("L", (80, 80), 255)
     assert kinds_of(picture, masks={"thing": partial(bytes, encoded(mask))}) == {}
     assert kinds_of(picture, masks={"thing": partial(bytes, encoded(mask.resize((40, 40))))}) == {}
@@ -167,7 +168,7 @@ def test_masks_are_looked_at_too() -> None:
 # Pictures that look alike
 
 
-def test_pictures_alike_are_found_and_others_are_not() -> None:
+def test_similar_pictures_are_found_and_others_are_not() -> None:
     looks = []
     for seed in range(100):
         picture = scenery(seed, 128, 128)
@@ -185,10 +186,10 @@ def test_pictures_alike_are_found_and_others_are_not() -> None:
     assert not {later for later, earlier in alike(outlines, blue).items() if later % 3 == 1}
 
 
-def test_the_look_up_finds_what_comparing_all_finds_in_far_less_than_its_time() -> None:
+def test_the_search_for_duplicates_finds_what_comparing_all_pairs_finds() -> None:
     random = np.random.default_rng(0)
     outlines = random.integers(0, 2**64, 3000, np.uint64)
-    for i in range(0, 3000, 3):  # every third gets a neighbour, 0 to 5 bits away
+    for i in range(0, 3000, 3):  # every third gets a neighbour that differs in 0 to 5 bits
         for bit in random.choice(64, i // 3 % 6, replace=False):
             outlines[i + 1] = outlines[i] ^ np.uint64(1 << int(bit)) if bit == 0 else outlines[i + 1]
         flips = sum(1 << int(bit) for bit in random.choice(64, i // 3 % 6, replace=False))
@@ -205,7 +206,7 @@ def test_the_look_up_finds_what_comparing_all_finds_in_far_less_than_its_time() 
     assert len(alike(np.zeros(100_000, np.uint64), np.zeros((100_000, 48), np.uint8))) == 99_999
 
 
-# A whole source
+# A source
 
 
 def test_everything_is_found_at_once_and_no_file_is_changed(put, tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_everything_is_found_at_once_and_no_file_is_changed(put, tmp_path: Path)
     assert sums(tmp_path) == before
 
 
-def test_training_does_not_start_on_errors_unless_they_are_to_be_skipped(put, capsys) -> None:
+def test_training_does_not_start_with_errors_unless_they_are_skipped(put, capsys) -> None:
     folder = put({"a.png": encoded(scenery(0)), "b.png": b"", "c.png": encoded(scenery(1), "JPEG")[:-100]})
     with pytest.raises(DataError, match=r"2 errors.*b\.png.*c\.png") as error:
         check(folder)
@@ -245,14 +246,14 @@ def test_training_does_not_start_on_errors_unless_they_are_to_be_skipped(put, ca
         check(folder, on_bad="delete")
 
 
-def test_where_nothing_can_be_used_there_is_nothing_to_skip_to(put) -> None:
+def test_skipping_errors_needs_a_picture_that_can_be_used(put) -> None:
     folder = put({"b.png": b""})
     with pytest.raises(DataError, match="no picture that can be used"):
         check(folder, on_bad="skip", progress=False)
 
 
 def broken_chunk(data: bytes) -> bytes:
-    """A PNG whose second data chunk lost its name."""
+    """A PNG whose second data chunk has lost its name."""
     place = data.index(b"IDAT", data.index(b"IDAT") + 4)
     return data[:place] + b"\x00\x01\x02\x03" + data[place + 4 :]
 
@@ -261,7 +262,7 @@ def broken_chunk(data: bytes) -> bytes:
     "damage",
     [
         lambda data: b"",
-        lambda data: b"this is no picture",
+        lambda data: b"this is not a picture",
         lambda data: data[: len(data) // 2],
         lambda data: data[:20_000] + bytes(100) + data[20_100:],
         broken_chunk,
@@ -276,14 +277,14 @@ def test_a_broken_picture_is_named(make_folder: MakeFolder, damage: Callable[[by
     assert [finding.name for finding in report.errors] == ["1.png"] and len(report.rows) == 2
 
 
-def test_edited_captions_are_read_anew(make_folder: MakeFolder) -> None:
+def test_edited_captions_are_read_again(make_folder: MakeFolder) -> None:
     folder = make_folder("pictures", ["a cat"])
     assert check(folder, progress=False).rows[0].caption == "a cat"
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a very black cat"}')
     assert check(folder, progress=False).rows[0].caption == "a very black cat"
 
 
-def test_a_caption_of_more_tokens_than_a_model_reads_is_told(make_folder: MakeFolder) -> None:
+def test_a_caption_of_more_tokens_than_a_model_reads_is_a_finding(make_folder: MakeFolder) -> None:
     words = " ".join(["red"] * (MAX_TOKENS - 2))
     folder = make_folder("pictures", [words, words + " blue", "ab" * 200])
     found = [f for f in examine(folder, progress=False).findings if f.kind == "long caption"]
@@ -291,7 +292,7 @@ def test_a_caption_of_more_tokens_than_a_model_reads_is_told(make_folder: MakeFo
     assert "0.png" not in [f.name for f in found]
 
 
-def test_two_captions_of_one_picture_are_no_duplicates(make_folder: MakeFolder) -> None:
+def test_two_captions_of_one_picture_are_not_duplicates(make_folder: MakeFolder) -> None:
     rows = [{"file_name": "0.png", "text": text} for text in ("a", "b")]
     report = examine(make_folder("pictures", ["x"], rows), progress=False)
     assert [f.kind for f in report.findings if f.severity != WARNING] == ["several captions"]
@@ -306,29 +307,29 @@ def test_the_vocabulary_counts_words(make_folder: MakeFolder) -> None:
     assert any("a 2, red 2" in line for line in words.lines())
 
 
-def test_processes_and_none_find_the_same(put, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_find_the_same_as_one(put, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"{i}.png": encoded(scenery(i)) if i % 7 else b"bad" for i in range(80)}
     folder = put(files)
     one, two = (examine(folder, workers=workers, progress=False) for workers in (1, 2))
     assert one.findings == two.findings and one.rows == two.rows and len(one.rows) == 68
 
 
-def test_another_thread_may_look(put) -> None:
+def test_another_thread_may_check(put) -> None:
     folder, found = put({"a.png": encoded(scenery(0))}), []
-    monkey = threading.Thread(target=lambda: found.append(examine(folder, progress=False)))
-    monkey.start()
-    monkey.join(60)
+    other = threading.Thread(target=lambda: found.append(examine(folder, progress=False)))
+    other.start()
+    other.join(60)
     assert len(found[0].rows) == 1
 
 
-def test_every_error_is_shown_and_of_other_kinds_the_first() -> None:
+def test_every_error_is_printed_and_the_first_of_other_kinds() -> None:
     findings = [Finding(s, "kind", f"{i}.png", "table:1", "what") for i in range(50) for s in (NOTE, ERROR)]
-    said = lines(findings)
-    assert [line.split(":")[0] for line in said] == ["error"] * 50 + ["note"] * (SHOWN + 1)
-    assert said[-1] == "note: kind: 30 more"
+    printed = lines(findings)
+    assert [line.split(":")[0] for line in printed] == ["error"] * 50 + ["note"] * (SHOWN + 1)
+    assert printed[-1] == "note: kind: 30 more"
 
 
-def test_what_is_said_cannot_drive_a_terminal() -> None:
+def test_findings_cannot_control_a_terminal() -> None:
     finding = Finding(ERROR, "kind", "\x1b[2J\u202e\udc80.png", "a\nb", "\x07")
     assert str(finding).isprintable() and "\\x1b" in str(finding)
 
@@ -341,7 +342,7 @@ def test_the_contact_sheet_shows_each_picture_with_its_caption(put) -> None:
     assert {(i, 90, 90) for i in range(10)} <= colours
 
 
-# Whatever comes
+# Damaged and random data
 
 
 SMALL_PICTURES = {kind: encoded(scenery(5, 40, 40), kind) for kind in KINDS}
@@ -349,13 +350,13 @@ SMALL_PICTURES = {kind: encoded(scenery(5, 40, 40), kind) for kind in KINDS}
 
 @st.composite
 def damaged(draw: st.DrawFn, kinds: dict[str, bytes]) -> tuple[str, bytes]:
-    """One of these files, cut, overwritten or grown, or random bytes in its place; with its name."""
+    """The name and content of one of these files, truncated, overwritten, extended, or replaced by random bytes."""
     name = draw(st.sampled_from(sorted(kinds)))
     if draw(st.integers(0, 4)) == 0:
         return name, draw(st.binary(max_size=300))
     data = bytearray(kinds[name])
     for _ in range(draw(st.integers(0, 4))):
-        place = draw(st.integers(0, len(data) - 1) | st.integers(0, min(100, len(data) - 1)))  # heads matter most
+        place = draw(st.integers(0, len(data) - 1) | st.integers(0, min(100, len(data) - 1)))  # headers matter most
         data[place] = draw(st.integers(0, 255))
     end = draw(st.none() | st.integers(0, len(data)))
     return name, bytes(data[:end]) + draw(st.binary(max_size=8))
@@ -388,17 +389,17 @@ captions = st.tuples(
 
 
 def picture_holds(data: bytes) -> None:
-    """Looking at it ends in a finding of one line, or it can be trained on."""
+    """Check that findings about a picture are single lines, and that a picture without errors can be trained on."""
     look = look_at(row_of(data), 16)
     assert all(str(finding).isprintable() and len(str(finding)) < 400 for finding in look.findings)
     if not any(finding.severity == ERROR for finding in look.findings):
-        with decoding():  # without Pillow's warnings
+        with picture_errors():  # silences Pillow's warnings
             assert fit_picture(open_picture(data), 16).shape == (16, 16, 3)
         assert len(look.digest) == 64 and look.width > 0 and look.height > 0
 
 
 def source_holds(source: Path) -> None:
-    """A source is looked through, or refused in one line, and stays as it is."""
+    """Check that a source is examined, or refused in one line, and not changed."""
     before = sums(source.parent)
     try:
         report = examine(source, size=16, progress=False)
@@ -413,7 +414,7 @@ def source_holds(source: Path) -> None:
 
 
 def archives() -> dict[str, bytes]:
-    """A little folder, packed in every way."""
+    """A small folder, packed in every kind of archive."""
     files = {"0.png": SMALL_PICTURES["PNG"], "a/1.jpg": SMALL_PICTURES["JPEG"]}
     files["metadata.csv"] = b"file_name,text\n0.png,one\na/1.jpg,two\n"
     packed = {}
@@ -433,8 +434,8 @@ def archives() -> dict[str, bytes]:
     return packed
 
 
-def whatever_comes(examples: int, strategy: st.SearchStrategy, holds: Callable[..., None]) -> None:
-    """Run a check on so many examples; what it takes of memory does not grow with them."""
+def check_examples(examples: int, strategy: st.SearchStrategy, holds: Callable[..., None]) -> None:
+    """Run a check on many examples, and check that its memory does not grow with them."""
     before = psutil.Process().memory_info().rss
 
     @settings(max_examples=examples, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
@@ -451,33 +452,33 @@ def many(few: int, long: int) -> pytest.MarkDecorator:
 
 
 @many(150, 5_000)
-def test_no_bytes_of_a_picture_break_it(examples: int) -> None:
-    whatever_comes(examples, damaged(SMALL_PICTURES), lambda example: picture_holds(example[1]))
+def test_no_bytes_of_a_picture_break_the_check(examples: int) -> None:
+    check_examples(examples, damaged(SMALL_PICTURES), lambda example: picture_holds(example[1]))
 
 
 @many(100, 5_000)
-def test_no_captions_break_it(examples: int, tmp_path: Path) -> None:
+def test_no_captions_break_the_check(examples: int, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
 
     def holds(example: tuple[str, bytes, list[bytes]]) -> None:
-        name, head, said = example
+        name, head, table = example
         for old in folder.iterdir():
             old.unlink()
         for i in range(2):
             (folder / f"{i}.png").write_bytes(SMALL_PICTURES["PNG"])
-        (folder / name).write_bytes(head + b"\n".join(said))
+        (folder / name).write_bytes(head + b"\n".join(table))
         source_holds(folder)
 
-    whatever_comes(examples, captions, holds)
+    check_examples(examples, captions, holds)
 
 
 @many(60, 2_000)
-def test_no_archive_breaks_it(examples: int, tmp_path: Path) -> None:
+def test_no_archive_breaks_the_check(examples: int, tmp_path: Path) -> None:
     def holds(example: tuple[str, bytes]) -> None:
         name, content = example
         (tmp_path / name).write_bytes(content)
         source_holds(tmp_path / name)
         (tmp_path / name).unlink()
 
-    whatever_comes(examples, damaged(archives()), holds)
+    check_examples(examples, damaged(archives()), holds)

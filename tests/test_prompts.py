@@ -1,4 +1,4 @@
-"""Drawing a file of prompts, with real models of little size."""
+"""Drawing a file of prompts, with small real models."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from test_distributed import launch
 import pipelines.prompts
 from pipelines import TextToImagePipeline
 from pipelines.prompts import StoppedDrawingError, draw_prompts, read_prompt_file
-from pipelines.sources.read import DataError
+from pipelines.sources.findings import DataError
 from ui.cli import main
 
 LINES = [
@@ -44,7 +44,7 @@ def pixels(file: Path) -> np.ndarray:
 
 
 def assert_same_pictures(expected: list[dict], pictures: list[np.ndarray], out: Path) -> None:
-    """In `out` are these rows and pictures, to 1/255: they may have been drawn in other company."""
+    """Assert that `out` has these rows and pictures within 1/255: batches may have been composed differently."""
     for wanted, picture, found in zip(expected, pictures, rows(out), strict=True):
         assert {**found, "sha256": ""} == {**wanted, "sha256": ""}
         assert np.abs(pixels(out / found["file"]) - picture).max() <= 1
@@ -69,7 +69,7 @@ def tiny_model(tiny_pipe: TextToImagePipeline, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def drawn(tiny_pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The prompts of each batch that is drawn from now on."""
+    """The prompts of each batch drawn during the test."""
     calls: list[list[str]] = []
     call = TextToImagePipeline.__call__
 
@@ -86,7 +86,7 @@ def test_every_prompt_has_its_picture_the_same_as_alone_and_a_row(
 ) -> None:
     out = tmp_path / "out"
     assert draw_prompts(tiny_pipe, file, out, seed=5, steps=2, model="tiny") == out / "results.jsonl"
-    assert sorted(map(len, drawn)) == [1, 4]  # those of equal settings together
+    assert sorted(map(len, drawn)) == [1, 4]  # prompts with the same settings together
     for index, (row, line) in enumerate(zip(rows(out), LINES, strict=True)):
         expected = {"seed": 5, "steps": 2, "guidance": 3.0, "negative_prompt": "", "id": ""} | line
         assert {name: row[name] for name in expected} == expected
@@ -144,11 +144,11 @@ def test_a_stop_leaves_whole_batches_and_the_same_call_draws_only_the_rest(
     assert len(drawn) == 3
     assert rows(out) == rows(whole)
     before = contents(out / "pictures")
-    draw_prompts(tiny_pipe, file, out, steps=2, model="tiny")  # there is nothing left to draw
+    draw_prompts(tiny_pipe, file, out, steps=2, model="tiny")  # nothing left to draw
     assert len(drawn) == 3 and contents(out / "pictures") == before
 
 
-def test_what_was_torn_or_lost_is_drawn_again_and_nothing_else(
+def test_damaged_and_lost_results_are_drawn_again_and_nothing_else(
     tiny_pipe: TextToImagePipeline, file: Path, tmp_path: Path, drawn: list
 ) -> None:
     out = tmp_path / "out"
@@ -159,7 +159,7 @@ def test_what_was_torn_or_lost_is_drawn_again_and_nothing_else(
     (out / "results.jsonl").write_text(text[:-30])  # killed within the last line
     (out / expected[0]["file"]).unlink()
     (out / expected[2]["file"]).write_bytes(b"half a pic")
-    # What another process of a run that was killed had drawn counts as well.
+    # The rows of another process of a killed run count as well.
     (out / "part-1-results.jsonl").write_text(json.dumps(expected[3]) + '\n{"index": 4, "pro')
     drawn.clear()
     draw_prompts(tiny_pipe, file, out, steps=2, model="tiny")
@@ -168,14 +168,14 @@ def test_what_was_torn_or_lost_is_drawn_again_and_nothing_else(
     assert sorted(path.name for path in out.iterdir()) == ["pictures", "plan.json", "results.jsonl"]
 
 
-def test_lines_that_guide_what_cannot_be_guided_are_named_before_anything_is_drawn(
+def test_lines_whose_guidance_the_model_cannot_follow_are_listed_before_anything_is_drawn(
     tiny_pipe: TextToImagePipeline, tmp_path: Path
 ) -> None:
     pipe = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=1, guidance_scale=1.0, guidable=False)
     lines = {"prompt": "a star"}, {"guidance": 3}, {"guidance": 3, "negative_prompt": "a circle"}
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": "a star"} | line) for line in lines))
-    with pytest.raises(DataError, match="1 lines cannot be used: line 2: guidance 3 leads away"):
+    with pytest.raises(DataError, match="1 lines cannot be used: line 2: guidance 3 with an empty negative prompt"):
         draw_prompts(pipe, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -202,8 +202,8 @@ def test_all_bad_lines_are_named_at_once_and_nothing_is_drawn(
         json.dumps({"prompt": "red " * 100}).encode(),
         json.dumps({"prompt": "a star", "negative_prompt": "r" * 10_001}).encode(),
     ]
-    says = ["not JSON", 'no object with a "prompt"', "the prompt is empty", "the prompt is no text", "seed", "seed"]
-    says += ["steps", "guidance", "guidence is not known", "id is up to", "name of line 1's", "half a character"]
+    says = ["not JSON", 'not an object with a "prompt"', "the prompt is empty", "must be a string", "seed", "seed"]
+    says += ["steps", "guidance", "unknown field guidence", "id is up to", "that of line 1", "half a character"]
     says += ["not UTF-8", "tokens", "10,001 characters"]
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(b"\n".join(lines))
@@ -235,10 +235,8 @@ def test_another_file_or_setting_is_refused_and_so_is_a_folder_of_something_else
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("none.txt", "there is no file"), ("a.csv", "neither"), ("b.txt", "holds no")]
-)
-def test_a_file_that_is_no_list_of_prompts_is_refused(
+@pytest.mark.parametrize(("name", "says"), [("none.txt", "not found"), ("a.csv", "neither"), ("b.txt", "holds no")])
+def test_a_file_that_is_not_a_list_of_prompts_is_refused(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, name: str, says: str
 ) -> None:
     if name != "none.txt":
@@ -278,7 +276,7 @@ def test_the_command_takes_a_prompt_or_a_file_of_them(command: Callable, file: P
         (["a red circle", "--prompts", file], "give a PROMPT or --prompts"),
         (["--prompts", file, "--keep", "full"], "give a PROMPT or --prompts"),
         ([], "give a PROMPT or --prompts"),
-        (["--prompts", tmp_path / "none.txt"], "there is no file"),
+        (["--prompts", tmp_path / "none.txt"], "none.txt not found"),
     ]:
         code, _, err = command(*arguments, "--out", tmp_path / "out")
         assert code == 1 and err.startswith("error: ") and says in err and len(err.splitlines()) == 1
@@ -300,7 +298,7 @@ def test_the_command_ends_with_the_signals_code_and_says_how_to_go_on(
         patch.setattr(pipelines.prompts, "append_row", stopped)
         code, _, err = command(*arguments)
     assert code == 130
-    assert err.splitlines()[-1] == "stopped with 1 of 5 pictures drawn: the same command goes on there"
+    assert err.splitlines()[-1] == "stopped with 1 of 5 pictures drawn: the same command draws the rest"
     code, out, _ = command(*arguments)
     assert code == 0 and out.strip() == str(tmp_path / "out" / "results.jsonl")
     assert [row["index"] for row in rows(tmp_path / "out")] == list(range(5))

@@ -276,7 +276,7 @@ def test_a_full_disk_ends_a_run_with_one_line_that_says_where_it_stands(
         return write(path, content)
 
     monkeypatch.setattr(pipelines.runs.checkpoint, "_write", full)
-    with pytest.raises(OSError, match=r"^.*No space left on device; the run in \S+ has step 1 saved, --resume goes on"):
+    with pytest.raises(OSError, match=r"^.*No space left on device; the run in \S+ has step 1 saved: --resume continues"):
         train_text(text)
     assert [path.name for path in (Path(text.out) / "checkpoints").iterdir()] == ["step-00000001"]
 

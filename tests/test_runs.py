@@ -58,9 +58,9 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
     assert run().state == "running" and run().steps == 60
     with pytest.raises(ValueError, match=r"^.*is being trained by process \d+: stop that one.*$"):
         train(config, resume=True)
-    with pytest.raises(ValueError, match="a run 'tiny' already"):
+    with pytest.raises(ValueError, match="run 'tiny' already"):
         runs.start(config)
-    with pytest.raises(ValueError, match="is running: only one that was stopped"):
+    with pytest.raises(ValueError, match="is running: only a stopped run"):
         runs.resume(run())
 
     assert runs.stop(run()).state in ("stopping", "stopped")
@@ -85,7 +85,7 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
         finished.prompts
     )
     assert (out / "samples" / "words-000060.png").is_file()
-    with pytest.raises(ValueError, match="is finished: only one that was stopped"):
+    with pytest.raises(ValueError, match="is finished: only a stopped run"):
         runs.resume(finished)
 
 
@@ -158,7 +158,7 @@ def test_runs_are_listed_with_their_state_and_other_folders_are_not(tmp_path: Pa
     assert (found["half"].step, found["half"].steps, found["half"].data) == (5, 10, "shapes")
     listed = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert listed.exit_code == 0 and "5/10" in listed.output and "finished" in listed.output
-    assert "there are no runs in" in CliRunner().invoke(app, ["runs", str(tmp_path / "half")]).output
+    assert "no runs in" in CliRunner().invoke(app, ["runs", str(tmp_path / "half")]).output
 
 
 def test_a_run_that_goes_on_says_how_fast_and_how_long_still(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_number_of_a_process_that_is_another_one_by_now_is_not_taken_for_the_t
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "a b", "a.b", "é", "x" * 65, "a\n", None, 3])
 def test_only_plain_names_name_a_run(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"^the name of a run is 1 to 64 letters, digits, - and _, not .*$"):
+    with pytest.raises(ValueError, match=r"^the name of a run must be 1 to 64 letters, digits, - and _, got .*$"):
         runs.find_run(tmp_path, name)
 
 

@@ -1,4 +1,4 @@
-"""Properties of the scenes: what is drawn, what is said of it, and that both are exact."""
+"""Properties of the world of shapes: pictures and captions are exact."""
 
 import re
 from dataclasses import replace
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.scenes.captions import COUNT_WORDS, RELATIONS, SIZE_WORDS
-from pipelines.scenes.scene import COLOURS, GROUNDS, KINDS, Scene, word_mask
-from pipelines.scenes.shapes import HELD_OUT, SHAPES, SIZES, coverage, render, scene, tellings, unit_area
+from pipelines.scenes.scene import COLOURS, KINDS, SHAPE_GROUNDS, Scene, word_mask
+from pipelines.scenes.shapes import HELD_OUT, SHAPE_SIZES, SHAPES, coverage, render, scene, tellings, unit_area
 
 SCENES = [scene(7, index) for index in range(1500)]
 HELD_OUT_SCENES = [scene(7, index, kind, held_out=True) for index in range(60) for kind in KINDS]
@@ -18,12 +18,12 @@ SPELLINGS = {
     "size": {word for words in SIZE_WORDS.values() for word in words},
     "count": set(COUNT_WORDS.values()),
     "relation": {wording for wordings in RELATIONS.values() for wording in wordings},
-    "ground": set(GROUNDS),
+    "ground": set(SHAPE_GROUNDS),
 }
 
 
-def said(described: Scene, kind: str) -> list[str]:
-    """What the caption's spans of a class spell, in the caption's order."""
+def spelled(described: Scene, kind: str) -> list[str]:
+    """The words of a kind in a caption, in order."""
     return [described.caption[w.start : w.end].lower() for w in described.words if w.kind == kind]
 
 
@@ -53,7 +53,7 @@ def test_every_shape_and_every_colour_is_seen_in_training_in_another_pair():
     assert seen == {(shape, colour) for shape in SHAPES for colour in COLOURS} - HELD_OUT
 
 
-def test_lists_name_things_in_reading_order_and_relations_in_either():
+def test_lists_are_in_reading_order_and_relations_in_either():
     def rises(described: Scene) -> bool:
         x, y = ([getattr(o, axis) for o in described.objects] for axis in "xy")
         along = x if max(x) - min(x) > max(y) - min(y) else y
@@ -64,17 +64,17 @@ def test_lists_name_things_in_reading_order_and_relations_in_either():
     assert 0.4 < sum(related) / len(related) < 0.6
 
 
-def test_everything_the_grammar_has_occurs():
+def test_every_word_of_the_grammar_occurs():
     assert {s.kind for s in SCENES} == set(KINDS)
-    assert {s.ground for s in SCENES} == set(GROUNDS)
-    assert {o.size for s in SCENES for o in s.objects} == set(SIZES)
+    assert {s.ground for s in SCENES} == set(SHAPE_GROUNDS)
+    assert {o.size for s in SCENES for o in s.objects} == set(SHAPE_SIZES)
     assert {len(s.objects) for s in SCENES} == {1, 2, 3}
     assert {s.relation[1] for s in SCENES if s.relation} == set(RELATIONS)
     for kind in ("size", "count", "relation", "ground"):
-        assert {text for s in SCENES for text in said(s, kind)} == SPELLINGS[kind]
+        assert {text for s in SCENES for text in spelled(s, kind)} == SPELLINGS[kind]
     captions = [s.caption for s in SCENES]
-    for manner in (str.islower, str.isupper, lambda text: text[0].isupper() and not text.isupper()):
-        assert any(map(manner, captions))
+    for style in (str.islower, str.isupper, lambda text: text[0].isupper() and not text.isupper()):
+        assert any(map(style, captions))
     assert {caption[-1] for caption in captions} > {".", "!"}
 
 
@@ -89,16 +89,16 @@ def test_a_kind_is_what_it_says(kind):
         assert len(described.objects) in ((2, 3) if kind == "count" else (len(different),))
 
 
-def test_every_stated_relation_holds_and_is_said():
+def test_every_stated_relation_holds_and_is_in_the_caption():
     stated = [s for s in SCENES if s.relation]
     for described in stated:
         subject, relation, other = described.relation
         a, b = described.objects[subject], described.objects[other]
         ahead = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
         assert ahead[relation] == max(ahead.values())
-        # Clear of the diagonal, where a person could say either.
+        # Clear of the diagonal, where both relations would be acceptable.
         assert ahead[relation] > 1.2 * sorted(ahead.values())[-2]
-        assert said(described, "relation")[0] in RELATIONS[relation]
+        assert spelled(described, "relation")[0] in RELATIONS[relation]
         first, second = (w.start for w in described.words if w.kind == "shape")
         assert first < next(w.start for w in described.words if w.kind == "relation") < second
     assert stated
@@ -106,26 +106,26 @@ def test_every_stated_relation_holds_and_is_said():
 
 def test_spans_cover_exactly_the_words_of_their_class():
     for described in SCENES + HELD_OUT_SCENES:
-        unspoken = described.caption
+        rest = described.caption
         for word in reversed(described.words):
             assert described.caption[word.start : word.end].lower() in SPELLINGS[word.kind]
-            unspoken = unspoken[: word.start] + "#" + unspoken[word.end :]
-        # What no span covers is grammar only.
-        assert not re.search(rf"\b({'|'.join(set().union(*SPELLINGS.values()))})\b", unspoken.lower()), unspoken
+            rest = rest[: word.start] + "#" + rest[word.end :]
+        # Outside the spans there is only grammar.
+        assert not re.search(rf"\b({'|'.join(set().union(*SPELLINGS.values()))})\b", rest.lower()), rest
 
 
-def test_a_caption_says_everything_but_a_medium_size_and_a_white_ground():
+def test_a_caption_names_everything_except_a_medium_size_and_a_white_ground():
     for described in SCENES:
         for i, o in enumerate(described.objects):
-            spoken = {w.kind: described.caption[w.start : w.end].lower() for w in described.words if i in w.objects}
-            assert spoken["shape"].startswith(o.shape)
-            assert spoken["colour"] == o.colour
-            assert spoken.get("size", "medium") in SIZE_WORDS[o.size]
-            assert spoken.get("count", "") == (COUNT_WORDS[len(described.objects)] if described.kind == "count" else "")
-        assert (said(described, "ground") or ["white"]) == [described.ground]
+            words = {w.kind: described.caption[w.start : w.end].lower() for w in described.words if i in w.objects}
+            assert words["shape"].startswith(o.shape)
+            assert words["colour"] == o.colour
+            assert words.get("size", "medium") in SIZE_WORDS[o.size]
+            assert words.get("count", "") == (COUNT_WORDS[len(described.objects)] if described.kind == "count" else "")
+        assert (spelled(described, "ground") or ["white"]) == [described.ground]
 
 
-def test_a_words_mask_is_what_it_speaks_of():
+def test_a_words_mask_is_what_it_describes():
     for described in SCENES[:200]:
         picture, masks = render(described)
         for word in described.words:
@@ -134,7 +134,7 @@ def test_a_words_mask_is_what_it_speaks_of():
             if word.kind == "relation":
                 assert mask is None
             elif word.kind in ("colour", "ground"):
-                named = (np.abs(picture.astype(int) - (COLOURS | GROUNDS)[text]) <= 1).all(axis=-1)
+                named = (np.abs(picture.astype(int) - (COLOURS | SHAPE_GROUNDS)[text]) <= 1).all(axis=-1)
                 alike = [i for i, o in enumerate(described.objects) if o.colour == text]
                 assert named[mask == 1].all()
                 assert not (named & (mask == 0))[masks[alike].sum(axis=0) == 0].any()
@@ -151,7 +151,7 @@ def test_masks_add_up_to_the_picture_at_any_size(size):
         assert masks.shape == (len(described.objects), height, width) and masks.dtype == np.float32
         palette = np.array([COLOURS[o.colour] for o in described.objects], np.float32)
         mixed = np.tensordot(masks, palette, axes=(0, 0))
-        mixed += (1 - masks.sum(axis=0))[..., None] * np.array(GROUNDS[described.ground], np.float32)
+        mixed += (1 - masks.sum(axis=0))[..., None] * np.array(SHAPE_GROUNDS[described.ground], np.float32)
         assert np.abs(picture - mixed).max() <= 1
 
 
@@ -178,23 +178,23 @@ def test_coverage_has_the_area_and_the_place_of_the_outline(shape):
 
 
 def test_sizes_stay_apart():
-    radii = {size: [o.radius for s in SCENES for o in s.objects if o.size == size] for size in SIZES}
+    radii = {size: [o.radius for s in SCENES for o in s.objects if o.size == size] for size in SHAPE_SIZES}
     assert max(radii["small"]) < min(radii["medium"]) and max(radii["medium"]) < min(radii["big"])
 
 
-def test_a_shape_cut_by_the_edge_is_drawn_as_far_as_it_goes():
-    whole = coverage("circle", 32, 32, 10, 64, 64)
-    assert np.array_equal(coverage("circle", 0, 32, 10, 64, 64)[:, :32], whole[:, 32:])
+def test_a_shape_is_cut_off_at_the_edge_of_the_picture():
+    uncut = coverage("circle", 32, 32, 10, 64, 64)
+    assert np.array_equal(coverage("circle", 0, 32, 10, 64, 64)[:, :32], uncut[:, 32:])
     assert coverage("circle", -40, 32, 10, 64, 64).max() == 0
 
 
-# What is done to be fast changes nothing.
+# Optimisations change nothing.
 
 
 def drawn_plainly(shown: Scene, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture and the masks of a scene, every object laid over the whole picture."""
+    """The picture and the masks of a scene, computed for the full picture."""
     picture = np.empty((height, width, 3), np.float32)
-    picture[:] = GROUNDS[shown.ground]
+    picture[:] = SHAPE_GROUNDS[shown.ground]
     side, masks = min(height, width), []
     for o in shown.objects:
         mask = coverage(o.shape, o.x * width, o.y * height, o.radius * side, height, width)
@@ -204,17 +204,17 @@ def drawn_plainly(shown: Scene, height: int, width: int) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 48)])
-def test_only_the_boxes_around_objects_are_drawn_and_no_pixel_shows_it(shape: tuple[int, int]) -> None:
+def test_drawing_only_the_boxes_of_objects_changes_no_pixel(shape: tuple[int, int]) -> None:
     for index in range(150):
         shown = scene(11, index)
-        if index % 3 == 0:  # half out of the picture, or all of it
+        if index % 3 == 0:  # partly or entirely outside the picture
             moved = [replace(o, x=o.x * 2.5 - 0.7, y=1.4 - 2 * o.y) for o in shown.objects]
             shown = replace(shown, objects=tuple(moved))
         for found, expected in zip(render(shown, shape), drawn_plainly(shown, *shape), strict=True):
             assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
-def test_a_scene_told_in_two_languages_is_the_scene_told_in_each() -> None:
+def test_captions_in_several_languages_are_those_of_each_language_alone() -> None:
     for index in range(100):
         languages = ("zh", "en") if index % 2 else ("en", "zh")
         expected = [scene(7, index, language=language) for language in languages]

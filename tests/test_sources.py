@@ -1,4 +1,4 @@
-"""Captioned pictures as people keep them -> rows: every kind of source gives the same; what is wrong has its line."""
+"""Sources of captioned pictures -> rows: every kind of source gives the same rows, and every error names its line."""
 
 import io
 import json
@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from pipelines.sources.files import SMALL, FilePart
-from pipelines.sources.findings import ERROR, NOTE, WARNING
-from pipelines.sources.read import DataError, Row, Source, expand_braces, read_source
+from pipelines.sources.findings import ERROR, NOTE, WARNING, DataError
+from pipelines.sources.read import expand_braces, read_source
+from pipelines.sources.rows import Row, Source
 
 MakeFolder = Callable[..., Path]
 
@@ -41,7 +42,7 @@ def found(source: Source, severity: str = ERROR) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., Path]:
-    """A function of files by name -> a folder with them."""
+    """A function that writes a folder of files, given by name."""
 
     def put(files: dict[str, bytes], name: str = "pictures") -> Path:
         for path, content in files.items():
@@ -72,7 +73,7 @@ def as_tar(folder: Path, packed: str = "") -> Path:
     return path
 
 
-# Every way of keeping them
+# Every kind of source
 
 
 @pytest.mark.parametrize("files", [TABLE, BESIDE], ids=["table", "beside"])
@@ -86,13 +87,13 @@ def test_a_folder_and_archives_of_it_give_the_same_rows(put, files: dict[str, by
     assert read_source(str(pack(folder)), limit=1).rows[0].name == "0.png"
 
 
-def test_a_packed_tar_leaves_nothing_behind_once_nobody_holds_its_rows(put, tmp_path: Path) -> None:
+def test_the_temporary_file_of_a_packed_tar_goes_with_its_rows(put, tmp_path: Path) -> None:
     source = read_source(as_tar(put(TABLE), "gz"))
     part = source.rows[0].read
     assert isinstance(part, FilePart) and os.path.exists(part.path)
     spool = os.fspath(part.path)
     assert pickle.loads(pickle.dumps(part)).path == spool
-    assert os.path.exists(spool)  # the copy does not own it
+    assert os.path.exists(spool)  # the unpickled copy does not own the file
     del source, part
     assert not os.path.exists(spool)
 
@@ -108,7 +109,7 @@ def test_a_packed_tar_leaves_nothing_behind_once_nobody_holds_its_rows(put, tmp_
     ],
     ids=["csv", "semicolons and BOM", "tabs", "BOM", "caption"],
 )
-def test_tables_may_come_as_programs_write_them(put, table: str, content: bytes) -> None:
+def test_tables_are_read_as_spreadsheets_and_programs_write_them(put, table: str, content: bytes) -> None:
     files = {name: data for name, data in TABLE.items() if name != "metadata.jsonl"}
     assert captions(read_source(put(files | {table: content}))) == {"0.png": "a cat", "x/1.png": "三只猫"}
 
@@ -130,7 +131,7 @@ def test_a_parquet_table_is_read_with_its_masks(put) -> None:
     assert source.rows[0].masks["cat"]() == png(255) and not source.findings
 
 
-def test_a_row_has_translation_weight_and_masks_where_they_are_given(put) -> None:
+def test_a_row_has_the_translation_weight_and_masks_of_its_table(put) -> None:
     masks = {"cat": "masks/0.png"}
     row = ROWS[0] | {"translation": "一只猫", "weight": 2.5, "masks": masks}
     files = {"0.png": png(), "masks/0.png": png(255)}
@@ -144,12 +145,12 @@ def test_a_row_has_translation_weight_and_masks_where_they_are_given(put) -> Non
     assert (one.where, other.where) == ("metadata.jsonl:1", "metadata.csv:2")
 
 
-def test_a_table_rules_its_own_folder(put) -> None:
+def test_a_table_describes_its_own_folder(put) -> None:
     files = {f"{name}/{file}": content for name in "ab" for file, content in TABLE.items()}
     assert sorted(captions(read_source(put(files)))) == ["a/0.png", "a/x/1.png", "b/0.png", "b/x/1.png"]
 
 
-def test_folders_names_are_captions_where_there_are_no_others(put) -> None:
+def test_folder_names_are_captions_where_no_others_are_found(put) -> None:
     source = read_source(put({"red-apple/0.png": png(), "fruit/green_apple/1.png": png(9)}))
     assert captions(source) == {"red-apple/0.png": "red apple", "fruit/green_apple/1.png": "green apple"}
     assert found(source, NOTE) == [("folder names", "captions", "")]
@@ -177,11 +178,18 @@ def test_shards_of_webdataset_are_read_in_order(put, tmp_path: Path) -> None:
     assert len(read_source(str(tmp_path / "shards/{001..002}.tar")).rows) == 4
 
 
-def test_braces_count_as_a_shell_does() -> None:
+def test_braces_expand_as_in_a_shell() -> None:
     assert expand_braces("{8..10}-{a,b}") == ["8-a", "8-b", "9-a", "9-b", "10-a", "10-b"]
     assert expand_braces("s{008..010}") == ["s008", "s009", "s010"]
-    with pytest.raises(DataError, match="counts to no end"):
-        expand_braces("{0..999999999}")
+    assert expand_braces("{a,{b,1..2}c}") == ["a", "bc", "1..2c"] and expand_braces("{1..3") == ["{1..3"]
+    with pytest.raises(DataError, match=r"\{3\.\.1\} must count upwards"):
+        expand_braces("{3..1}")
+
+
+@pytest.mark.parametrize("pattern", ["{0..999999999999}", "{0..9999}{0..9999}", "{a,b}" * 99, "{{0..9999},a}" * 99])
+def test_braces_that_stand_for_too_many_names_are_refused_at_once(pattern: str) -> None:
+    with pytest.raises(DataError, match="more than 100,000 files"):
+        expand_braces(pattern)
 
 
 # Sets of datasets
@@ -189,7 +197,7 @@ def test_braces_count_as_a_shell_does() -> None:
 
 @pytest.fixture
 def saved(make_folder: MakeFolder, tmp_path: Path):
-    """A set of `datasets` with three pictures, in memory."""
+    """A set of `datasets` with three pictures, of which the last has no caption."""
     import datasets
 
     pictures = [Image.open(io.BytesIO(png(10 * i))) for i in range(3)]
@@ -230,8 +238,8 @@ def test_a_set_without_pictures_or_captions_is_refused_with_its_columns(saved, t
         read_source(tmp_path / "set")
 
 
-def test_a_set_reads_no_file_beside_it(saved, tmp_path: Path) -> None:
-    """A row of a hub's set may say where a picture lies; that it is on this machine is none of its business."""
+def test_a_set_cannot_name_a_file_of_this_machine(saved, tmp_path: Path) -> None:
+    """A row of a set from the hub may name its picture by a path, which must not be a path on this machine."""
     import datasets
 
     (tmp_path / "secret.png").write_bytes(png())
@@ -244,13 +252,13 @@ def test_a_set_reads_no_file_beside_it(saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "no-such-folder", "", "\x00", "tests/nowhere", "*.tar", "a" * 5000])
-def test_what_is_not_there_is_refused_in_a_line(name: str) -> None:
+def test_a_source_that_is_not_found_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(DataError) as error:
         read_source(name)
     assert "\n" not in str(error.value)
 
 
-# What is wrong has its file and line
+# Every error names its file and line
 
 
 @pytest.mark.parametrize(
@@ -294,7 +302,7 @@ def test_a_bad_line_is_named_and_the_others_are_read(put, line: object, kind: st
     assert all("\n" not in str(finding) and str(finding).isprintable() for finding in source.findings)
 
 
-def test_bytes_that_are_no_utf8_are_named_with_their_line(put) -> None:
+def test_bytes_that_are_not_utf8_are_named_with_their_line(put) -> None:
     bad = '{"file_name": "0.png", "text": "Bär"}'.encode("latin-1")
     jsonl_file = read_source(put(TABLE | {"metadata.jsonl": jsonl(ROWS[1]) + b"\n" + bad}, "a"))
     csv_file = read_source(put({"0.png": png(), "metadata.csv": "file_name,text\n0.png,Bär".encode("latin-1")}, "b"))
@@ -305,7 +313,7 @@ def test_bytes_that_are_no_utf8_are_named_with_their_line(put) -> None:
     assert {found(source)[0][0] for source in (jsonl_file, csv_file, beside, wide)} == {"not UTF-8"}
 
 
-def test_rows_without_files_and_files_without_rows_are_told_apart(put) -> None:
+def test_rows_without_files_and_files_without_rows_are_distinguished(put) -> None:
     files = TABLE | {"2.png": png(), "photo.heic": b"", "notes.txt": b"spring", ".hidden.png": b"", "Thumbs.db": b""}
     source = read_source(put(files | {"metadata.jsonl": jsonl(*ROWS, {"file_name": "3.png", "text": "a"})}))
     assert found(source) == [("no file", "3.png", "metadata.jsonl:3")]
@@ -317,7 +325,7 @@ def test_a_text_without_a_picture_is_noted(put) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{", b"[1, 2]", b'{"file": "0.png", "text": "a"}'])
-def test_a_table_that_is_none_is_one_finding(put, content: bytes) -> None:
+def test_a_table_that_cannot_be_read_is_one_finding(put, content: bytes) -> None:
     source = read_source(put(TABLE | {"metadata.jsonl": content}))
     assert not source.rows and len(found(source)) == 1
 
@@ -339,18 +347,18 @@ def test_a_table_without_a_text_column_is_named_once_with_the_columns_it_has(put
     assert "no column 'text', only 'file_name', 'title'" in finding.what
 
 
-def test_a_csv_that_goes_wrong_says_where(put) -> None:
+def test_a_damaged_csv_names_the_line(put) -> None:
     table = b'file_name,text\n0.png,a, b\nx/1.png,"b\nc"\n0.png,"never ends\n'
     source = read_source(put({"0.png": png(), "x/1.png": png(), "metadata.csv": table}))
     assert captions(source) == {"x/1.png": "b\nc"} and source.rows[0].where == "metadata.csv:3"
     assert [where for _, _, where in found(source)] == ["metadata.csv:2", "metadata.csv:5"]
 
 
-# Nothing leads out of a source
+# No file outside a source is read
 
 
-@pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="links need rights there")
-def test_links_out_of_a_folder_are_refused_and_those_within_are_not(put, tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="creating links needs privileges")
+def test_links_out_of_a_folder_are_refused_and_links_within_it_are_read(put, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png())
     (tmp_path / "more").mkdir()
     rows = [*ROWS, {"file_name": "out.png", "text": "a"}, {"file_name": "in.png", "text": "b"}]
@@ -421,7 +429,25 @@ def test_bombs_are_refused_before_they_fill_the_memory(put, kind: str) -> None:
         read_source(as_zip(folder) if kind == "zip" else as_tar(folder, "gz"))
 
 
-def test_a_zip_that_lies_about_a_member_is_found_when_it_is_read(put) -> None:
+def test_padding_does_not_hide_a_bomb(put) -> None:
+    path = as_zip(put({"0.png": bytes(SMALL + 2**20), "0.txt": b"a"}))
+    path.write_bytes(bytes(2**20) + path.read_bytes())  # a zip may have any bytes before its first member
+    with pytest.raises(DataError, match="more than 100 times its size"):
+        read_source(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_that_a_zip_holds_twice_are_errors(put) -> None:
+    path = as_zip(put(BESIDE | {"2.png": png(3), "2.txt": b"a dog"}))
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("0.png", "x\\1.png"):
+            archive.writestr(name, png(200))
+    source = read_source(path)
+    assert captions(source) == {"2.png": "a dog"}
+    assert found(source) == [("twice", "0.png", path.name), ("twice", "x/1.png", path.name)]
+
+
+def test_a_zip_with_a_wrong_size_in_its_index_is_found_when_it_is_read(put) -> None:
     path = as_zip(put({"0.png": bytes(100_000), "0.txt": b"a", "1.png": png(), "1.txt": b"b"}))
     content = path.read_bytes()
     path.write_bytes(content.replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
@@ -431,7 +457,7 @@ def test_a_zip_that_lies_about_a_member_is_found_when_it_is_read(put) -> None:
     assert other.read() == png()
 
 
-def test_a_tar_cut_short_gives_what_it_has_and_says_so(put) -> None:
+def test_a_truncated_tar_gives_its_complete_members_and_an_error(put) -> None:
     path = as_tar(put(BESIDE))
     content = path.read_bytes()
     for end in (len(content) // 3, 512 * 5 + 100):
@@ -445,18 +471,18 @@ def test_a_tar_cut_short_gives_what_it_has_and_says_so(put) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.7z", "a.png"])
-def test_a_file_that_is_no_archive_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"nothing of the kind")
+def test_a_file_that_is_not_an_archive_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"neither zip nor tar")
     with pytest.raises(DataError) as error:
         read_source(tmp_path / name)
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
-# Folders as they are called
+# Names of folders and files
 
 
 @pytest.mark.parametrize("name", ["my pictures", "2024 [holiday]", "what*", "test", "图片"])
-def test_a_folder_may_be_called_anything_and_hold_other_files(make_folder: MakeFolder, name: str) -> None:
+def test_a_folder_may_have_any_name_and_hold_other_files(make_folder: MakeFolder, name: str) -> None:
     folder = make_folder(name, ["a", "b"])
     (folder / "notes.txt").write_text("taken in spring")
     (folder / ".DS_Store").write_bytes(b"\x00")
@@ -464,7 +490,7 @@ def test_a_folder_may_be_called_anything_and_hold_other_files(make_folder: MakeF
     assert captions(source) == {"0.png": "a", "1.png": "b"} and not source.findings
 
 
-def test_file_names_that_sound_like_splits_are_only_names(make_folder: MakeFolder) -> None:
+def test_file_names_that_look_like_splits_are_only_names(make_folder: MakeFolder) -> None:
     names = ["test.png", "train/0.png", "dog.png", "validation.png"]
     folder = make_folder("pictures", [], rows=[{"file_name": name, "text": name} for name in names])
     (folder / "train").mkdir()
@@ -486,6 +512,6 @@ def test_a_folder_without_captions_is_refused_with_an_example(put) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"limit": 0}, {"streaming": True}])
-def test_a_limit_must_make_sense(put, asked: dict) -> None:
+def test_a_limit_is_positive_and_streaming_needs_one(put, asked: dict) -> None:
     with pytest.raises(DataError, match="limit"):
         read_source(put(TABLE), **asked)

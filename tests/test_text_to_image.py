@@ -1,4 +1,4 @@
-"""What diffusers' own PipelineTesterMixin asks of a pipeline, and what this one promises beyond it."""
+"""The properties of diffusers' own PipelineTesterMixin, and those that only this pipeline has."""
 
 import copy
 import inspect
@@ -18,13 +18,15 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import are_progress_bars_disabled
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.samplers import with_sampler
-from pipelines.text_to_image import BUNDLED, bundled_models
+from pipelines.text_to_image import BUNDLED, bundled_models, with_sampler
 from unet_xattn import AttentionTrace, CrossAttentionUNet, flow
 
 PROMPT = "a red circle left of a blue square"
@@ -36,7 +38,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def draw(pipe: TextToImagePipeline, prompt: str | list[str] = PROMPT, **kwargs: object) -> Tensor:
-    """Pictures in [-1, 1] as they come out of the flow, (B, 3, h, w)."""
+    """Pictures in [-1, 1], the end of the flow, (B, 3, h, w)."""
     settings = {"generator": seeded(), "num_inference_steps": 3, "output_type": "latent"} | kwargs
     return pipe(prompt, **settings).images
 
@@ -112,7 +114,7 @@ def test_a_prompt_in_a_batch_gives_what_it_gives_alone(tiny_pipe: TextToImagePip
 
 
 def test_parts_are_called_so_that_accelerates_hooks_run(tiny_pipe: TextToImagePipeline) -> None:
-    """diffusers' CPU offload and accelerate's dispatch are such hooks: they bring a part to its device in time."""
+    """diffusers' CPU offload and accelerate's dispatch are such hooks: they move a part to its device when needed."""
     pipe = copied(tiny_pipe)
     called: list[str] = []
 
@@ -130,7 +132,7 @@ def test_parts_are_called_so_that_accelerates_hooks_run(tiny_pipe: TextToImagePi
     assert called == ["text_encoder", "unet"]
 
 
-# What goes in and what comes out.
+# Inputs and outputs.
 
 
 def test_every_output_type_is_the_same_picture(tiny_pipe: TextToImagePipeline) -> None:
@@ -189,7 +191,7 @@ def test_the_size_is_the_one_it_was_trained_at_by_default(tiny_pipe: TextToImage
 
 
 def velocity(pipe: TextToImagePipeline, prompt: str, x: Tensor) -> Tensor:
-    """What the UNet says of noise, asked without the pipeline's loop."""
+    """The UNet's prediction for noise, without the pipeline's loop."""
     memory, mask = pipe.encode_prompt([prompt])
     with torch.no_grad():
         return pipe.unet(x, float(flow.TRAIN_TIMESTEPS), memory, mask).sample
@@ -203,8 +205,8 @@ def test_guidance_goes_from_the_negative_prediction_past_the_prompts(
     noise = torch.randn(1, 3, 32, 32, generator=seeded())
     # One Euler step from noise to picture is the noise less the velocity.
     found = noise - draw(tiny_pipe, num_inference_steps=1, guidance_scale=scale, negative_prompt=negative)
-    away, towards = velocity(tiny_pipe, negative or "", noise), velocity(tiny_pipe, PROMPT, noise)
-    torch.testing.assert_close(found, away + scale * (towards - away), rtol=1e-3, atol=1e-3)
+    away, positive = velocity(tiny_pipe, negative or "", noise), velocity(tiny_pipe, PROMPT, noise)
+    torch.testing.assert_close(found, away + scale * (positive - away), rtol=1e-3, atol=1e-3)
 
 
 def test_a_negative_prompt_changes_the_picture_only_if_there_is_guidance(tiny_pipe: TextToImagePipeline) -> None:
@@ -221,7 +223,7 @@ def test_each_prompt_can_have_its_own_negative_prompt(tiny_pipe: TextToImagePipe
         assert (out[i] - alone[0]).abs().max() < 2 / 255
 
 
-def test_the_whole_interval_is_guidance_everywhere_and_none_of_it_nowhere(tiny_pipe: TextToImagePipeline) -> None:
+def test_the_full_interval_guides_every_step_and_an_interval_between_steps_none(tiny_pipe: TextToImagePipeline) -> None:
     assert torch.equal(draw(tiny_pipe, guidance_interval=(0.0, 1.0)), draw(tiny_pipe))
     plain = draw(tiny_pipe, guidance_scale=1.0)
     first, second, third = 1, 2 / 3, 1 / 3  # equal steps down to the picture
@@ -255,10 +257,10 @@ SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
 
 @pytest.mark.parametrize("steps", [3, 30])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_flow_scheduler_comes_to_the_picture_of_a_network_that_is_sure_of_one(
+def test_every_flow_scheduler_ends_at_the_picture_that_a_network_always_predicts(
     tiny_pipe: TextToImagePipeline, name: str, steps: int
 ) -> None:
-    """Its velocities lead there from any noise, if times, sigmas and signs mean the same on both sides."""
+    """Its velocities lead there from any noise if network and scheduler agree on times, sigmas and signs."""
     pipe = with_parts(copied(tiny_pipe), scheduler=SCHEDULERS[name]())
     with torch.no_grad():
         pipe.unet.conv_out.weight.zero_()
@@ -279,7 +281,7 @@ def test_every_flow_scheduler_survives_the_disk(tiny_pipe: TextToImagePipeline, 
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_seed_names_a_picture_alone_and_in_a_batch_whatever_the_scheduler(
+def test_a_seed_gives_the_same_picture_alone_and_in_a_batch_with_every_scheduler(
     tiny_pipe: TextToImagePipeline, name: str
 ) -> None:
     pipe = with_parts(tiny_pipe, scheduler=SCHEDULERS[name]())
@@ -289,7 +291,7 @@ def test_a_seed_names_a_picture_alone_and_in_a_batch_whatever_the_scheduler(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_stochastic_scheduler_takes_fresh_noise_at_every_step_but_the_last(tiny_pipe: TextToImagePipeline) -> None:
+def test_a_stochastic_scheduler_adds_fresh_noise_at_every_step_except_the_last(tiny_pipe: TextToImagePipeline) -> None:
     stochastic = with_parts(tiny_pipe, scheduler=SCHEDULERS["euler stochastic"]())
     noise = torch.randn(1, 3, 32, 32, generator=seeded())
     taken = [
@@ -300,7 +302,7 @@ def test_a_stochastic_scheduler_takes_fresh_noise_at_every_step_but_the_last(tin
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
 def test_steps_are_equal_down_to_the_picture(tiny_pipe: TextToImagePipeline, name: str) -> None:
-    """diffusers' own end at a noise of 0.001, where a direction is mostly rounding."""
+    """By default diffusers' steps end at a noise level of 0.001, where a velocity is mostly rounding error."""
     seen: list[float] = []
     draw(
         with_parts(tiny_pipe, scheduler=SCHEDULERS[name]()),
@@ -310,8 +312,8 @@ def test_steps_are_equal_down_to_the_picture(tiny_pipe: TextToImagePipeline, nam
     assert sorted(set(seen), reverse=True) == pytest.approx([1000, 750, 500, 250])
 
 
-def test_a_model_knows_how_it_draws_best(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
-    """What a call does not say is the model's own, on disk and under another sampler too."""
+def test_a_model_has_its_own_number_of_steps_and_guidance_scale(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    """They are the defaults of a call, also after loading from disk and with another sampler."""
     pipe = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=2, guidance_scale=1.5)
     pipe.save_pretrained(tmp_path)
     expected = draw(tiny_pipe, num_inference_steps=2, guidance_scale=1.5)
@@ -321,7 +323,7 @@ def test_a_model_knows_how_it_draws_best(tiny_pipe: TextToImagePipeline, tmp_pat
         assert torch.equal(draw(own, num_inference_steps=3, guidance_scale=3.0), draw(tiny_pipe))
 
 
-def test_what_never_read_an_empty_caption_is_not_guided_away_from_it(
+def test_a_model_trained_without_caption_dropout_refuses_guidance_with_an_empty_negative_prompt(
     tiny_pipe: TextToImagePipeline, tmp_path: Path
 ) -> None:
     TextToImagePipeline(**tiny_pipe.components, guidance_scale=1.0, guidable=False).save_pretrained(tmp_path)
@@ -329,7 +331,7 @@ def test_what_never_read_an_empty_caption_is_not_guided_away_from_it(
     pipe.set_progress_bar_config(disable=True)
     for other in (pipe, with_sampler(pipe, "Heun")):
         for scale, negative in ((3.0, None), (0.5, " "), (3.0, [OTHER, ""])):
-            with pytest.raises(ValueError, match=f"guidance {scale:g} leads away from the empty caption"):
+            with pytest.raises(ValueError, match=f"guidance {scale:g} with an empty negative prompt"):
                 draw(other, [PROMPT] * 2, guidance_scale=scale, negative_prompt=negative)
     assert torch.equal(draw(pipe, guidance_scale=None), draw(tiny_pipe, guidance_scale=1.0))
     guided = {"guidance_scale": 3.0, "negative_prompt": OTHER}
@@ -362,7 +364,7 @@ def test_the_callback_can_change_the_latents(tiny_pipe: TextToImagePipeline) -> 
     assert (draw(tiny_pipe, callback_on_step_end=zeros_at_the_end) == 0).all()
 
 
-def test_the_callback_is_given_what_it_asks_for_and_no_more(tiny_pipe: TextToImagePipeline) -> None:
+def test_the_callback_gets_only_the_tensors_it_names(tiny_pipe: TextToImagePipeline) -> None:
     seen: list[dict] = []
     draw(
         tiny_pipe,
@@ -378,7 +380,7 @@ def test_the_callback_is_given_what_it_asks_for_and_no_more(tiny_pipe: TextToIma
         )
 
 
-# What cannot be drawn.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -387,31 +389,34 @@ def test_the_callback_is_given_what_it_asks_for_and_no_more(tiny_pipe: TextToIma
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": " \n"}, "the prompt is empty"),
         ({"prompt": ["a star", ""]}, "the prompt is empty"),
-        ({"prompt": []}, "prompt must be a text or a list of texts"),
-        ({"prompt": [3]}, "prompt must be a text or a list of texts"),
-        ({"prompt": None}, "prompt must be a text or a list of texts"),
-        ({"prompt": "red " * 25_000}, "the prompt has .* tokens, this model reads 64: shorten it"),
+        ({"prompt": []}, "at least one prompt"),
+        ({"prompt": [3]}, "the prompt must be a string, not int"),
+        ({"prompt": None}, "the prompt must be a string, not NoneType"),
+        ({"prompt": "red " * 25_000}, "the prompt has 100,000 characters, the limit is 10,000: shorten it"),
+        ({"prompt": "half \ud83d a smile"}, "character 6 of the prompt is half a character"),
+        ({"prompt": "red " * 100}, "the prompt has .* tokens, this model reads 64: shorten it"),
         ({"negative_prompt": "red " * 100}, "the prompt has .* tokens, this model reads 64: shorten it"),
+        ({"negative_prompt": [None]}, "the negative prompt must be a string, not NoneType"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number between 1 and 1000, got 0"),
-        ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number between 1 and 1000"),
-        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number between 1 and 1000, got 2.5"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be between 0 and 100, got -1"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be between 0 and 100, got nan"),
-        ({"guidance_scale": float("inf")}, "guidance_scale must be between 0 and 100, got inf"),
+        ({"num_inference_steps": 0}, "the number of steps must be a whole number between 1 and 1000, got 0"),
+        ({"num_inference_steps": 10**9}, "the number of steps must be a whole number between 1 and 1000"),
+        ({"num_inference_steps": 2.5}, "the number of steps must be a whole number between 1 and 1000, got 2.5"),
+        ({"guidance_scale": -1.0}, "the guidance scale must be a number between 0 and 100, got -1"),
+        ({"guidance_scale": float("nan")}, "the guidance scale must be a number between 0 and 100, got nan"),
+        ({"guidance_scale": float("inf")}, "the guidance scale must be a number between 0 and 100, got inf"),
         ({"guidance_interval": (0.5, 0.5)}, "guidance_interval must be"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval must be"),
         ({"height": 30}, "multiples of 8 pixels, got 32×30"),
         ({"width": 0}, "multiples of 8 pixels, got 0×32"),
         ({"width": -8}, "multiples of 8 pixels, got -8×32"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 or more, got 0"),
-        ({"latents": torch.zeros(1, 3, 8, 8)}, r"latents are \(1, 3, 8, 8\), expected \(1, 3, 32, 32\)"),
+        ({"latents": torch.zeros(1, 3, 8, 8)}, r"latents have shape \(1, 3, 8, 8\), expected \(1, 3, 32, 32\)"),
         ({"output_type": "jpeg"}, "output_type"),
         ({"prompt": ["a", "b"], "generator": [seeded()]}, "generator"),
         ({"generator": [seeded(), seeded()]}, "generator"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_one_clear_line(
+def test_bad_arguments_are_refused_in_one_clear_line(
     tiny_pipe: TextToImagePipeline, arguments: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -420,8 +425,8 @@ def test_what_cannot_be_drawn_is_refused_in_one_clear_line(
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "../nowhere/else"])
-def test_a_model_that_is_not_there_is_answered_with_those_that_are(name: str) -> None:
-    with pytest.raises(ValueError, match="there is no model") as caught:
+def test_the_error_for_an_unknown_model_lists_the_bundled_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^model .* not found: give a bundled one") as caught:
         TextToImagePipeline.from_pretrained(name)
     assert all(bundled in str(caught.value) for bundled in bundled_models())
 
@@ -439,8 +444,28 @@ def test_bundled_models_are_found_by_name() -> None:
         assert draw(pipe, "a red circle", num_inference_steps=2).isfinite().all()
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_is_quiet_and_leaves_the_progress_bars_as_they_were(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    libraries = diffusers_logging, transformers_logging
+    before = [library.is_progress_bar_enabled() for library in libraries]
+    tiny_pipe.save_pretrained(tmp_path)
+    try:
+        for library in libraries:
+            (library.enable_progress_bar if shown else library.disable_progress_bar)()
+        capfd.readouterr()
+        TextToImagePipeline.from_pretrained(tmp_path)
+        assert capfd.readouterr() == ("", "")
+        assert [library.is_progress_bar_enabled() for library in libraries] == [shown, shown]
+        assert are_progress_bars_disabled() == (not shown)  # of downloads
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            (library.enable_progress_bar if enabled else library.disable_progress_bar)()
+
+
 @pytest.mark.parametrize("damage", ["missing", "nan"])
-def test_damaged_weights_are_refused_not_drawn_with(
+def test_damaged_weights_are_refused(
     tiny_pipe: TextToImagePipeline, make_unet: Callable[..., CrossAttentionUNet], tmp_path: Path, damage: str
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -457,10 +482,10 @@ def test_damaged_weights_are_refused_not_drawn_with(
         TextToImagePipeline.from_pretrained(tmp_path)
 
 
-# Words that are not read.
+# Ignored words.
 
 
-def test_a_word_that_is_ignored_gets_no_attention_and_is_missed(tiny_pipe: TextToImagePipeline) -> None:
+def test_an_ignored_word_gets_no_attention_and_changes_the_picture(tiny_pipe: TextToImagePipeline) -> None:
     def draw(**settings: object) -> tuple[Tensor, AttentionTrace]:
         with trace(tiny_pipe) as attention:
             images = tiny_pipe(
@@ -481,8 +506,10 @@ def test_a_word_that_is_ignored_gets_no_attention_and_is_missed(tiny_pipe: TextT
     assert torch.equal(never, whole) and torch.equal(draw(ignore=[[]])[0], whole)
 
 
-def test_what_is_ignored_is_said_for_every_prompt(tiny_pipe: TextToImagePipeline) -> None:
+def test_ignored_tokens_are_given_for_every_prompt_and_exist_there(tiny_pipe: TextToImagePipeline) -> None:
     with pytest.raises(ValueError, match="tokens to ignore for 1 of 2 prompts"):
         tiny_pipe(["a star", "a circle"], ignore=[[1]])
     with pytest.raises(ValueError, match="the prompt has tokens 0 to 3"):
         tiny_pipe("a star", ignore=[[4]])
+    with pytest.raises(ValueError, match="the prompt has tokens 0 to 3"):
+        tiny_pipe(["a star", OTHER], ignore=[[5], []])  # padding, though the batch has a token 5

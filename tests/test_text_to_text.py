@@ -25,7 +25,7 @@ def pipe(tokenizer: PreTrainedTokenizerFast) -> TranslationPipeline:
         return TranslationPipeline(tokenizer, Transformer(len(tokenizer), width=32, heads=2, decoder_layers=2).eval())
 
 
-def test_a_translation_says_what_was_written_and_from_where(pipe: TranslationPipeline) -> None:
+def test_a_translation_holds_its_tokens_and_their_attention(pipe: TranslationPipeline) -> None:
     for text, translation in zip(TEXTS, pipe(TEXTS, max_tokens=5), strict=True):
         assert translation.text == pipe.tokenizer.decode(
             pipe.tokenizer.convert_tokens_to_ids(translation.tokens), skip_special_tokens=True
@@ -37,7 +37,7 @@ def test_a_translation_says_what_was_written_and_from_where(pipe: TranslationPip
         torch.testing.assert_close(translation.attention.sum(-1), torch.ones(shape[:-1]))
 
 
-def test_a_text_is_translated_alone_as_in_a_batch(pipe: TranslationPipeline) -> None:
+def test_a_text_has_the_same_translation_alone_and_in_a_batch(pipe: TranslationPipeline) -> None:
     together = pipe(TEXTS, max_tokens=8)
     for text, expected in zip(TEXTS, together, strict=True):
         (alone,) = pipe(text, max_tokens=8)
@@ -45,7 +45,7 @@ def test_a_text_is_translated_alone_as_in_a_batch(pipe: TranslationPipeline) -> 
         torch.testing.assert_close(alone.attention, expected.attention, rtol=1e-4, atol=1e-5)
 
 
-def test_a_translation_says_how_likely_each_token_was(pipe: TranslationPipeline) -> None:
+def test_a_translation_holds_the_probability_of_each_token(pipe: TranslationPipeline) -> None:
     source = torch.tensor([pipe.tokenizer(TEXTS[0])["input_ids"]])
     given = torch.tensor([pipe.tokenizer(TEXTS[1])["input_ids"]])  # [START] ... [END]
     chances = pipe.text_encoder(source, given[:, :-1])[0].softmax(dim=-1).detach()  # (T, V)
@@ -59,8 +59,8 @@ def test_a_translation_says_how_likely_each_token_was(pipe: TranslationPipeline)
     torch.testing.assert_close(read.attention.sum(-1), torch.ones(2, 2, len(expected)))
 
 
-def test_reading_what_it_wrote_gives_the_same_translation() -> None:
-    """Of captions as the bundled model writes them: an untrained one writes tokens that no text is read as."""
+def test_reading_a_translation_it_wrote_gives_the_same() -> None:
+    """With a trained model: an untrained one writes token sequences that no text is tokenized to."""
     pipe = TranslationPipeline.from_pretrained("shapes")
     for text in TEXTS:
         (written,) = pipe(text, beams=1)
@@ -90,11 +90,11 @@ def test_the_text_side_of_a_text_to_image_model_translates(
     assert [t.text for t in loaded(TEXTS)] == [t.text for t in pipe(TEXTS)]
 
 
-def test_a_model_without_a_decoder_says_so(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+def test_a_model_without_a_decoder_is_refused(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
     tiny_pipe.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no decoder, so it cannot translate"):
         TranslationPipeline.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="there is no model 'nope'"):
+    with pytest.raises(ValueError, match="model 'nope' not found"):
         TranslationPipeline.from_pretrained("nope")
 
 
@@ -108,22 +108,22 @@ def test_weights_that_are_not_numbers_are_refused(pipe: TranslationPipeline, tmp
 
 
 @pytest.mark.parametrize("text", ["", "  ", [], ["a", ""]])
-def test_nothing_to_translate_is_said(pipe: TranslationPipeline, text: str | list[str]) -> None:
+def test_an_empty_text_is_refused(pipe: TranslationPipeline, text: str | list[str]) -> None:
     with pytest.raises(ValueError, match="nothing to translate"):
         pipe(text)
 
 
 def test_a_text_longer_than_the_model_reads_is_refused(pipe: TranslationPipeline) -> None:
-    with pytest.raises(ValueError, match="tokens, this model reads 64"):
+    with pytest.raises(ValueError, match="the text has 102 tokens, this model reads 64"):
         pipe("red " * 100)
     with pytest.raises(ValueError, match="the translation has 102 tokens, this model reads 64"):
         pipe.read("red", "red " * 100)
-    with pytest.raises(ValueError, match="no translation to read"):
+    with pytest.raises(ValueError, match="the translation is empty"):
         pipe.read("red", " ")
 
 
-def test_captions_are_learnt_to_be_said_in_the_other_language(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The whole chain in both directions, on captions of single objects, judged by what is meant."""
+def test_translation_of_captions_can_be_learnt(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Training and decoding in both directions on captions of single objects; a translation must mean the same."""
 
     def captions(seed: int, places: range, language: str) -> list[str]:
         return [scenes.scene(seed, place, "one", language=language).caption for place in places]
@@ -144,6 +144,9 @@ def test_captions_are_learnt_to_be_said_in_the_other_language(tokenizer: PreTrai
     translate = TranslationPipeline(tokenizer, text_encoder.eval())
     for language in LANGUAGES:
         texts = captions(6, range(40), language)
-        said = [translation.text for translation in translate(texts)]
-        right = [meaning(a) == meaning(b) and is_chinese(a) != is_chinese(b) for a, b in zip(said, texts, strict=True)]
-        assert sum(right) >= 30, list(zip(texts, said, strict=True))
+        translations = [translation.text for translation in translate(texts)]
+        right = [
+            meaning(a) == meaning(b) and is_chinese(a) != is_chinese(b)
+            for a, b in zip(translations, texts, strict=True)
+        ]
+        assert sum(right) >= 30, list(zip(texts, translations, strict=True))

@@ -84,11 +84,11 @@ def test_steps_or_heads_alone_can_be_kept_apart(
     assert one.steps == ([0, 1, 2] if steps else [])
     if steps:
         torch.testing.assert_close(one.maps("fine", step=1), full.maps("fine", step=1))
-        with pytest.raises(ValueError, match="heads were averaged while recording: trace with keep='head'"):
+        with pytest.raises(ValueError, match="heads were averaged during recording: trace with keep='head'"):
             one.maps("fine", head=0)
     if heads:
         torch.testing.assert_close(one.maps("fine", head=1), full.maps("fine", head=1))
-        with pytest.raises(ValueError, match="steps were averaged while recording: trace with keep='step'"):
+        with pytest.raises(ValueError, match="steps were averaged during recording: trace with keep='step'"):
             one.heatmap("red", step=0)
 
 
@@ -343,7 +343,7 @@ def test_a_region_is_a_box_a_point_or_a_mask(tokenizer: PreTrainedTokenizerFast)
         ((48, 3), r"is not a point \(x, y\) inside the picture"),
         ((3, -1), r"is not a point \(x, y\) inside the picture"),
         (torch.zeros(48, 32), r"the mask is \(48, 32\), the picture \(32, 48\)"),
-        (torch.zeros(SIZE), "something in it is above 0"),
+        (torch.zeros(SIZE), "at least one of them above 0"),
         (torch.full(SIZE, 2.0), "from 0 to 1"),
         (torch.full(SIZE, float("nan")), "from 0 to 1"),
     ],
@@ -433,7 +433,7 @@ def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokeniz
     maps = torch.stack([attention.heatmap("red", image=i) for i in (0, 2)])
     torch.testing.assert_close(mean, maps.mean(dim=0))
     torch.testing.assert_close(deviation, maps.std(dim=0))
-    with pytest.raises(ValueError, match="1 of 3 prompts say 'circle'"):
+    with pytest.raises(ValueError, match="1 of 3 prompts have 'circle'"):
         attention.spread("circle")
 
 
@@ -448,9 +448,9 @@ def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokeniz
         ({"step": -1}, "at step -1"),
         ({"head": 2}, "has heads 0 to 1, not 2"),
         ({"head": -1}, "has heads 0 to 1, not -1"),
-        ({"branch": "positive"}, "branch 'positive'.*branches: negative, prompt"),
-        ({"image": 1}, "image 1 is not there: 1 image"),
-        ({"image": -1}, "image -1 is not there"),
+        ({"branch": "positive"}, "branch 'positive' was not recorded; recorded: negative, prompt"),
+        ({"image": 1}, "image 1 does not exist: 1 image"),
+        ({"image": -1}, "image -1 does not exist"),
     ],
 )
 def test_what_was_not_recorded_is_said_with_what_was(
@@ -461,13 +461,13 @@ def test_what_was_not_recorded_is_said_with_what_was(
 
 
 def test_words_at_of_a_picture_that_is_not_there_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="image 1 is not there"):
+    with pytest.raises(ValueError, match="image 1 does not exist"):
         filled(tokenizer).words_at((0, 0, 4, 4), image=1)
 
 
 @pytest.mark.parametrize("token", [-1, T])
 def test_a_token_that_is_not_there_is_refused(tokenizer: PreTrainedTokenizerFast, token: int) -> None:
-    with pytest.raises(ValueError, match=rf"token {token} is not there: the prompt has tokens 0 to {T - 1}"):
+    with pytest.raises(ValueError, match=rf"token {token} does not exist: the prompt has tokens 0 to {T - 1}"):
         filled(tokenizer).heatmap(token)
 
 
@@ -565,5 +565,5 @@ def test_the_conditional_branch_of_a_guided_picture_is_recorded_not_the_other_ha
         negative = guided.maps(layer, branch="negative")
         assert (negative - guided.maps(layer)).abs().max() > 0.01
         assert (negative[2:] == 0).all()  # the empty prompt is a start and an end
-    with pytest.raises(ValueError, match="branches: prompt"):
+    with pytest.raises(ValueError, match="recorded: prompt"):
         plain.heatmap("red", branch="negative")

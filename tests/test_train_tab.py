@@ -1,4 +1,4 @@
-"""Data that people bring, what they type, and the Train tab's part of the API."""
+"""Uploads and settings of the Train tab, and its part of the API."""
 
 import copy
 import io
@@ -18,24 +18,25 @@ from PIL import Image
 
 import ui.data
 from pipelines import TextToImagePipeline
+from pipelines.sources.files import SMALL
 from ui.app import launch
 from ui.data import add_upload, check_data, data_names, preview
 from ui.models import Models
-from ui.train_tab import begin, model_of
+from ui.train_tab import model_of, start_run
 
 MakeZip = Callable[..., Path]
 ROWS = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(3)]
 
 
-def png(grey: int = 0) -> bytes:
+def png(grey: int = 0, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (32, 32), (grey, grey, grey)).save(file, "PNG")
+    Image.new("RGB", (32, 32), (grey, grey, grey)).save(file, kind)
     return file.getvalue()
 
 
 @pytest.fixture
 def make_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeZip:
-    """A function of (files, under) -> a zip of three captioned pictures under a folder, and of these files."""
+    """A function that makes a zip of three captioned pictures, in the folder `under`, and of further files."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -91,7 +92,7 @@ def test_a_zip_may_have_a_text_beside_each_picture(make_zip: MakeZip, tmp_path: 
     assert [example.caption for example in preview("data/beside", 32).examples] == ["picture 0", "picture 1"]
 
 
-def test_the_preview_tells_what_forbids_training(make_zip: MakeZip) -> None:
+def test_the_preview_shows_the_errors_that_prevent_training(make_zip: MakeZip) -> None:
     folder = Path(add_upload(make_zip()))
     (folder / "1.png").write_bytes(b"")
     found = preview(str(folder), 32)
@@ -104,21 +105,25 @@ def test_the_preview_tells_what_forbids_training(make_zip: MakeZip) -> None:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"../outside.png": png()}, "lead elsewhere"),
-        ({"a/../../outside.png": png()}, "lead elsewhere"),
-        ({"/tmp/outside.png": png()}, "lead elsewhere"),
-        ({"C:\\outside.png": png()}, "lead elsewhere"),
-        ({link("link.png"): b"/etc/passwd"}, "only plain files"),
+        ({"../outside.png": png()}, "leaves the folder"),
+        ({"a/../../outside.png": png()}, "leaves the folder"),
+        ({"/tmp/outside.png": png()}, "leaves the folder"),
+        ({"C:\\outside.png": png()}, "leaves the folder"),
+        ({link("link.png"): b"/etc/passwd"}, "a link or a device"),
         ({"run.sh": b"echo"}, "only pictures"),
-        ({"<b>page</b>.html": b"<script>"}, "lead elsewhere"),
+        ({"<b>page</b>.html": b"<script>"}, "not every system can store"),
+        ({"a:b.png": png()}, "not every system can store"),
         ({"page.html": b"<script>"}, "only pictures"),
-        ({"0.png/1.png": png()}, "cannot be unpacked"),
-        ({"3.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "no picture that is taken"),
+        ({"0.png/1.png": png()}, "'0.png/1.png', which cannot be stored"),
+        ({"./0.png": png()}, "'./0.png', which cannot be stored|'0.png', which cannot be stored"),
+        ({"a\\0.png": png(), "a/0.png": png()}, "twice: the archive has several files of this name"),
+        ({"3.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "not a picture in a format that is read"),
+        ({"3.png": png(kind="TIFF")}, "not a picture in a format that is read"),
         ({"inner.zip": b"PK"}, "only pictures"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_does_not_belong_in_a_zip_is_refused_in_a_line_and_nothing_is_kept(
+def test_a_zip_with_a_file_that_is_not_accepted_is_refused_in_a_line_and_nothing_is_kept(
     make_zip: MakeZip, tmp_path: Path, files: dict, expected: str
 ) -> None:
     archive = make_zip(files)
@@ -130,14 +135,14 @@ def test_what_does_not_belong_in_a_zip_is_refused_in_a_line_and_nothing_is_kept(
 
 
 def test_a_bomb_is_refused_before_a_byte_is_written(make_zip: MakeZip, monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = make_zip({"3.png": bytes(ui.data.SMALL + 1)})
-    with pytest.raises(ValueError, match="times its size, which pictures do not"):
+    bomb = make_zip({"3.png": bytes(SMALL + 1)})
+    with pytest.raises(ValueError, match="the upload unpacks to more than 100 times its size, which pictures do not"):
         add_upload(bomb)
-    monkeypatch.setattr(ui.data, "MOST_BYTES", ui.data.SMALL)
-    with pytest.raises(ValueError, match="unpacks to 16 MiB, the limit is 16 MiB"):
+    monkeypatch.setattr(ui.data, "MOST_UNPACKED", SMALL)
+    with pytest.raises(ValueError, match="the upload unpacks to 16 MiB, the limit is 16 MiB"):
         add_upload(bomb)
     monkeypatch.setattr(ui.data, "MOST_FILES", 4)
-    with pytest.raises(ValueError, match="holds 5 files, the limit is 4"):
+    with pytest.raises(ValueError, match="the upload holds 5 files, the limit is 4"):
         add_upload(bomb)
 
 
@@ -150,25 +155,25 @@ def test_a_zip_that_declares_less_than_it_holds_is_refused(make_zip: MakeZip) ->
         add_upload(archive)
 
 
-def test_what_is_no_zip_and_what_has_no_captions_is_refused(make_zip: MakeZip, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_and_a_zip_without_captions_are_refused(make_zip: MakeZip, tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("not a zip")
-    with pytest.raises(ValueError, match="cannot be unpacked as a zip"):
+    with pytest.raises(ValueError, match="the upload cannot be read as a zip"):
         add_upload(tmp_path / "text.zip")
     with zipfile.ZipFile(tmp_path / "bare.zip", "w") as archive:
         archive.writestr("0.png", png())
-    with pytest.raises(ValueError, match="the zip has no captions"):
+    with pytest.raises(ValueError, match="the upload has no captions"):
         add_upload(tmp_path / "bare.zip")
 
 
 @pytest.mark.parametrize("file_name", ["../../secret.png", "/etc/secret.png", "http://127.0.0.1:9/secret.png"])
 def test_metadata_that_names_files_elsewhere_is_refused(make_zip: MakeZip, tmp_path: Path, file_name: str) -> None:
     (tmp_path / "secret.png").write_bytes(png())
-    with pytest.raises(ValueError, match="the zip"):
+    with pytest.raises(ValueError, match="the upload"):
         add_upload(make_zip(rows=[*ROWS, {"file_name": file_name, "text": "a secret"}]))
     assert data_names() == ["shapes", "emoji"]
 
 
-# What a person types
+# Data names and settings
 
 
 @pytest.mark.parametrize("name", ["..", "/etc", "data/none", "elsewhere", ".hidden/set", ""])
@@ -178,7 +183,7 @@ def test_only_data_that_is_listed_can_be_named(make_zip: MakeZip, tmp_path: Path
         (folder / "metadata.jsonl").write_text("{}")
     Path("linked").symlink_to(tmp_path / "elsewhere")
     assert data_names() == ["shapes", "emoji"]
-    with pytest.raises(ValueError, match="there is no data"):
+    with pytest.raises(ValueError, match="not found: choose one of"):
         check_data(name)
     assert not preview(name, 32).usable
 
@@ -188,7 +193,7 @@ def test_only_data_that_is_listed_can_be_named(make_zip: MakeZip, tmp_path: Path
     [
         ({"name": "../x"}, "name of a run"),
         ({"name": "<img src=x>"}, "name of a run"),
-        ({"data": "/etc"}, "there is no data"),
+        ({"data": "/etc"}, "not found: choose one of"),
         ({"steps": 0}, "steps must be a whole number from 1 to 100,000, got 0"),
         ({"steps": 1.5}, "steps must be"),
         ({"steps": None}, "steps must be"),
@@ -200,12 +205,12 @@ def test_only_data_that_is_listed_can_be_named(make_zip: MakeZip, tmp_path: Path
     ],
     ids=str,
 )
-def test_a_start_that_cannot_be_is_refused_in_a_line_and_leaves_nothing(
+def test_wrong_settings_are_refused_in_a_line_and_leave_no_folder(
     make_zip: MakeZip, wrong: dict, expected: str
 ) -> None:
     typed = {"name": "x", "data": "shapes", "steps": 3, "batch_size": 2, "seed": 0, "size": 32, "every": 3}
     with pytest.raises(ValueError, match=expected) as error:
-        begin(**typed | wrong)
+        start_run(**typed | wrong)
     assert "\n" not in str(error.value)
     assert not Path("runs").exists()
 
@@ -250,7 +255,7 @@ def test_a_client_trains_three_steps_and_the_model_can_be_opened(
 
 @pytest.mark.parametrize("call", ["/stop", "/resume"])
 @pytest.mark.parametrize("name", ["none", "..", "/etc"])
-def test_a_run_that_is_not_there_is_refused_in_a_line(client: Client, call: str, name: str) -> None:
-    with pytest.raises(AppError, match=r"there is no run 'none'|the name of a run") as error:
+def test_an_unknown_run_is_refused_in_a_line(client: Client, call: str, name: str) -> None:
+    with pytest.raises(AppError, match=r"run 'none' not found|the name of a run") as error:
         client.predict(name, api_name=call)
     assert "\n" not in str(error.value)

@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerFast
 import pipelines.training.train_text
 from pipelines import TranslationPipeline
 from pipelines.data.pairs import PairBatch, read_pairs, split_pairs
-from pipelines.runs.checkpoint import checkpoints, save_checkpoint
+from pipelines.runs.checkpoint import checkpoints
 from pipelines.runs.failures import DivergedError
 from pipelines.runs.folder import run_lock
 from pipelines.runs.signals import StoppedError
-from pipelines.sources.read import DataError
+from pipelines.sources.findings import DataError
 from pipelines.training.config import TextConfig
+from pipelines.training.state import TrainState
 from pipelines.training.train_text import TextModel, train_text
 
 DIGITS = {"1": "One", "2": "Two", "3": "Three", "4": "Four", "5": "Five"}
@@ -75,7 +76,7 @@ def test_bad_lines_of_json_are_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("no.tsv", None, "there is no file"), ("a.txt", "a\tb", "neither"), ("a.tsv", "\n \n", "holds no pairs")],
+    [("no.tsv", None, "not found"), ("a.txt", "a\tb", "neither"), ("a.tsv", "\n \n", "has no pairs")],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
@@ -106,13 +107,14 @@ def test_it_learns_to_translate_what_it_has_not_seen(config: TextConfig, tmp_pat
 def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp_path: Path) -> None:
     whole = train_text(config)
     parts = replace(config, out=str(tmp_path / "parts"))
+    save = TrainState.save
+
+    def save_and_stop(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch:
-
-        def save_and_stop(*args: object) -> None:
-            save_checkpoint(*args)
-            raise KeyboardInterrupt
-
-        patch.setattr(pipelines.training.train_text, "save_checkpoint", save_and_stop)
+        patch.setattr(TrainState, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train_text(parts)
     train_text(parts, resume=True)
@@ -189,5 +191,5 @@ def test_a_run_that_is_there_is_not_overwritten(config: TextConfig) -> None:
 
 @pytest.mark.parametrize("setting", [{"steps": 0}, {"batch_size": 1}, {"layers": 0}, {"patience": 0}], ids=str)
 def test_a_setting_out_of_its_range_is_refused_by_name(setting: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        TextConfig(**setting)
+    with pytest.raises(ValueError, match=next(iter(setting)).replace("_", "-")):
+        TextConfig(pairs="pairs.tsv", **setting)

@@ -1,4 +1,4 @@
-"""What is typed into the Translate tab, what its alignment is told, and its API.
+"""The Translate tab: its input, the data of its alignment, and its API.
 
 Shapes: L decoder layers, H heads, S source tokens, T target tokens.
 """
@@ -16,11 +16,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from pipelines import TextToImagePipeline, TranslationPipeline
-from pipelines.text_to_text import readable
+from pipelines.checks import MAX_PROMPT
+from pipelines.drawing import readable
 from ui.alignment import ONE, alignment, payload
 from ui.app import launch
-from ui.checks import MAX_PROMPT
-from ui.models import Models
 from ui.translate_tab import MAX_BEAMS, translate, translator
 
 TEXT = "a red circle left of a blue square"
@@ -53,7 +52,7 @@ def texts(tokens: list[tuple[str, bool]]) -> list[str]:
     return [text for text, _ in tokens]
 
 
-# What the alignment is told
+# The data of the alignment
 
 
 def test_the_alignment_and_the_pipeline_give_the_same_numbers(pipe: TranslationPipeline) -> None:
@@ -69,7 +68,7 @@ def test_the_alignment_and_the_pipeline_give_the_same_numbers(pipe: TranslationP
     assert payload(written)["reference"] is None
 
 
-def test_special_tokens_are_said_to_be_special(pipe: TranslationPipeline) -> None:
+def test_special_tokens_are_marked(pipe: TranslationPipeline) -> None:
     props = payload(pipe(TEXT, max_tokens=3)[0], special=["[START]", "[END]"])
     assert [text for text, special in props["source"] if special] == ["[START]", "[END]"]
     assert props["written"]["tokens"][-1] == ("[END]", True)
@@ -86,10 +85,10 @@ def test_templates_hold_nothing_that_gradio_would_run() -> None:
         assert not any(mark in template for mark in ("${", "{{", "`", "\\"))
 
 
-# What a person types
+# The input
 
 
-def test_what_is_written_grows_into_the_greedy_translation(pipe: TranslationPipeline) -> None:
+def test_the_translation_grows_into_the_greedy_one(pipe: TranslationPipeline) -> None:
     *growing, whole = translate(pipe, TEXT, REFERENCE)
     (expected,) = pipe(TEXT, beams=1)
     assert whole["text"] == expected.text
@@ -98,14 +97,14 @@ def test_what_is_written_grows_into_the_greedy_translation(pipe: TranslationPipe
     assert all(shown["reference"] == whole["reference"] for shown in growing)
 
 
-def test_beams_give_what_the_pipeline_gives_at_once(pipe: TranslationPipeline) -> None:
-    (whole,) = translate(pipe, TEXT, beams=3.0)  # a slider's number
+def test_beams_give_the_translation_of_the_pipeline(pipe: TranslationPipeline) -> None:
+    (whole,) = translate(pipe, TEXT, beams=3.0)  # sliders give floats
     assert whole["text"] == pipe(TEXT, beams=3)[0].text
     assert whole["reference"] is None
 
 
-def test_words_the_model_never_read_are_named(pipe: TranslationPipeline) -> None:
-    assert next(translate(pipe, "a red elephant"))["note"] == 'The model has never read: "elephant".'
+def test_unknown_words_are_named(pipe: TranslationPipeline) -> None:
+    assert next(translate(pipe, "a red elephant"))["note"] == 'Words unknown to the model: "elephant".'
     assert next(translate(pipe, TEXT))["note"] == ""
 
 
@@ -114,13 +113,13 @@ def test_words_the_model_never_read_are_named(pipe: TranslationPipeline) -> None
     [
         ({"text": ""}, "nothing to translate"),
         ({"text": " \n"}, "nothing to translate"),
-        ({"text": "a" * (MAX_PROMPT + 1)}, "prompt has 2,001 characters"),
-        ({"text": "red " * 100}, "prompt has 102 tokens"),
+        ({"text": "a" * (MAX_PROMPT + 1)}, "text has 10,001 characters"),
+        ({"text": "red " * 100}, "text has 102 tokens"),
         ({"text": None}, "not NoneType"),
-        ({"reference": "a" * (MAX_PROMPT + 1)}, "your translation: .* 2,001 characters"),
+        ({"reference": "a" * (MAX_PROMPT + 1)}, "your translation: .* 10,001 characters"),
         ({"reference": "red " * 100}, "translation has 102 tokens"),
         ({"reference": "half \ud83d a smile"}, "your translation: character 6"),
-        ({"beams": 0}, "from 1 to 8, not 0"),
+        ({"beams": 0}, "from 1 to 8, got 0"),
         ({"beams": MAX_BEAMS + 1}, "from 1 to 8"),
         ({"beams": 1.5}, "from 1 to 8"),
         ({"beams": float("nan")}, "from 1 to 8"),
@@ -132,12 +131,9 @@ def test_bad_input_is_a_value_error_of_one_line(pipe: TranslationPipeline, wrong
     assert "\n" not in str(error.value)
 
 
-def test_a_model_without_a_decoder_and_one_that_is_not_there_say_so(tiny_pipe: TextToImagePipeline) -> None:
-    models = Models(TextToImagePipeline(**copy.deepcopy(tiny_pipe.components)))
+def test_a_model_without_a_decoder_is_an_error(tiny_pipe: TextToImagePipeline) -> None:
     with pytest.raises(ValueError, match=r"^this model has no decoder, so it cannot translate.*$"):
-        translator(models, models.first)
-    with pytest.raises(ValueError, match=r"^there is no model '/etc'.*$"):
-        translator(models, "/etc")
+        translator(tiny_pipe)
 
 
 # The page
@@ -151,7 +147,7 @@ def test_a_client_gets_the_translation_it_asked_for(client: Client, pipe: Transl
     assert client.predict(TEXT, "", 4, api_name="/translate")["text"] == pipe(TEXT, beams=4)[0].text
 
 
-def test_a_client_hears_in_a_line_what_is_wrong(client: Client) -> None:
+def test_a_client_gets_errors_of_one_line(client: Client) -> None:
     for arguments in (("",), (TEXT, "red " * 100), (TEXT, "", 9), (TEXT, "", 2.5), (TEXT, "", 1, "/etc"), (7,)):
         with pytest.raises(AppError, match=r"translate|translation|beams|model|text") as error:
             client.predict(*arguments, api_name="/translate")

@@ -1,4 +1,4 @@
-"""What the viewer is told, and where it asks for more."""
+"""The data of the viewer, and its requests for more."""
 
 import base64
 import io
@@ -44,20 +44,20 @@ def shares(view: dict, frame: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("prompt", [PROMPT, "A red circle, left of a blue square.", "...", "红色 🟥 circle", *HOSTILE])
 def test_pieces_are_the_prompt_and_its_words(pipe: TextToImagePipeline, prompt: str) -> None:
     attention = record(pipe, prompt)
-    told = viewer.payload(attention)
-    assert "".join(text for text, _ in told["pieces"]) == prompt == told["prompt"]
-    assert [text for text, word in told["pieces"] if word >= 0] == [str(word) for word in attention.words]
-    assert told["words"] == [list(word.tokens) for word in attention.words]
+    shown = viewer.payload(attention)
+    assert "".join(text for text, _ in shown["pieces"]) == prompt == shown["prompt"]
+    assert [text for text, word in shown["pieces"] if word >= 0] == [str(word) for word in attention.words]
+    assert shown["words"] == [list(word.tokens) for word in attention.words]
 
 
 def test_a_word_is_the_sum_of_its_tokens(pipe: TextToImagePipeline) -> None:
     attention = record(pipe, "a reddish circle")
-    told = viewer.payload(attention)
+    shown = viewer.payload(attention)
     (word,) = (w for w in attention.words if len(w.tokens) > 1)
     heat = attention.heatmap(word).numpy()
-    rows, columns = told["views"]["mean||"]["grid"]
+    rows, columns = shown["views"]["mean||"]["grid"]
     cells = heat.reshape(rows, heat.shape[0] // rows, columns, -1).mean(axis=(1, 3))
-    assert shares(told["views"]["mean||"])[list(word.tokens)].sum(axis=0) == pytest.approx(cells, abs=0.01)
+    assert shares(shown["views"]["mean||"])[list(word.tokens)].sum(axis=0) == pytest.approx(cells, abs=0.01)
 
 
 @pytest.mark.parametrize("size", [{}, {"height": 16, "width": 32}])
@@ -87,35 +87,35 @@ def test_a_layer_and_a_head_are_shown_on_their_own_grid(pipe: TextToImagePipelin
                 assert shares(view, frame) == pytest.approx(expected, abs=1 / 255)
 
 
-def test_every_view_that_is_named_is_there_and_no_other(pipe: TextToImagePipeline) -> None:
+def test_view_names_lists_all_views_and_no_other(pipe: TextToImagePipeline) -> None:
     attention = record(pipe, PROMPT)
     names = viewer.view_names(attention)
     assert len(set(names)) == (1 + len(attention.layers)) * 3 + 1
     assert all(viewer.view(attention, 0, name)["maps"] for name in names)
     for name in ("", "mean", "mean|nowhere|", "mean||7", "calibrated|mid|", "__class__"):
-        with pytest.raises(ValueError, match="there is no view"):
+        with pytest.raises(ValueError, match="has no view"):
             viewer.view(attention, 0, name)
     assert viewer.view_names(record(pipe, PROMPT, keep="mean"))[0] == "mean||"
 
 
-def test_the_payload_speaks_of_the_image_asked_for(pipe: TextToImagePipeline) -> None:
+def test_the_payload_describes_the_requested_image(pipe: TextToImagePipeline) -> None:
     with trace(pipe) as attention:
         pictures = pipe([PROMPT, "a green star"], num_inference_steps=2).images
-    told = viewer.payload(attention, image=1)
-    assert told["prompt"] == "a green star"
-    assert "[padding]" not in told["tokens"] and len(told["tokens"]) < attention.recording.tokens
-    png = base64.b64decode(told["picture"].partition(",")[2])
+    shown = viewer.payload(attention, image=1)
+    assert shown["prompt"] == "a green star"
+    assert "[padding]" not in shown["tokens"] and len(shown["tokens"]) < attention.recording.tokens
+    png = base64.b64decode(shown["picture"].partition(",")[2])
     assert (np.asarray(Image.open(io.BytesIO(png))) == np.asarray(pictures[1])).all()
 
 
 def test_the_payload_of_the_bundled_model_is_small_and_json() -> None:
     pipe = TextToImagePipeline.from_pretrained("shapes")
     pipe.set_progress_bar_config(disable=True)
-    told = viewer.payload(
+    shown = viewer.payload(
         record(pipe, "a big red circle and a small blue square and a star on a black background " * 2)
     )
-    assert len(json.dumps(told)) < 300_000
-    assert set(told["views"]) == {"mean||", "calibrated||"}
+    assert len(json.dumps(shown)) < 300_000
+    assert set(shown["views"]) == {"mean||", "calibrated||"}
 
 
 @pytest.mark.parametrize("make", [attention_viewer, reading.reading])
@@ -125,14 +125,14 @@ def test_templates_hold_nothing_that_gradio_would_run(make: Any) -> None:
         assert not any(mark in template for mark in ("${", "{{", "`", "\\"))
 
 
-# What is kept to be asked for
+# Kept drawings
 
 
 def drawing(pipe: TextToImagePipeline, prompt: str = PROMPT) -> Drawing:
     return Drawing(record(pipe, prompt), [["data:image/webp;base64,AAAA"] * 2], [{"seed": "5"}])
 
 
-def test_finer_maps_and_files_come_to_who_has_the_key(pipe: TextToImagePipeline) -> None:
+def test_finer_maps_and_files_need_the_key(pipe: TextToImagePipeline) -> None:
     kept = Kept()
     ask = {function.__name__: function for function in kept.functions()}
     made = drawing(pipe)
@@ -148,7 +148,7 @@ def test_finer_maps_and_files_come_to_who_has_the_key(pipe: TextToImagePipeline)
     "asked",
     [None, [], "key", {}, {"key": "guess", "image": 0}, {"key": ["x"]}, {"image": 1}, {"image": "0"}, {"image": -1}],
 )
-def test_who_asks_for_nonsense_gets_a_line(pipe: TextToImagePipeline, asked: Any) -> None:
+def test_a_malformed_request_gets_an_error_of_one_line(pipe: TextToImagePipeline, asked: Any) -> None:
     kept = Kept()
     key = kept.add(drawing(pipe))
     if isinstance(asked, dict) and "image" in asked and "key" not in asked:
@@ -159,30 +159,30 @@ def test_who_asks_for_nonsense_gets_a_line(pipe: TextToImagePipeline, asked: Any
         assert "error" in kept.functions()[0 if "name" in wrong else 2]({"key": key, "image": 0} | wrong)
 
 
-def test_the_oldest_goes_where_there_is_no_room(pipe: TextToImagePipeline) -> None:
+def test_the_oldest_drawing_is_dropped_when_memory_is_full(pipe: TextToImagePipeline) -> None:
     first = drawing(pipe)
     kept = Kept(budget=int(2.5 * first.bytes))
     keys = [kept.add(first), kept.add(drawing(pipe)), kept.add(drawing(pipe))]
     assert len(set(keys)) == 3
-    for key, there in zip(keys, (False, True, True), strict=True):
-        if there:
+    for key, is_kept in zip(keys, (False, True, True), strict=True):
+        if is_kept:
             kept.get({"key": key, "image": 0})
         else:
-            with pytest.raises(ValueError, match="not kept any more"):
+            with pytest.raises(ValueError, match="no longer keeps this picture"):
                 kept.get({"key": key, "image": 0})
 
 
-# What is being typed
+# The line below the prompt
 
 
-def test_words_never_read_stand_out_and_the_prompt_stays_whole(tiny_pipe: TextToImagePipeline) -> None:
-    said = reading.read("a red <b>zebra</b>, left of a blue square", tiny_pipe.tokenizer)
-    assert "".join(text for text, _ in said["pieces"]) == "a red <b>zebra</b>, left of a blue square"
-    assert [text for text, unknown in said["pieces"] if unknown] == ["b", "zebra", "b"]
+def test_unknown_words_are_marked_and_the_prompt_stays_complete(tiny_pipe: TextToImagePipeline) -> None:
+    result = reading.read("a red <b>zebra</b>, left of a blue square", tiny_pipe.tokenizer)
+    assert "".join(text for text, _ in result["pieces"]) == "a red <b>zebra</b>, left of a blue square"
+    assert [text for text, unknown in result["pieces"] if unknown] == ["b", "zebra", "b"]
     assert reading.read(PROMPT, tiny_pipe.tokenizer) == {"pieces": [], "error": ""}
 
 
 @pytest.mark.parametrize("prompt", ["a " * 1500, "circle " * 200, "half \ud83d a smile"])
-def test_what_cannot_be_drawn_is_said_while_it_is_typed(tiny_pipe: TextToImagePipeline, prompt: str) -> None:
-    said = reading.read(prompt, tiny_pipe.tokenizer)
-    assert said["pieces"] == [] and 10 < len(said["error"]) < 120
+def test_an_unusable_prompt_gets_an_error_while_it_is_typed(tiny_pipe: TextToImagePipeline, prompt: str) -> None:
+    result = reading.read(prompt, tiny_pipe.tokenizer)
+    assert result["pieces"] == [] and 10 < len(result["error"]) < 120

@@ -113,7 +113,7 @@ def test_repeated_words_are_told_apart_by_occurrence(tokenizer: PreTrainedTokeni
     assert find_phrase("red", prompt, words) == words[1].tokens
     assert find_phrase("red", prompt, words, occurrence=1) == words[5].tokens
     for occurrence in (2, -1):
-        with pytest.raises(ValueError, match="'red' is in the prompt 2 time"):
+        with pytest.raises(ValueError, match="'red' occurs 2 time"):
             find_phrase("red", prompt, words, occurrence)
 
 

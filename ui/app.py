@@ -1,4 +1,4 @@
-"""The page: tabs and wiring."""
+"""The page: its tabs, and the events between them."""
 
 import socket
 import time
@@ -9,17 +9,18 @@ import gradio as gr
 import torch
 
 from pipelines import TextToImagePipeline
+from pipelines.training.config import RUNS
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
-from ui.models import RUNS, Models
+from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
 from ui.train_tab import model_of, train_tab
 from ui.translate_tab import translate_tab
 
-# Grey with blue controls: what has any other colour is a picture or a map. System fonts, so that nothing is fetched.
-# The shades are those that keep text at a contrast of 4.5 in light and dark (WCAG AA), which the defaults do not.
+# Grey with blue controls, so that all other colours belong to pictures and maps. System fonts, so that nothing is
+# fetched. The shades keep text at a contrast of 4.5 in light and dark mode (WCAG AA); the defaults do not.
 THEME = gr.themes.Base(
     primary_hue="blue",
     neutral_hue="zinc",
@@ -39,23 +40,23 @@ THEME = gr.themes.Base(
 )
 CSS = """
 .dark { --color-accent: var(--primary-300); }
-.head > :first-child { min-width: 16rem; }
+.head > :first-child { min-width: 16rem !important; } /* the title: a phone shows the model below it */
 .gradio-container { overflow: clip !important; }
 @media (max-width: 480px) { .tab-container button { padding: 0 0.15rem; font-size: 0.75rem; } }
 .html-container:has(.attention-viewer, .alignment, .query-diagram) { padding: 0; }
 """
 
 
-MOST_BYTES = 2**30
-"""Of a file that is brought: a folder of pictures to train on."""
+MOST_UPLOAD_BYTES = 2**30
+"""The limit for an uploaded file, for example a zip of pictures to train on."""
 
 
-def build(model: str | TextToImagePipeline = "shapes") -> gr.Blocks:
-    """The page of a model: a bundled name, a folder, a hub id or a pipeline. It uses a GPU where there is one."""
-    models, kept = Models(model), Kept()
+def build(model: str | TextToImagePipeline = "shapes", device: str | None = None) -> gr.Blocks:
+    """The page for a model: a bundled name, a folder, a hub id or a pipeline; see `Models`."""
+    models, kept = Models(model, device), Kept()
 
     def list_models() -> list[str]:
-        """The names of the models there are; the first is the one the page opened with."""
+        """List the names of the models; the first is the one that the page opened with."""
         return models.names()
 
     def open_run(run: str) -> tuple[Any, Any, Any]:
@@ -105,33 +106,36 @@ def launch(
     mcp: bool = False,
     started: float | None = None,
     block: bool = True,
+    device: str | None = None,
 ) -> gr.Blocks:
     """Open the page and serve it until interrupted.
 
     Args:
-        auth: "user:password" that is asked for; by default nobody is asked.
-        share: let gradio open a public address that leads here.
-        open_browser: open it in this machine's browser.
+        model: a bundled name, a folder, a hub id or a pipeline.
+        auth: "user:password", which every visitor must enter; by default there is no login.
+        share: let Gradio open a public address for the page.
+        open_browser: open the page in this machine's browser.
         mcp: offer the API to language models too (Model Context Protocol), below /gradio_api/mcp.
-        started: when the command began (seconds since the epoch), to say how long a person waited for the page.
-        block: wait here; otherwise return while the page is served (close it with `page.close()`).
+        started: when the command began (seconds since the epoch), for the printed start-up time.
+        block: wait until interrupted; otherwise return while the page is served (close it with `page.close()`).
+        device: the device of the models, see `Models`.
 
     Raises:
-        ValueError: the port cannot be had, there is no such model, or an option makes no sense; before anything is
-            loaded or served.
+        ValueError: the port is not free, an option is malformed, or the model does not exist; raised before anything is
+            served.
     """
     started = time.time() if started is None else started
     _check_port(host, port)
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and colon and password):
-        raise ValueError("--auth is user:password, for example --auth ada:enigma")
+        raise ValueError("--auth must be user:password, for example --auth ada:enigma")
     if mcp and find_spec("mcp") is None:
-        raise ValueError("--mcp needs one more package: pip install 'unet-xattn[mcp]'")
-    if block and not torch.cuda.is_available():
-        # Every request comes in a thread of its own. Where several of them share a picture's work out, torch's helpers
-        # (OpenMP's) outnumber the cores and sleep between any two layers: a picture takes two and a half times as long.
+        raise ValueError("--mcp needs another package: pip install 'unet-xattn[mcp]'")
+    if block and AT_ONCE > 1:
+        # Every request runs in its own thread. If each uses several OpenMP threads, these outnumber the cores and sleep
+        # between layers: a picture takes two and a half times as long.
         torch.set_num_threads(1)
-    page = build(model)
+    page = build(model, device)
     page.launch(
         server_name=host,
         server_port=port,
@@ -139,7 +143,7 @@ def launch(
         share=share,
         inbrowser=open_browser,
         mcp_server=mcp,
-        max_file_size=MOST_BYTES,
+        max_file_size=MOST_UPLOAD_BYTES,
         quiet=True,
         prevent_thread_lock=True,
         run_history=False,
@@ -148,20 +152,22 @@ def launch(
         css=CSS,
     )
     if share:
-        print(f"Everybody who knows it can use {page.share_url}.", flush=True)
-    print(f"The page is at {page.local_url} after {time.time() - started:.1f} s. Stop it with Ctrl+C.", flush=True)
+        print(f"Anyone with this address can use the page: {page.share_url}", flush=True)
+    print(
+        f"The page is at {page.local_url} (started in {time.time() - started:.1f} s). Stop it with Ctrl+C.", flush=True
+    )
     if block:
         page.block_thread()
     return page
 
 
 def _check_port(host: str, port: int) -> None:
-    """Ask for the port before the model is loaded: gradio asks late, and says less about it."""
+    """Check the port before the model is loaded: Gradio checks late, and its message says less."""
     if not 1 <= port <= 65535:
-        raise ValueError(f"the port is a number from 1 to 65535, not {port}")
+        raise ValueError(f"the port must be a number from 1 to 65535, got {port}")
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError:
         raise ValueError(
-            f"{host}:{port} is taken, or is no address of this machine: choose another --port or --host"
+            f"{host}:{port} is in use, or is not an address of this machine: choose another --port or --host"
         ) from None

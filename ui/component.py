@@ -1,4 +1,4 @@
-"""Components of our own: a folder each, with its template, its style and its script in files of their own."""
+"""Our own Gradio components: each is a package with its template, style and script in separate files."""
 
 from typing import Any
 
@@ -8,10 +8,13 @@ from ui.template import sources
 
 
 def component(package: str, value: Any = None, **options: Any) -> gr.HTML:
-    """The component of a package, `ui.viewer` for one; `options` are gr.HTML's, or properties its script reads.
+    """The component of a package, for example `ui.viewer`.
 
-    It is a plain `gr.HTML` rather than a subclass because gradio writes a .pyi file beside every component class it
-    meets. Templates are static: gradio runs them as code, so what a person typed travels in `value` only.
+    It is a plain `gr.HTML` and not a subclass, because Gradio writes a .pyi file beside every component class. Gradio
+    runs templates as code: they must be static, and text that a person typed may travel only in `value`.
+
+    Args:
+        options: arguments of `gr.HTML`, or properties that the script reads from `props`.
     """
     template, style, script = sources(package)
     return gr.HTML(

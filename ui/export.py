@@ -1,4 +1,4 @@
-"""Everything a trace shows, as files that open anywhere: pictures, an animation, a table and a page."""
+"""A trace as files that open anywhere: pictures, an animation, a table and a page."""
 
 import csv
 import io
@@ -18,22 +18,22 @@ from unet_xattn.words import Word
 
 
 def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: bool = False) -> list[Path]:
-    """Write what one recorded picture shows into a folder, and return the files.
+    """Write the attention of one recorded picture into a folder, and return the files.
 
-    `words.png`, all words on a sheet; `word-NN-TEXT.png`, each alone; `measures.csv`, see `measures`; `page.html`, the
-    viewer in one file that needs nothing else; and, where steps were kept apart, `steps.png` and `steps.webp`, which
-    plays them.
+    The files are `words.png`, all words on a sheet; `word-NN-TEXT.png`, one word each; `measures.csv`, see `measures`;
+    and `page.html`, the viewer in one file that needs nothing else. If the steps were recorded separately, there are
+    also `steps.png` and the animation `steps.webp`.
 
     Raises:
-        ValueError: there is no such image, or the folder holds something and `overwrite` is False.
+        ValueError: the image does not exist, or the folder is not empty and `overwrite` is False.
     """
     words = attention.words_of(image)
     if not overwrite and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another --out, or --overwrite")
     drawings = {"words.png": word_sheet(attention, image)}
     for i, word in enumerate(words, 1):
-        spelt = re.sub(r"\W+", "-", word.text)[:40]
-        drawings[f"word-{i:02}-{spelt}.png"] = word_overlay(attention, word, image)
+        name = re.sub(r"\W+", "-", word.text)[:40]
+        drawings[f"word-{i:02}-{name}.png"] = word_overlay(attention, word, image)
     if attention.steps:
         drawings["steps.png"] = step_sheet(attention, image)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: b
         first.save(folder / "steps.webp", save_all=True, append_images=others, duration=250, loop=0, lossless=True)
         written.append(folder / "steps.webp")
     rows = measures(attention, image)
-    with open(folder / "measures.csv", "w", encoding="utf-8-sig", newline="") as file:  # as spreadsheets expect it
+    with open(folder / "measures.csv", "w", encoding="utf-8-sig", newline="") as file:  # spreadsheets expect the mark
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(rows)
@@ -54,9 +54,9 @@ def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: b
 
 
 def stem(prompt: str, seed: int) -> str:
-    """A file's name for a picture: what it shows, in any script, so that no two prompts share it, and its seed."""
-    spelt = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]
-    return f"{spelt or 'picture'}-seed{seed}"
+    """The name of a picture's file without its ending: the prompt, in any script, and the seed."""
+    name = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]
+    return f"{name or 'picture'}-seed{seed}"
 
 
 DOWNLOADS = {
@@ -66,30 +66,35 @@ DOWNLOADS = {
     "trace": (".safetensors", "application/octet-stream"),
     "page": (".html", "text/html"),
 }
-"""What one picture can be taken home as: what its file's name ends in, and its type."""
+"""The kinds of file of one picture: the end of the file's name, and its media type."""
 
 
 def download(
     attention: AttentionTrace, image: int, kind: str, settings: Mapping[str, Any], frames: Sequence[str] = ()
 ) -> bytes:
-    """One of `DOWNLOADS`: the picture with what made it in its metadata, all words' maps, the same for each step, the
-    trace, or the viewer in a file of its own with the pictures of its steps, `frames`.
+    """The content of one file of a picture.
+
+    Args:
+        kind: "png", the picture with its settings as metadata; "maps", the heat maps of all words; "gif", the same for
+            each step; "trace"; or "page", the viewer in one file.
+        settings: the settings that the picture was made with.
+        frames: the pictures of the steps as data URLs, for "page".
 
     Raises:
-        ValueError: there is no such kind, or no steps were kept to animate.
+        ValueError: the kind does not exist, or the steps were not recorded separately, which "gif" needs.
     """
     file = io.BytesIO()
     if kind == "png":
-        made = PngInfo()
+        metadata = PngInfo()
         for name, value in settings.items():
-            made.add_itxt(name, str(value))
-        made.add_itxt("settings", json.dumps(dict(settings), ensure_ascii=False))
-        drawn(attention, image).save(file, "PNG", pnginfo=made)
+            metadata.add_itxt(name, str(value))
+        metadata.add_itxt("settings", json.dumps(dict(settings), ensure_ascii=False))
+        drawn(attention, image).save(file, "PNG", pnginfo=metadata)
     elif kind == "maps":
         word_sheet(attention, image).save(file, "PNG")
     elif kind == "gif":
         if not attention.steps:
-            raise ValueError("there is nothing to animate: the steps were not kept apart")
+            raise ValueError("nothing to animate: the steps were not recorded separately")
         first, *others = step_frames(attention, image)
         first.save(file, "GIF", save_all=True, append_images=others, duration=250, loop=0)
     elif kind == "trace":
@@ -99,25 +104,25 @@ def download(
     elif kind == "page":
         return document(attention, image, frames).encode()
     else:
-        raise ValueError(f"a picture can be had as {', '.join(DOWNLOADS)}, not {kind[:40]!r}")
+        raise ValueError(f"the kind of file must be one of {', '.join(DOWNLOADS)}, got {kind[:40]!r}")
     return file.getvalue()
 
 
 def measures(attention: AttentionTrace, image: int = 0) -> list[dict[str, str | int | float]]:
-    """Each word in numbers (`unet_xattn.grounding.Measures`), over all layers and in each, a row each.
+    """The measures of each word (`unet_xattn.grounding.Measures`), one row for all layers and one for each layer.
 
-    What is no word follows, token by token: the tokens that begin and end the prompt, padding and punctuation. With
-    them, the masses of a layer add up to one. Centres are in pixels.
+    Rows of the other tokens follow: start and end of the prompt, padding and punctuation. With them, the masses of a
+    layer add up to one. Centres are in pixels.
     """
     words, tokens = attention.words_of(image), attention.tokens_of(image)
-    told = {token for word in words for token in word.tokens}
-    asked: list[tuple[str, str, Word | int]] = [(word.text, "word", word) for word in words]
-    asked += [(text, "token", i) for i, text in enumerate(tokens) if i not in told]
+    in_words = {token for word in words for token in word.tokens}
+    listed: list[tuple[str, str, Word | int]] = [(word.text, "word", word) for word in words]
+    listed += [(text, "token", i) for i, text in enumerate(tokens) if i not in in_words]
     rows: list[dict[str, str | int | float]] = []
-    for text, kind, what in asked:
+    for text, kind, item in listed:
         for layer in (None, *attention.layers):
-            heat = attention.measure(what, image=image, layer=layer)
-            peak = float(attention.heatmap(what, image=image, layer=layer).max())
+            heat = attention.measure(item, image=image, layer=layer)
+            peak = float(attention.heatmap(item, image=image, layer=layer).max())
             row: dict[str, str | int | float] = {"text": _cell(text), "kind": kind, "layer": layer or "all"}
             numbers = {"mass": heat.mass, "peak": peak, "entropy": heat.entropy, "area": heat.area}
             numbers |= {"centre x": heat.centre[0], "centre y": heat.centre[1]}
@@ -126,5 +131,5 @@ def measures(attention: AttentionTrace, image: int = 0) -> list[dict[str, str | 
 
 
 def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
+    """A text that spreadsheets do not read as a formula."""
     return f"'{text}" if text[:1] in "=+-@" else text

@@ -1,4 +1,4 @@
-"""Type a prompt, watch the picture form, and see which word drew what."""
+"""The Generate tab: type a prompt, watch the picture form, and see which word drew what."""
 
 import random
 import time
@@ -16,11 +16,12 @@ from gradio.events import Dependency
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.samplers import OWN, SAMPLERS, with_sampler
+from pipelines.checks import check_prompt, check_text, parse_seed
+from pipelines.samplers import OWN, SAMPLERS
 from pipelines.scenes.emoji_font import FontError
 from pipelines.scenes.judge import judge
 from pipelines.scenes.worlds import parse
-from ui.checks import check_prompt, parse_seed
+from pipelines.text_to_image import with_sampler
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, MODEL, Models
 from ui.reading import read, reading
@@ -38,19 +39,19 @@ EXAMPLES = [
 MOST_STEPS = 100
 MOST_PICTURES = 8
 LIVE: dict[str, Any] = {"steps": 6, "guidance": 1.0, "sampler": "DPM-Solver++"}
-"""How a model that was not distilled draws while one types: the fewest passes through the UNet that agree with prompts
-within three points of what 20 guided steps do, by `tests/benchmarks/samplers.py`."""
+"""The live mode's settings for models that were not distilled: the fewest passes through the UNet whose agreement with
+prompts is within three points of 20 guided steps, by `tests/benchmarks/samplers.py`."""
 
 PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
-"""The threads that draw."""
+"""The threads that generate pictures."""
 
 SHOWN_EVERY = 0.1
-"""Seconds between two pictures of one that is forming: more than a browser needs to show the last."""
+"""Seconds between two previews of a picture: longer than a browser needs to show one."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. `low` and `high` are the noise levels between which it is guided."""
+    """The settings of one generation. Guidance acts at noise levels in (low, high]."""
 
     prompt: str
     seed: str = "0"
@@ -64,36 +65,36 @@ class Request:
     model: str = ""
 
     def check(self) -> None:
-        """Raise ValueError, in one line, for what the pipeline would not refuse itself or only at some cost."""
+        """Raise ValueError for settings that the pipeline accepts, or refuses only after costly work."""
         check_prompt(self.prompt)
-        check_prompt(self.negative)
+        check_text(self.negative, "negative prompt")
         parse_seed(self.seed)
-        for name, value, most in (("steps", self.steps, MOST_STEPS), ("pictures", self.count, MOST_PICTURES)):
+        for name, value, most in (("steps", self.steps, MOST_STEPS), ("number of pictures", self.count, MOST_PICTURES)):
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"{name} is a whole number from 1 to {most}, not {value}")
+                raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value}")
 
     @property
     def seeds(self) -> list[int]:
-        """Of each picture: the one that was typed, and those that follow it."""
+        """The seed of each picture: the one that was typed, then the numbers after it."""
         first = parse_seed(self.seed)
         return [(first + i) % 2**64 for i in range(self.count)]
 
     def settings(self, image: int) -> dict[str, Any]:
-        """What draws one of the pictures again, as a link can carry it."""
+        """The settings that generate one of the pictures again, as a link can carry them."""
         return asdict(self) | {"seed": str(self.seeds[image]), "count": 1}
 
 
-class StoppedError(Exception):
-    """Nobody waits for the picture any more."""
+class DrawingCancelledError(Exception):
+    """Ends a generation whose result nobody waits for any more."""
 
 
 def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> Iterator[str | Drawing]:
-    """Draw, and say how the (first) picture looks meanwhile: data URLs, and the finished drawing at last.
+    """Generate pictures; yields previews of the first one as data URLs, then the finished drawing.
 
-    Whoever stops listening stops the drawing, within a step.
+    Closing the generator stops the work within one step.
 
     Raises:
-        ValueError: something typed is out of its range; the message says what, in one line.
+        ValueError: a setting is out of its range; the message is one line.
     """
     request.check()
     pipe = with_sampler(pipe, request.sampler)
@@ -105,7 +106,7 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
     def after_step(pipe: DiffusionPipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict:
         nonlocal shown
         if stop.is_set():
-            raise StoppedError
+            raise DrawingCancelledError
         if keep == "full":
             for image, picture in enumerate(pipe.image_processor.postprocess(values["clean"].float())):
                 frames[image].append(data_url(picture, "WEBP", lossless=True))
@@ -114,7 +115,7 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
                 updates.put(frames[0][-1])
         return {}
 
-    def draw() -> None:
+    def run() -> None:
         try:
             with torch.inference_mode(), trace(pipe, keep) as attention:
                 pipe(
@@ -126,13 +127,13 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
                     generator=[torch.Generator().manual_seed(seed) for seed in request.seeds],
                     output_type="latent",
                     callback_on_step_end=after_step,
-                    callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE takes its time
+                    callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE is slow
                 )
             updates.put(Drawing(attention, frames, [request.settings(i) for i in range(request.count)]))
-        except Exception as error:  # it belongs to whoever listens
+        except Exception as error:  # raised again in the thread that listens
             updates.put(error)
 
-    PAINTERS.submit(draw)
+    PAINTERS.submit(run)
     try:
         while True:
             update = updates.get()
@@ -146,22 +147,23 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
 
 
 def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, seconds: float) -> dict[str, Any]:
-    """What the viewer is sent of a finished drawing, with the judge's verdict where the prompt describes a scene."""
+    """The viewer's value for a finished drawing, with the judge's verdict if the prompt describes a scene."""
     attention = drawing.attention
     pictures = [
         payload(attention, i) | {"settings": drawing.settings[i], "verdict": verdict(attention, i)}
         for i in range(request.count)
     ]
-    note = f"Seed {request.seed}, {request.steps} steps, guidance {request.guidance:g}: drawn in {seconds:.1f} s."
+    note = f"Seed {request.seed}, {request.steps} steps, guidance scale {request.guidance:g}: "
+    note += f"generated in {seconds:.1f} s."
     if unknown := dict.fromkeys(unknown_words(request.prompt, pipe.tokenizer)):
-        note += " The model has never read: " + ", ".join(f'"{word}"' for word in unknown) + "."
+        note += " Words unknown to the model: " + ", ".join(f'"{word}"' for word in unknown) + "."
     return {"pictures": pictures, "note": note}
 
 
 def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]] | None:
-    """What a prompt says, item by item, and whether the picture shows it; None where the prompt describes no scene.
+    """Each statement of the prompt, and whether the picture shows it; None if the prompt does not describe a scene.
 
-    None as well for a scene of emoji where there is no font to know them by.
+    Also None for a scene of emoji if the emoji font, which the judge needs, is not installed.
     """
     scene = parse(attention.prompts[image])
     if scene is None or attention.pictures is None:
@@ -172,8 +174,8 @@ def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]]
         return None
 
 
-def draw(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any]]:
-    """What the viewer is sent while a request is drawn. Raises as `forming` does."""
+def viewer_updates(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any]]:
+    """The viewer's values while a request is generated: previews, then the pictures. Raises as `forming` does."""
     pipe, start = models.get(request.model or models.first), time.perf_counter()
     for update in forming(pipe, request):
         if isinstance(update, Drawing):
@@ -184,13 +186,13 @@ def draw(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any
 
 
 def live_request(models: Models, prompt: str, seed: str, model: str) -> Request:
-    """How a picture is drawn while one types: by `LIVE`, or as the model draws best if that takes no more steps."""
-    best = drawn_best(models.get(model or models.first))
+    """The request of the live mode: the model's own settings if these take no more steps than `LIVE`, else `LIVE`."""
+    best = own_settings(models.get(model or models.first))
     return Request(prompt, seed, **(best if best["steps"] <= LIVE["steps"] else LIVE), model=model)
 
 
 def draw_live(models: Models, request: Request) -> dict[str, Any]:
-    """A picture in a moment, with maps of all its steps together. Raises as `forming` does."""
+    """The viewer's value for a picture of the live mode, with maps averaged over steps. Raises as `forming` does."""
     pipe = models.get(request.model or models.first)
     start = time.perf_counter()
     (drawing,) = forming(pipe, request, keep="head")
@@ -199,7 +201,7 @@ def draw_live(models: Models, request: Request) -> dict[str, Any]:
 
 
 def linked(query: dict[str, str], models: Models) -> Request:
-    """The request in a link, `Request.settings` as a browser writes them; what is missing or wrong is left out."""
+    """The request in a link (`Request.settings` as query parameters); missing and malformed values become defaults."""
     kinds: dict[str, type] = {field: type(value) for field, value in asdict(Request("")).items()}
     found: dict[str, Any] = {"prompt": EXAMPLES[0], "model": models.first}
     for name, text in query.items():
@@ -208,34 +210,34 @@ def linked(query: dict[str, str], models: Models) -> Request:
         except ValueError:
             continue
     try:
-        return Request(**drawn_best(models.get(found["model"])) | found)
-    except ValueError:  # there is no such model; whoever presses Generate is told so
+        return Request(**own_settings(models.get(found["model"])) | found)
+    except ValueError:  # unknown model; "Generate" shows the error
         return Request(**found)
 
 
-def drawn_best(pipe: TextToImagePipeline) -> dict[str, Any]:
-    """The steps and the guidance a model draws best with."""
+def own_settings(pipe: TextToImagePipeline) -> dict[str, Any]:
+    """The steps and the guidance scale that a model was saved with as its best."""
     return {"steps": pipe.config.num_inference_steps, "guidance": pipe.config.guidance_scale}
 
 
 def new_seed() -> str:
-    """A seed nobody chose, short enough to be read out to someone."""
+    """A random seed, short enough to read out to someone."""
     return str(random.randrange(10**6))
 
 
 def generate_tab(
     page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
 ) -> tuple[gr.Textbox, Callable[..., Dependency]]:
-    """Lay the tab out where the caller is, and wire it; `page` is the whole page, which draws once when it opens.
+    """Build the tab in the current Gradio context; when `page` opens, it generates a first picture.
 
     Returns:
-        the box with the prompt, and what has it drawn after an event that put something there: as the model draws
-        best, where that is another one (`other_model=True`).
+        the prompt's textbox, and a function that generates its text after a given event (with `other_model=True`, it
+        first takes over the new model's own settings).
     """
 
     def show(*values: Any) -> Iterator[dict[str, Any]]:
         try:
-            yield from draw(models, kept, _request(*values))
+            yield from viewer_updates(models, kept, _request(*values))
         except ValueError as error:
             yield {"error": str(error)}
 
@@ -248,11 +250,11 @@ def generate_tab(
         except ValueError as error:
             return {"pieces": [], "error": str(error)}, gr.skip()
 
-    def own_settings(name: str) -> tuple[Any, Any]:
+    def take_settings(name: str) -> tuple[Any, Any]:
         try:
-            best = drawn_best(models.get(name))
-            return best["steps"], best["guidance"]
-        except ValueError:  # drawing with it will say why
+            own = own_settings(models.get(name))
+            return own["steps"], own["guidance"]
+        except ValueError:  # "Generate" shows the error
             return gr.skip(), gr.skip()
 
     def generate(
@@ -267,18 +269,19 @@ def generate_tab(
         count: int = 1,
         model: str = "",
     ) -> dict[str, Any]:
-        """Draw a prompt: {"pictures": what `ui.viewer.payload` says of each, "note": a line}.
+        """Generate pictures: {"pictures": `ui.viewer.payload` of each with settings and verdict, "note": a line}.
 
-        guidance steers at noise levels within (low, high] of [0, 1] away from `negative`; steps, guidance and sampler
-        are the model's own where they are not given; sampler is one of `pipelines.samplers.SAMPLERS`; picture i of
-        `count` has the seed + i; model is one of /models, by default the page's.
+        negative is the negative prompt. guidance is the guidance scale; it acts at noise levels in (low, high] of
+        [0, 1]. By default, steps, guidance and sampler are the model's own. sampler is one of
+        `pipelines.samplers.SAMPLERS`. Picture i of `count` has the seed + i. model is one of /models, by default the
+        page's first.
         """
         try:
-            own = drawn_best(models.get(model or models.first))
+            own = own_settings(models.get(model or models.first))
             steps = own["steps"] if steps is None else steps
             guidance = own["guidance"] if guidance is None else guidance
             request = Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
-            *_, answer = draw(models, kept, request)
+            *_, answer = viewer_updates(models, kept, request)
             return answer
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -296,20 +299,20 @@ def generate_tab(
             viewer = attention_viewer(kept.functions())
         with gr.Column(scale=1):
             live = gr.Checkbox(label="Live: draw while I type")
-            # Not a number field: a browser's numbers end at 2**53.
-            seed = gr.Textbox("0", label="Seed")
-            best = drawn_best(models.get(models.first))
-            steps = gr.Slider(1, MOST_STEPS, best["steps"], step=1, precision=0, label="Steps")
-            guidance = gr.Slider(0, 10, best["guidance"], step=0.1, label="Guidance")
+            # A textbox, because numbers in a browser are exact only up to 2**53.
+            seed = gr.Textbox("0", label="Random seed")
+            own = own_settings(models.get(models.first))
+            steps = gr.Slider(1, MOST_STEPS, own["steps"], step=1, precision=0, label="Steps")
+            guidance = gr.Slider(0, 10, own["guidance"], step=0.1, label="Guidance scale", info="1 is no guidance")
             examples = gr.Examples(EXAMPLES, prompt)
-            with gr.Accordion("More", open=False):
-                negative = gr.Textbox(label="Away from", max_lines=2)
-                low = gr.Slider(0, 1, 0, step=0.05, label="Guide above noise")
-                high = gr.Slider(0, 1, 1, step=0.05, label="Guide up to noise")
+            with gr.Accordion("More settings", open=False):
+                negative = gr.Textbox(label="Negative prompt", max_lines=2)
+                low = gr.Slider(0, 1, 0, step=0.05, label="Guidance interval: lowest noise level")
+                high = gr.Slider(0, 1, 1, step=0.05, label="Guidance interval: highest noise level")
                 sampler = gr.Dropdown([OWN, *SAMPLERS], value=OWN, label="Sampler")
-                count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label="Pictures")
+                count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label="Number of pictures")
 
-    # Progress is shown on the prompt: on the viewer it would fade the picture.
+    # Progress is shown on the prompt, because on the viewer it would fade the picture.
     asked = [prompt, seed, steps, guidance, low, high, negative, sampler, count, model]
     drawing: dict[str, Any] = {
         "inputs": asked,
@@ -341,20 +344,20 @@ def generate_tab(
         [words, viewer],
         trigger_mode="always_last",
         show_progress="hidden",
-        queue=False,  # which looks for work twenty times a second: too seldom for who types
+        queue=False,  # the queue polls 20 times a second, which is too slow while a person types
         api_visibility="private",
     )
-    settled: dict[str, Any] = {
+    taken: dict[str, Any] = {
         "inputs": model,
         "outputs": [steps, guidance],
         "api_visibility": "private",
         "show_progress": "hidden",
     }
-    model.input(own_settings, **settled)
+    model.input(take_settings, **taken)
     gr.api(generate, api_name="generate", **MODEL)
 
     def draw_after(event: Dependency, other_model: bool = False) -> Dependency:
-        return (event.then(own_settings, **settled) if other_model else event).then(show, **drawing)
+        return (event.then(take_settings, **taken) if other_model else event).then(show, **drawing)
 
     return prompt, draw_after
 

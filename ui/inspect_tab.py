@@ -1,118 +1,110 @@
-"""Follow one query: choose who asks, and see every number between its q and its answer."""
+"""The Inspect tab: follow one query through one head, with every number between its q and its output."""
 
 from functools import lru_cache
 from typing import Any
 
 import gradio as gr
 
-from pipelines import TextToImagePipeline, TranslationPipeline
-from pipelines.tracing.follow import Drawing, Query, decoder_layers, draw_states, follow_picture, follow_text
-from ui.checks import check_prompt, parse_seed
+from pipelines import TextToImagePipeline
+from pipelines.checks import check_prompt, check_text, parse_seed
+from pipelines.tracing.follow import Query, Trajectory, decoder_layers, draw_states, follow_picture, follow_text
 from ui.models import MODEL, Models
 from ui.query import picture_payload, query_diagram, text_payload
+from ui.translate_tab import translator
 
 PROMPT = "a red circle left of a blue square"
 READERS = ("picture", "translation")
-"""Who reads the memory: the UNet that draws, or the decoder that translates."""
+"""The readers of the memory: the UNet, which generates a picture, or the text decoder, which translates."""
 
 MAX_STEPS = 100
-"""For clients: what the UNet saw at each step is kept until the query is answered."""
+"""The limit for API clients, because the UNet's input at each step is kept until the query is answered."""
 
-KEPT = 4
-"""Pictures of which what the UNet saw is kept."""
+KEPT_PICTURES = 4
+"""The number of pictures for which the UNet's input at each step is kept."""
 
 
-def draw(
+def record_inputs(
     pipe: TextToImagePipeline, prompt: str, seed: str | int, steps: int | None = None, guidance: float | None = None
-) -> Drawing:
-    """Draw a prompt and keep what the UNet saw at each step.
+) -> Trajectory:
+    """Generate a picture and keep the input of the UNet at each step.
 
     Raises:
-        ValueError: something typed is out of its range; the message says what, in one line.
+        ValueError: an argument is out of its range; the message is one line.
     """
     check_prompt(prompt)
     if steps is not None and steps > MAX_STEPS:
-        raise ValueError(f"a query is followed through {MAX_STEPS} steps at most, not {steps}")
+        raise ValueError(f"steps must be at most {MAX_STEPS}, got {steps}")
     return draw_states(pipe, prompt, parse_seed(seed), steps, guidance)
 
 
-def look_at_picture(pipe: TextToImagePipeline, drawing: Drawing, step: int, layer: str) -> dict[str, Any]:
-    """What the diagram shows of a layer at a step, 0 the first. Raises as `follow_picture` does."""
+def look_at_picture(pipe: TextToImagePipeline, drawing: Trajectory, step: int, layer: str) -> dict[str, Any]:
+    """The diagram's value for a layer at a step, counted from 0. Raises as `follow_picture` does."""
     trust = trusted(pipe, layer)
     return picture_payload(drawing, follow_picture(pipe, drawing, step, layer)) | {"head": trust.index(max(trust))}
 
 
 def look_at_text(pipe: TextToImagePipeline, text: str, layer: str) -> dict[str, Any]:
-    """What the diagram shows of a decoder layer that translates a text.
+    """The diagram's value for a decoder layer that translates a text.
 
     Raises:
-        ValueError: the text or the layer is none, or the model has no decoder; the message says it in one line.
+        ValueError: the text is empty or too long, the layer does not exist, or the model has no text decoder.
     """
-    check_prompt(text)
+    check_text(text)
     return text_payload(follow_text(translator(pipe), text, layer))
 
 
-def translator(pipe: TextToImagePipeline) -> TranslationPipeline:
-    """The text side of a model.
-
-    Raises:
-        ValueError: it has no decoder.
-    """
-    return TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
-
-
 def layers(pipe: TextToImagePipeline, reader: str) -> list[tuple[str, str]]:
-    """The cross-attention layers of one of `READERS` in the order they run, as (what a person reads, name).
+    """The cross-attention layers of one of `READERS` in the order they run, as (label, name).
 
     Raises:
-        ValueError: a translation is asked for, and the model has no decoder.
+        ValueError: the reader is the text decoder, and the model has none.
     """
     if reader == "translation":
-        return [(f"decoder layer {i}", name) for i, name in enumerate(decoder_layers(translator(pipe)), 1)]
+        return [(f"Decoder layer {i}", name) for i, name in enumerate(decoder_layers(translator(pipe)), 1)]
     size = pipe.unet.config.sample_size
     grids = pipe.unet.attention_grids(size, size)
     return [(f"{name} · {rows}×{columns}", name) for name, (rows, columns) in grids.items()]
 
 
 def trusted(pipe: TextToImagePipeline, layer: str) -> list[float]:
-    """How far each head of a UNet layer can be trusted to say where a word is; all alike where nobody has measured."""
+    """The calibrated weight of each head of a UNet layer, zeros if the model has no calibration."""
     return (pipe.config.calibration or {}).get(layer) or [0.0] * pipe.unet.config.heads
 
 
 def first_layer(pipe: TextToImagePipeline, reader: str) -> str:
-    """The layer to open with: the one with the most trusted head, or the last, which is among the finest.
+    """The layer to show first: the one whose head has the largest calibrated weight, else the last.
 
     Raises:
-        ValueError: a translation is asked for, and the model has no decoder.
+        ValueError: the reader is the text decoder, and the model has none.
     """
     names = [name for _, name in layers(pipe, reader)]
     return names[-1] if reader == "translation" else max(reversed(names), key=lambda name: max(trusted(pipe, name)))
 
 
 def numbers(query: Query, **about: Any) -> dict[str, Any]:
-    """A query as JSON can carry it: the fields of `Query` as lists, and what else there is to say about it."""
+    """The JSON data of a query: the fields of `Query` as lists, and further values."""
     parts = {name: part.tolist() for name, part in vars(query).items() if name != "tokens"}
     return {"tokens": list(query.tokens)} | parts | about
 
 
 def inspect_tab(models: Models, model: gr.components.Component) -> None:
-    """Lay the tab out where the caller is, and wire it; `model` holds the name of the model that is looked into."""
+    """Build the tab in the current Gradio context; the value of `model` is the name of the model to inspect."""
 
-    # The last pictures are kept, so that another step or layer of one costs a single pass; for all who use the page,
-    # for a gr.State would hold a connection open for each.
-    drawn = lru_cache(maxsize=KEPT)(draw)
+    # With the last pictures kept, another step or layer costs only one pass of the UNet. All users of the page share
+    # them, because a gr.State would hold a connection open for each user.
+    recorded = lru_cache(KEPT_PICTURES)(record_inputs)
 
     def answer(name: str, reader: str, prompt: str, seed: str, step: float, layer: str) -> dict[str, Any]:
         try:
             pipe = models.get(name)
             if reader == "translation":
                 return look_at_text(pipe, prompt, layer)
-            return look_at_picture(pipe, drawn(pipe, prompt, seed), int(step) - 1, layer)
+            return look_at_picture(pipe, recorded(pipe, prompt, seed), int(step) - 1, layer)
         except ValueError as error:
             return {"error": str(error)}
 
     def change_reader(name: str, reader: str, step: float) -> tuple[gr.Dropdown, gr.Slider, gr.Textbox]:
-        """The controls of a reader; one that the model does not have has no layers, and `answer` says why."""
+        """The controls for a reader. If the model lacks it, there are no layers, and `answer` gives the error."""
         try:
             pipe = models.get(name)
             layer = gr.Dropdown(layers(pipe, reader), value=first_layer(pipe, reader))
@@ -133,14 +125,14 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         layer: str = "",
         head: int = 0,
     ) -> dict[str, Any]:
-        """Follow the query of the place where pixel (x, y) lies: q, k, products, scaled, mask, weights, v and out.
+        """Follow the query at pixel (x, y) of a generated picture: q, k, products, scaled, mask, weights, v and out.
 
-        step and head count from 0; by default the step is in the middle, the layer the most trusted one, and steps and
-        guidance are the model's own.
+        step and head count from 0. By default, the step is the middle one, the layer has the head that locates words
+        best, and steps and guidance (the guidance scale) are the model's own.
         """
         try:
             pipe = models.get(models.first)
-            drawing = draw(pipe, prompt, seed, steps, guidance)
+            drawing = record_inputs(pipe, prompt, seed, steps, guidance)
             step = len(drawing.states) // 2 if step is None else step
             reading = follow_picture(pipe, drawing, step, layer or first_layer(pipe, "picture"))
             position = reading.place(x, y)
@@ -152,12 +144,13 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         return numbers(query, **about, step=step, noise=reading.noise, head=head)
 
     def follow_translation(text: str, position: int, layer: str = "decoder.0", head: int = 0) -> dict[str, Any]:
-        """Follow the query that asks where to look when token `position` of a translation is written, the first 0.
+        """Follow the query with which the text decoder predicts token `position` of a translation.
 
-        The same numbers as of a picture, and `written`, the tokens of the translation. head counts from 0.
+        The answer has the numbers of /follow, and `written`, the tokens of the translation. position and head count
+        from 0.
         """
         try:
-            check_prompt(text)
+            check_text(text)
             reading = follow_text(translator(models.get(models.first)), text, layer)
             query = reading.query(position, head)
         except ValueError as error:
@@ -167,22 +160,22 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
     first = models.get(models.first)
     with gr.Row(equal_height=True):
         prompt = gr.Textbox(PROMPT, label="Prompt", show_label=False, container=False, scale=4, min_width=240)
-        button = gr.Button("Follow", variant="primary", scale=1, min_width=120)
+        button = gr.Button("Inspect", variant="primary", scale=1, min_width=120)
     with gr.Row(equal_height=True):
         reader = gr.Radio(
-            [("the picture", "picture"), ("the translation", "translation")],
+            [("UNet", "picture"), ("Text decoder", "translation")],
             value="picture",
-            label="Who reads the memory",
+            label="Reader of the memory",
             min_width=310,
         )
         layer = gr.Dropdown(layers(first, "picture"), value=first_layer(first, "picture"), label="Layer", min_width=240)
         steps = first.config.num_inference_steps
         step = gr.Slider(1, steps, max(steps // 2, 1), step=1, precision=0, label="Step", min_width=160)
-        seed = gr.Textbox("0", label="Seed", max_lines=1, min_width=120)
+        seed = gr.Textbox("0", label="Random seed", max_lines=1, min_width=120)
     diagram = query_diagram()
 
-    # Nothing fades while it is on its way: the last answer stays until the next is there. A new picture takes longer
-    # than a step or a layer of the last one, so that is shown, on the prompt.
+    # The last answer stays without fading until the next one arrives. A new picture takes longer than another step or
+    # layer, so its progress is shown, on the prompt.
     looking: dict[str, Any] = {
         "fn": answer,
         "inputs": [model, reader, prompt, seed, step, layer],
@@ -193,7 +186,7 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         "api_visibility": "private",
     }
     drawing = looking | {"show_progress": "minimal", "show_progress_on": prompt}
-    diagram.opened(**drawing)  # an event of its own script, which `gr.on` does not take
+    diagram.opened(**drawing)  # an event of the diagram's script, which `gr.on` does not accept
     gr.on([button.click, prompt.submit, seed.submit], **drawing)
     gr.on([step.change, layer.input], **looking)
     gr.on(

@@ -1,24 +1,25 @@
-"""What was drawn lately, kept so that its finer maps and its files can be asked for, by whoever knows its key."""
+"""The latest generated pictures with their traces, kept for requests of finer maps and files by key."""
 
 import base64
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from cachetools import LRUCache
+
 from ui.export import DOWNLOADS, download, stem
 from ui.viewer import view
 from unet_xattn import AttentionTrace
 
-BUDGET = 2**29
-"""Bytes all traces together may take; the oldest go first."""
+KEPT_BYTES = 2**29
+"""The memory that all kept traces together may take; the least recently used are dropped first."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A trace, of each of its pictures how it looked at each step (data URLs), and what it was made from."""
+    """A trace; for each of its pictures a frame per step (data URLs), and the settings that generate it."""
 
     attention: AttentionTrace
     frames: list[list[str]]
@@ -26,47 +27,44 @@ class Drawing:
 
     @property
     def bytes(self) -> int:
-        """About what it takes in memory."""
+        """The approximate size in memory."""
         keep = self.attention.keep
         frames = sum(len(frame) for frames in self.frames for frame in frames)
         return self.attention.recording.bytes(heads="head" in keep, steps="step" in keep) + frames
 
 
 class Kept:
-    """Drawings by keys that cannot be guessed: nobody sees another's."""
+    """Drawings by keys that cannot be guessed, so that nobody can see the drawings of others."""
 
-    def __init__(self, budget: int = BUDGET):
-        self.budget = budget
-        self._drawings: OrderedDict[str, Drawing] = OrderedDict()
+    def __init__(self, budget: int = KEPT_BYTES):
+        # One drawing may be larger than the budget: then it is the only one.
+        self._drawings: LRUCache[str, Drawing] = LRUCache(budget, getsizeof=lambda drawing: min(drawing.bytes, budget))
         self._lock = Lock()
 
     def add(self, drawing: Drawing) -> str:
-        """Keep a drawing, let the oldest go where there are too many, and return its key."""
+        """Keep a drawing and return its key."""
         key = secrets.token_urlsafe(18)
         with self._lock:
             self._drawings[key] = drawing
-            while sum(d.bytes for d in self._drawings.values()) > self.budget and len(self._drawings) > 1:
-                self._drawings.popitem(last=False)
         return key
 
     def get(self, asked: Any) -> tuple[Drawing, int]:
-        """The drawing and the picture that a browser asks for, {"key": text, "image": number}.
+        """The drawing and the index of the picture that a browser asks for with {"key": text, "image": number}.
 
         Raises:
-            ValueError: they are not there (any more), or make no sense.
+            ValueError: the drawing is not kept (any more), or the request is malformed.
         """
         key, image = (asked.get("key"), asked.get("image")) if isinstance(asked, dict) else (None, None)
         with self._lock:
             drawing = self._drawings.get(key) if isinstance(key, str) else None
-            if key is None or drawing is None:
-                raise ValueError("this picture is not kept any more: draw it again")
-            self._drawings.move_to_end(key)
+        if drawing is None:
+            raise ValueError("the server no longer keeps this picture: generate it again")
         if not isinstance(image, int) or not 0 <= image < len(drawing.settings):
-            raise ValueError(f"the drawing has {len(drawing.settings)} pictures, counted from 0")
+            raise ValueError(f"image must be a number from 0 to {len(drawing.settings) - 1}, got {str(image)[:40]!r}")
         return drawing, image
 
     def functions(self) -> list[Callable[[Any], dict[str, Any]]]:
-        """What the viewer asks of the server; what is wrong is answered as {"error": a line}."""
+        """The functions that the viewer calls on the server; they answer errors as {"error": a line}."""
 
         def answering(answer: Callable[[Drawing, int, Any], dict[str, Any]], name: str) -> Callable:
             def ask(asked: Any) -> dict[str, Any]:
@@ -75,7 +73,7 @@ class Kept:
                 except ValueError as error:
                     return {"error": str(error)}
 
-            ask.__name__ = name  # the browser calls it by this name
+            ask.__name__ = name  # the name by which the browser calls it
             return ask
 
         def finer(drawing: Drawing, image: int, asked: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bring a picture and say what it shows: where each word of the caption lies in it."""
+"""The Your picture tab: upload a picture with a caption, and see where each word of the caption lies."""
 
 from typing import Any
 
@@ -6,47 +6,50 @@ import gradio as gr
 from PIL import Image
 
 from pipelines import attribute as attribute_words
-from ui.checks import check_prompt
+from pipelines.checks import check_text
 from ui.kept import Drawing, Kept
 from ui.models import MODEL, Models
 from ui.viewer import payload
 from ui.viewer.component import attention_viewer
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is tried on a file that is brought: Pillow knows more, and some of those run other programs."""
+"""The formats that an upload may have. Pillow knows more, but some of them run other programs."""
 
 MOST_PIXELS = 40_000_000
-"""Of a picture that is brought: a large camera's. A bomb of a small file unpacks to more."""
+"""The limit for an upload: as many as a large camera has. A decompression bomb has more."""
 
 
 def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) -> dict[str, Any]:
-    """What the viewer is sent of a caption's words in a picture (`pipelines.attribute`).
+    """The viewer's value for a caption's words in an uploaded picture (see `pipelines.attribute`).
 
     Args:
-        file: where the picture was put that somebody brought.
+        file: the path of the upload, or None.
+        name: the model; "" is the page's first.
 
     Raises:
-        ValueError: no picture, too large a one, or a caption that cannot be read.
+        ValueError: the picture is missing, damaged or too large, or the caption cannot be used.
     """
     if file is None:
-        raise ValueError("there is no picture: drop one into the frame")
-    check_prompt(caption)
+        raise ValueError("no picture: drop one into the frame, or paste it")
+    check_text(caption, "caption")
     pipe = models.get(name or models.first)
     try:
-        with Image.open(file, formats=FORMATS) as picture:  # its head; the size is known before anything is unpacked
+        with Image.open(file, formats=FORMATS) as picture:  # reads the file's head only: size first, pixels later
             if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"the picture has {picture.width}×{picture.height} pixels, at most {MOST_PIXELS:,} do")
+                size = f"{picture.width}×{picture.height}"
+                raise ValueError(f"the picture has {size} pixels, the limit is {MOST_PIXELS:,}: make it smaller")
             picture.load()
             attention = attribute_words(pipe, picture, caption, keep="full")
     except (OSError, SyntaxError, Image.DecompressionBombError):
-        raise ValueError(f"the file is no whole picture of a kind that is read: {', '.join(FORMATS)}") from None
+        formats = ", ".join(FORMATS)
+        raise ValueError(f"the file is damaged, or not a picture in one of these formats: {formats}") from None
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
-    note = "Read at three noise levels, which the steps stand for."
+    note = "Attention at three noise levels: steps 1 to 3."
     return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
 
 
 def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
-    """Lay the tab out where the caller is, and wire it."""
+    """Build the tab in the current Gradio context."""
 
     def show(picture: str | None, caption: str, name: str) -> dict[str, Any]:
         try:
@@ -55,7 +58,7 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
             return {"error": str(error)}
 
     def attribute(picture: str | None, caption: str, name: str = "") -> dict[str, Any]:
-        """Where the words of a caption lie in a picture: as /generate answers, without settings."""
+        """Find where the words of a caption lie in a picture: the answer of /generate, without settings and verdict."""
         try:
             return look(models, kept, picture, caption, name)
         except ValueError as error:
@@ -66,7 +69,7 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
             picture = gr.Image(
                 type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=260
             )
-            caption = gr.Textbox(label="Caption: what it shows", max_lines=4)
+            caption = gr.Textbox(label="Caption", placeholder="What the picture shows", max_lines=4)
             button = gr.Button("Where is each word?", variant="primary")
         with gr.Column(scale=2):
             viewer = attention_viewer(kept.functions())

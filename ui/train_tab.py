@@ -1,4 +1,4 @@
-"""Choose data, train on it in a process of its own, and watch: losses, what the words have learnt, pictures, maps."""
+"""The Train tab: choose data, train on it in a separate process, and watch losses, samples and the words' maps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,17 +10,17 @@ import pandas as pd
 from PIL import Image
 
 from pipelines.runs.machine import in_words
-from pipelines.training.train import TrainConfig
+from pipelines.training.config import RUNS, TrainConfig
 from pipelines.training.validate import LEVELS, SHEET_COLUMNS
 from ui import runs
 from ui.album import album
 from ui.album import page as album_page
-from ui.data import SHAPES, add_upload, check_data, data_names, preview
-from ui.models import RUNS, Models
+from ui.data import DEFAULT_DATA, add_upload, check_data, data_names, preview
+from ui.models import Models
 from ui.runs import Run, check_name, find_run, list_runs
 
-PRESETS = {"Quick try: 200 steps": (200, 50), "The hour: 4,000 steps": (4000, 500)}
-"""What a preset is called -> steps, and steps between validations."""
+PRESETS = {"Quick try: 200 steps": (200, 50), "About an hour: 4,000 steps": (4000, 500)}
+"""The label of a preset -> steps, and steps between validations."""
 
 LIMITS = {
     "steps": (1, 100_000),
@@ -29,26 +29,26 @@ LIMITS = {
     "size": (32, 128),
     "seed": (0, 2**31 - 1),
 }
-"""Least and most of what a page may ask for: larger runs are the command line's."""
+"""The smallest and largest values that the page accepts; larger runs are started at the command line."""
 
-SIZES = (32, 64, 96, 128)
+PICTURE_SIZES = (32, 64, 96, 128)
 
 LEVEL_COLOURS = dict(zip(map(str, LEVELS), ("#4477dd", "#1b9e9e", "#5a9e2f", "#d98a00", "#d6456a"), strict=True))
 SHARE_COLOURS = {"agreement": "#4477dd", "pointing": "#d98a00"}
 
 
 class TrainTab(NamedTuple):
-    """What the page wires: the button that opens a run's model, and which run is chosen (see `model_of`)."""
+    """What the page needs of the tab: the button that opens a run's model, and the chosen run (see `model_of`)."""
 
     open: gr.Button
     run: gr.Dropdown
 
 
-def begin(name: str, data: str, steps: int, batch_size: int, seed: int, size: int, every: int) -> Run:
+def start_run(name: str, data: str, steps: int, batch_size: int, seed: int, size: int, every: int) -> Run:
     """Start a run under `RUNS`.
 
     Raises:
-        ValueError: something typed is out of its range, there is such a run, or another is being trained.
+        ValueError: a setting is out of its range, the name is taken, or another run is active.
     """
     check_name(name)
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed, "size": size, "every": every}
@@ -62,66 +62,66 @@ def begin(name: str, data: str, steps: int, batch_size: int, seed: int, size: in
     return runs.start(TrainConfig(data=check_data(data), out=str(RUNS / name), **chosen))
 
 
-def go_on(name: str) -> Run:
-    """Resume a run under `RUNS`. Raises ValueError if it cannot be, or another is being trained."""
+def resume_run(name: str) -> Run:
+    """Resume a run under `RUNS`. Raises ValueError if it is not a stopped run, or another is active."""
     run = find_run(RUNS, name)
     _check_alone()
     return runs.resume(run)
 
 
-def end(name: str) -> Run:
-    """Stop a run under `RUNS`. Raises ValueError if there is nothing to stop."""
+def stop_run(name: str) -> Run:
+    """Stop a run under `RUNS`. Raises ValueError if it is not active."""
     return runs.stop(find_run(RUNS, name))
 
 
 def _check_alone() -> None:
     if active := [run.name for run in list_runs(RUNS) if run.active]:
-        raise ValueError(f"the run {active[0]!r} is being trained: stop it first, two would slow each other down")
+        raise ValueError(f"run {active[0]!r} is being trained: stop it first, because two runs slow each other down")
 
 
 def model_of(models: Models, name: str | None) -> str:
-    """The name that `models` has for what a run has trained so far.
+    """The name in `models` of the model that a run has saved so far.
 
     Raises:
-        ValueError: no run is chosen, or it has not saved a model yet.
+        ValueError: no run is chosen, or the run has not saved a model yet.
     """
     if not name:
         raise ValueError("choose a run first")
     model = str(find_run(RUNS, name).folder)
     if model not in models.names():
-        raise ValueError(f"the run {name!r} has not saved a model yet")
+        raise ValueError(f"run {name!r} has not saved a model yet")
     return model
 
 
 def as_row(run: Run) -> dict[str, Any]:
-    """A run as the API tells of it: its state, where it stands, and its last figures."""
+    """A run in the API: its state, its step, and its last figures."""
     figures = {**(run.log[-1] if run.log else {}), **(run.validation[-1] if run.validation else {})}
     row = {key: getattr(run, key) for key in ("name", "state", "step", "steps", "data", "note")}
     return row | {"figures": figures}
 
 
 def describe(run: Run) -> str:
-    """Where a run stands, in one line."""
+    """The state of a run in one line."""
     if run.state == "starting":
-        return f"{run.name} is starting: libraries and data are being loaded."
-    line = f"{run.name} is {run.state}"
+        return f"{run.name} is starting: it loads libraries and data."
+    line = f"{run.name} has failed" if run.state == "broken" else f"{run.name} is {run.state}"
     if run.steps:
         line += f" at step {run.step:,} of {run.steps:,}" if run.state != "finished" else f" after {run.steps:,} steps"
     if run.log:
         last = run.log[-1]
         line += f", {in_words(last['seconds'])}, loss {last['loss']:.3f}"
-        line += f", {last['pictures/s']:.0f} pictures a second" if run.state == "running" and last["pictures/s"] else ""
+        line += f", {last['pictures/s']:.0f} pictures/s" if run.state == "running" and last["pictures/s"] else ""
         line += f", {in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
     if run.validation and "agreement" in run.validation[-1]:
         last = run.validation[-1]
-        line += f", {round(last['agreement'] * last['judged'])} of {last['judged']} samples right"
+        line += f", {round(last['agreement'] * last['judged'])} of {last['judged']} samples correct"
     return f"{line}. {run.note}".rstrip()
 
 
 def plots(run: Run) -> list[pd.DataFrame | None]:
-    """What the four plots show: training loss, loss per level, what the right caption saves, agreement and pointing.
+    """The data of the four plots: training loss, validation loss, loss reduction by the right caption, and shares.
 
-    Each has the columns step and value, the last three line too; None as long as there is nothing to show.
+    The columns are step, value and line; None if there are no rows yet.
     """
     losses = [(row["step"], row[f"loss {level}"], str(level)) for row in run.validation for level in LEVELS]
     saved = [
@@ -138,11 +138,11 @@ def plots(run: Run) -> list[pd.DataFrame | None]:
 
 
 def samples_at(run: Run, index: int) -> tuple[int, list[tuple[Image.Image, str]], list[tuple[Image.Image, str]]]:
-    """The step of the saved samples at a place from 1 on, its pictures with their prompts, and its words' maps."""
+    """The step of the saved samples with an index, from 1; its pictures with their prompts; and its maps of words."""
     step = run.samples[min(max(index, 1), len(run.samples)) - 1]
     sheet, words = (_picture(run.folder / "samples" / f"{kind}-{step:06d}.png") for kind in ("step", "words"))
     maps = [(words, "")] if words else []
-    if sheet is None or not run.prompts:  # a run of before prompts were kept
+    if sheet is None or not run.prompts:  # a run of a version that did not save prompts
         return step, [(sheet, "")] if sheet else [], maps
     columns = min(SHEET_COLUMNS, len(run.prompts))
     side = sheet.width // columns
@@ -163,41 +163,41 @@ def _line(error: Exception) -> str:
 
 
 def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
-    """Lay the tab out where the caller is, and wire it, but for the button that opens the model elsewhere.
+    """Build the tab in the current Gradio context; when `page` opens, it shows the active or newest run.
 
-    `page` is the whole page: when it opens, it finds the run that is being trained.
+    The caller adds the event of the button that opens a run's model.
     """
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            data = gr.Dropdown(data_names(), value=SHAPES, label="Data")
-            upload = gr.UploadButton("Upload pictures as a .zip", file_types=[".zip"], size="sm")
+            data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label="Training data")
+            upload = gr.UploadButton("Upload captioned pictures (.zip)", file_types=[".zip"], size="sm")
             examples = album("Examples", 88)
-            findings = gr.Textbox(label="Findings", lines=1, max_lines=6, interactive=False)
+            findings = gr.Textbox(label="Data check", lines=1, max_lines=6, interactive=False)
             preset = gr.Radio(list(PRESETS), value=next(iter(PRESETS)), label="Length")
-            with gr.Accordion("Options", open=False):
+            with gr.Accordion("More settings", open=False):
                 with gr.Row():
                     steps = gr.Number(200, label="Steps", precision=0, min_width=100)
-                    every = gr.Number(50, label="Validate every", precision=0, min_width=100)
+                    every = gr.Number(50, label="Steps between validations", precision=0, min_width=100)
                 with gr.Row():
-                    batch_size = gr.Number(64, label="Pictures a step", precision=0, min_width=100)
-                    seed = gr.Number(0, label="Seed", precision=0, min_width=100)
-                    size = gr.Dropdown(list(SIZES), value=64, label="Pixels", min_width=100)
-            name = gr.Textbox("first", label="Name of the run", max_length=64)
-            start = gr.Button("Start", variant="primary")
-            refused = gr.Textbox(label="Not done", visible=False, interactive=False)
+                    batch_size = gr.Number(64, label="Batch size", precision=0, min_width=100)
+                    seed = gr.Number(0, label="Random seed", precision=0, min_width=100)
+                    size = gr.Dropdown(list(PICTURE_SIZES), value=64, label="Picture size", min_width=100)
+            name = gr.Textbox("first", label="Run name", max_length=64)
+            start = gr.Button("Start training", variant="primary")
+            problem = gr.Textbox(label="Error", visible=False, interactive=False)
         with gr.Column(scale=3, min_width=320):
             run = gr.Dropdown([], label="Run")
-            state = gr.Textbox(label="State", value="No run yet.", interactive=False, lines=1, max_lines=3)
+            state = gr.Textbox(label="State", value="No runs yet.", interactive=False, lines=1, max_lines=3)
             with gr.Row():
                 stop = gr.Button("Stop", interactive=False, min_width=90)
                 resume = gr.Button("Resume", interactive=False, min_width=90)
                 open_model = gr.Button("Open in Generate", interactive=False, min_width=90)
             with gr.Row():
                 training = _plot("Training loss")
-                losses = _plot("Loss by noise level", LEVEL_COLOURS)
+                losses = _plot("Validation loss by noise level", LEVEL_COLOURS)
             with gr.Row():
-                saved = _plot("Loss the right caption saves", LEVEL_COLOURS, "%")
-                shares = _plot("Samples right, words that point", SHARE_COLOURS, "%", (0, 1))
+                saved = _plot("Loss reduction by the right caption", LEVEL_COLOURS, "%")
+                shares = _plot("Correct samples, located words", SHARE_COLOURS, "%", (0, 1))
     place = gr.Slider(1, 2, 1, step=1, precision=0, label="Saved samples", visible=False)
     with gr.Row():
         with gr.Column(min_width=320):
@@ -205,17 +205,17 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         with gr.Column(min_width=320):
             pictures = album("Samples", 80)
     timer = gr.Timer(2, active=False)
-    # Of the chosen run: what the page shows already. No gr.State: with one on it, a page never comes to rest.
+    # What the page shows of the chosen run. Not a gr.State, because a page with one never becomes idle.
     seen = gr.JSON({}, visible=False)
     sheets = [place, maps, pictures]
     watched = [state, stop, resume, open_model, training, losses, saved, shares, *sheets, timer, seen]
 
-    def look_over(name: str) -> tuple[Any, ...]:
+    def check(name: str) -> tuple[Any, ...]:
         found = preview(name, 64)
         shown = album_page((Image.fromarray(e.picture), e.caption) for e in found.examples)
         return shown, "\n".join(found.findings), gr.Button(interactive=found.usable)
 
-    def take(file: str) -> tuple[Any, ...]:
+    def add(file: str) -> tuple[Any, ...]:
         try:
             chosen = add_upload(Path(file))
         except (ValueError, OSError) as error:
@@ -233,28 +233,26 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         return gr.Dropdown(_names(), value=chosen.name), gr.Textbox(visible=False)
 
     def show(name: str | None, index: int, seen: dict[str, Any] | None) -> tuple[Any, ...]:
-        """All there is to see of a run, unless the page shows it already; the newest samples, or those looked at."""
+        """All outputs for a run, or skips if nothing has changed; new samples are shown, else those at `index`."""
         seen = seen or {}
         try:
             chosen = find_run(RUNS, name or "")
         except ValueError as error:
-            said = _line(error) if name else "No run yet: choose data and start one."
-            return (said, *[gr.skip()] * (len(watched) - 3), gr.Timer(active=False), {})
-        count, before = len(chosen.samples), seen.get("count", 0) if seen.get("name") == name else 0
+            line = _line(error) if name else "No runs yet: choose data and start one."
+            return (line, *[gr.skip()] * (len(watched) - 3), gr.Timer(active=False), {})
+        count, known = len(chosen.samples), seen.get("count", 0) if seen.get("name") == name else 0
         now = as_row(chosen) | {"rows": len(chosen.log), "count": count}
         if now == seen:
             return (gr.skip(),) * len(watched)
-        index = count if index >= before else index
-        *drawn, judged = plots(chosen)  # the last has something to show on scenes only
+        index = count if index >= known else index
         return (
             describe(chosen),
             gr.Button(interactive=chosen.state in ("starting", "running")),
             gr.Button(interactive=chosen.state == "stopped"),
             gr.Button(interactive=str(chosen.folder) in models.names()),
-            *drawn,
-            gr.update(value=judged, visible=judged is not None or not chosen.validation),
+            *(gr.update(value=rows, visible=rows is not None) for rows in plots(chosen)),
             gr.Slider(1, max(count, 2), value=max(index, 1), visible=count > 1),
-            *([gr.skip()] * 2 if count == before and before else show_samples(name, index)),
+            *([gr.skip()] * 2 if count == known and known else show_samples(name, index)),
             gr.Timer(active=chosen.active),
             now,
         )
@@ -273,29 +271,29 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     shown: dict[str, Any] = {"fn": show, "inputs": [run, place, seen], "outputs": watched, **private}
-    one: dict[str, Any] = {"outputs": [run, refused], "concurrency_id": "runs", **private}
+    changes: dict[str, Any] = {"outputs": [run, problem], "concurrency_id": "runs", **private}
     page.load(find, outputs=[data, run], **private)
-    page.load(look_over, data, [examples, findings, start], **private)
-    data.change(look_over, data, [examples, findings, start], api_visibility="private", show_progress_on=examples)
-    upload.upload(take, upload, [data, refused], api_visibility="private", show_progress_on=data)
+    page.load(check, data, [examples, findings, start], **private)
+    data.change(check, data, [examples, findings, start], api_visibility="private", show_progress_on=examples)
+    upload.upload(add, upload, [data, problem], api_visibility="private", show_progress_on=data)
     preset.change(set_length, preset, [steps, every], **private)
     chosen = [name, data, steps, batch_size, seed, size, every]
-    start.click(partial(act, begin), chosen, **one | {"show_progress": "minimal", "show_progress_on": refused}).then(
-        **shown
-    )
-    stop.click(partial(act, end), run, **one).then(**shown)
-    resume.click(partial(act, go_on), run, **one).then(**shown)
+    start.click(
+        partial(act, start_run), chosen, **changes | {"show_progress": "minimal", "show_progress_on": problem}
+    ).then(**shown)
+    stop.click(partial(act, stop_run), run, **changes).then(**shown)
+    resume.click(partial(act, resume_run), run, **changes).then(**shown)
     run.change(**shown)
     timer.tick(**shown)
     place.input(show_samples, [run, place], [maps, pictures], trigger_mode="always_last", **private)
-    _offer()
+    _add_endpoints()
     return TrainTab(open_model, run)
 
 
 def _plot(
     title: str,
     colours: dict[str, str] | None = None,
-    form: str | None = None,
+    y_format: str | None = None,
     limits: tuple[float, float] | None = None,
 ) -> gr.LinePlot:
     return gr.LinePlot(
@@ -307,13 +305,14 @@ def _plot(
         color_title="",
         x_title="step",
         y_title=" ",
-        y_axis_format=form,
+        y_axis_format=y_format,
         y_lim=limits,
-        title=title,  # in the drawing: above it, it would push the legend out of its frame
+        title=title,  # inside the plot, because a label above it pushes the legend out of the frame
         show_label=False,
         height=260,
         min_width=260,
         buttons=[],
+        visible=False,  # until there are figures
     )
 
 
@@ -321,38 +320,38 @@ def _names() -> list[str]:
     return [run.name for run in list_runs(RUNS)]
 
 
-def _offer() -> None:
-    """The tab's part of the page's API."""
+def _add_endpoints() -> None:
+    """Add the tab's endpoints to the API."""
 
-    def told(action: Callable[..., Run], *typed: Any) -> dict[str, Any]:
+    def answer(action: Callable[..., Run], *typed: Any) -> dict[str, Any]:
         try:
             return as_row(action(*typed))
         except (ValueError, OSError) as error:
             raise gr.Error(_line(error), print_exception=False) from None
 
     def runs() -> list[dict[str, Any]]:
-        """The training runs, those being trained first: state, step, and the last figures of each."""
+        """List the training runs, active ones first: state, step, and last figures of each."""
         return [as_row(run) for run in list_runs(RUNS)]
 
     def train(
         name: str,
-        data: str = SHAPES,
+        data: str = DEFAULT_DATA,
         steps: int = 200,
         batch_size: int = 64,
         seed: int = 0,
         size: int = 64,
         every: int = 50,
     ) -> dict[str, Any]:
-        """Start training on shapes, emoji or a folder of the page's: how it stands, see /runs for how it goes on."""
-        return told(begin, name, data, steps, batch_size, seed, size, every)
+        """Start a training run on shapes, emoji or a folder that the page lists; /runs tells its progress."""
+        return answer(start_run, name, data, steps, batch_size, seed, size, every)
 
     def stop(name: str) -> dict[str, Any]:
-        """Let a run finish its step, save and end; /runs says when it has."""
-        return told(end, name)
+        """Ask a run to finish its step, save and end; /runs tells when it has."""
+        return answer(stop_run, name)
 
     def resume(name: str) -> dict[str, Any]:
-        """Go on with a run that was stopped, with the settings it began with."""
-        return told(go_on, name)
+        """Resume a stopped run with the settings that it was started with."""
+        return answer(resume_run, name)
 
     gr.api(runs, api_name="runs")
     gr.api(train, api_name="train", concurrency_id="runs")

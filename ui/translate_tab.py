@@ -1,14 +1,14 @@
-"""Type a sentence, watch its translation being written, and see what was read for every token of it."""
+"""The Translate tab: type a sentence, watch its translation grow, and see which source tokens each token attends to."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from pipelines import TranslationPipeline
+from pipelines import TextToImagePipeline, TranslationPipeline
+from pipelines.checks import check_text
 from pipelines.text_to_text import Translation
 from ui.alignment import alignment, payload
-from ui.checks import check_prompt
 from ui.models import MODEL, Models
 from unet_xattn.words import unknown_words
 
@@ -20,23 +20,23 @@ EXAMPLES = [
 ]
 
 MAX_BEAMS = 8
-"""Sentences followed at a time. More find nothing better, and each costs the server as much as the first."""
+"""The largest beam size. More beams find nothing better, and each costs as much as the first."""
 
 
 def translate(pipe: TranslationPipeline, text: str, reference: str = "", beams: float = 1) -> Iterator[dict[str, Any]]:
-    """Translate a text: what the alignment shows, and the "text"; one beam gives them out after every token it writes.
+    """The alignment's values for a translation, with its "text". With one beam there is a value after every token.
 
     Args:
-        reference: another translation of it, to be read beside it; none where it is blank.
+        reference: another translation of the text, which the model reads for comparison; "" is none.
 
     Raises:
-        ValueError: something typed is out of its range; the message says what, in one line.
+        ValueError: an argument is out of its range; the message is one line.
     """
     if beams not in range(1, MAX_BEAMS + 1):
-        raise ValueError(f"beams are a whole number from 1 to {MAX_BEAMS}, not {beams!r}")
-    check_prompt(text)
+        raise ValueError(f"the number of beams must be a whole number from 1 to {MAX_BEAMS}, got {beams!r}")
+    check_text(text)
     read = _read(pipe, text, reference)
-    special = {*pipe.tokenizer.all_special_tokens, "▁"}  # a word's beginning that is no part of the word
+    special = {*pipe.tokenizer.all_special_tokens, "▁"}  # "▁" marks the beginning of a word
     note = _note(pipe, text)
     for translation in pipe.stream(text) if beams == 1 else pipe(text, beams=int(beams)):
         yield payload(translation, read, special) | {"text": translation.text, "note": note}
@@ -44,7 +44,7 @@ def translate(pipe: TranslationPipeline, text: str, reference: str = "", beams: 
 
 def _read(pipe: TranslationPipeline, text: str, reference: str) -> Translation | None:
     try:
-        check_prompt(reference)
+        check_text(reference)
     except ValueError as error:
         raise ValueError(f"your translation: {error}") from None
     return pipe.read(text, reference) if reference.strip() else None
@@ -52,29 +52,28 @@ def _read(pipe: TranslationPipeline, text: str, reference: str) -> Translation |
 
 def _note(pipe: TranslationPipeline, text: str) -> str:
     unknown = ", ".join(f'"{word}"' for word in dict.fromkeys(unknown_words(text, pipe.tokenizer)))
-    return f"The model has never read: {unknown}." if unknown else ""
+    return f"Words unknown to the model: {unknown}." if unknown else ""
 
 
-def translator(models: Models, name: str) -> TranslationPipeline:
-    """The text side of a model.
+def translator(pipe: TextToImagePipeline) -> TranslationPipeline:
+    """The translation pipeline of a model.
 
     Raises:
-        ValueError: no such model, or it has no decoder.
+        ValueError: the model has no text decoder.
     """
-    pipe = models.get(name)
     return TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
 
 
 def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Textbox, gr.Button]:
-    """Lay the tab out where the caller is, and wire it; `model` holds the name of the model that translates.
+    """Build the tab in the current Gradio context; the value of `model` is the name of the model that translates.
 
     Returns:
-        the box with the translation, and the button that asks for a picture of it, which the caller wires.
+        the textbox with the translation, and the button "Use as prompt", whose event the caller adds.
     """
 
     def answers(name: str, text: str, reference: str, beams: float) -> Iterator[dict[str, Any]]:
         try:
-            yield from translate(translator(models, name), text, reference, beams)
+            yield from translate(translator(models.get(name)), text, reference, beams)
         except ValueError as error:
             yield {"error": str(error)}
 
@@ -86,18 +85,18 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         return ""
 
     def translate_text(text: str, reference: str = "", beams: int = 1, model: str = models.first) -> Any:
-        """Translate a text: the translation, and what was read for every token of it (see `ui.alignment.payload`).
+        """Translate a text: the translation, and the attention of each of its tokens (see `ui.alignment.payload`).
 
-        A reference is another translation, read beside it: how likely each of its tokens is to the model, and where the
-        model looks to read it.
+        reference is another translation of the text; the answer has the model's probability and attention for each of
+        its tokens too.
         """
         try:
-            *_, whole = translate(translator(models, model), text, reference, beams)
+            *_, whole = translate(translator(models.get(model)), text, reference, beams)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return whole
 
-    *_, first = answers(models.first, EXAMPLES[0], "", 1)  # there at once when the tab is opened
+    *_, first = answers(models.first, EXAMPLES[0], "", 1)  # so that the tab opens with a translation
     with gr.Row(equal_height=True):
         text = gr.Textbox(
             EXAMPLES[0], label="Text", show_label=False, container=False, max_lines=4, scale=4, min_width=240
@@ -120,12 +119,12 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         with gr.Column(scale=3):
             view = alignment(first)
         with gr.Column(scale=1):
-            reference = gr.Textbox(label="Your translation, to be read beside it", max_lines=4)
-            beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label="Beams")
+            reference = gr.Textbox(label="Your translation (optional)", max_lines=4)
+            beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label="Number of beams")
             examples = gr.Examples(EXAMPLES, text)
 
-    # What is typed while a translation is being written is answered after it. Progress is shown on the text: on the
-    # alignment it would fade it.
+    # A text typed during a translation is translated after it. Progress is shown on the text, because on the alignment
+    # it would fade the alignment.
     writing: dict[str, Any] = {
         "inputs": [model, text, reference, beams],
         "outputs": [translation, view],
@@ -136,7 +135,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         "api_visibility": "private",
     }
     gr.on([button.click, text.submit, reference.submit, beams.change, model.change], write, **writing)
-    # What was typed as a translation of another text is none of an example's.
+    # The reference belonged to another text, so an example clears it.
     examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
     gr.api(translate_text, api_name="translate", **MODEL)
     return translation, use

@@ -1,7 +1,7 @@
 """Writing a sentence from memory, one token at a time: greedy, sampled or by beam search.
 
-Each function takes a batch of memories, (B, S, M) with the mask of their real tokens (B, S), and returns for each the
-token ids that were written, without `start` and without `end`; `greedy_steps` gives them out as it goes.
+Each function takes a batch of memories (B, S, M) with the mask of their real tokens (B, S), and returns the token ids
+written for each, without `start` and `end`. `greedy_steps` yields them step by step.
 
 Shapes: B batch, K beams, S source tokens, T tokens written so far, V vocabulary.
 """
@@ -23,19 +23,19 @@ def greedy(
     max_tokens: int = 64,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """The likeliest token each time. Without the cache every step computes all tokens again: the same, but slower."""
-    steps = _steps(model, memory, memory_mask, start, end, max_tokens, _likeliest, use_cache)
+    """Greedy decoding: the most likely token at each step. Without the cache the result is the same, but slower."""
+    steps = _steps(model, memory, memory_mask, start, end, max_tokens, _most_likely, use_cache)
     return _collect(steps, len(memory), end)
 
 
 def greedy_steps(
     model: Transformer, memory: Tensor, memory_mask: Tensor | None, start: int, end: int, max_tokens: int = 64
 ) -> Iterator[Tensor]:
-    """What `greedy` writes, as it is written: the token ids of each step, (B,), `end` where a sentence is over."""
-    return _steps(model, memory, memory_mask, start, end, max_tokens, _likeliest)
+    """Greedy decoding step by step: the token ids of each step, (B,), with `end` where a sentence is finished."""
+    return _steps(model, memory, memory_mask, start, end, max_tokens, _most_likely)
 
 
-def _likeliest(logits: Tensor) -> Tensor:
+def _most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
@@ -51,16 +51,16 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """A token drawn from the model's distribution each time.
+    """Sampling: at each step a token drawn from the model's distribution.
 
     Args:
-        temperature: below 1 sharpens the distribution, above 1 flattens it.
-        top_k: draw among the k likeliest tokens only.
-        top_p: draw among the likeliest tokens that together hold this much of the probability (nucleus sampling,
-            arXiv 1904.09751); the likeliest is always one of them.
+        temperature: values below 1 sharpen the distribution, values above 1 flatten it.
+        top_k: draw only among the k most likely tokens.
+        top_p: draw among the most likely tokens whose probabilities sum to this (nucleus sampling, arXiv 1904.09751);
+            the most likely token is always one of them.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}: for the likeliest token use greedy")
+        raise ValueError(f"temperature must be above 0, got {temperature}: for the most likely token use greedy")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
     if not 0 < top_p <= 1:
@@ -74,9 +74,9 @@ def sample(
 
 
 def allowed(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
-    """Logits (B, V) with -inf for every token that `top_k` or `top_p` rules out."""
+    """Logits (B, V) with -inf for every token that `top_k` or `top_p` excludes."""
     ordered, order = logits.sort(dim=-1, descending=True)
-    before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # held by the likelier ones
+    before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # probability of all more likely tokens
     out = before >= top_p
     if top_k is not None:
         out[:, top_k:] = True
@@ -119,10 +119,10 @@ def beam_search(
     beams: int = 4,
     length_penalty: float = 0.6,
 ) -> list[list[int]]:
-    """The likeliest of the sentences that `beams` of them at a time lead to.
+    """Beam search: the best sentence found by extending the `beams` best unfinished ones at each step.
 
-    Sentences are ranked by log-probability / ((5 + length) / 6)^`length_penalty` (arXiv 1609.08144, eq. 14), so
-    that long ones are not put last for their length alone; 0 ranks by probability.
+    Sentences are ranked by log-probability / ((5 + length) / 6)^`length_penalty` (arXiv 1609.08144, eq. 14), so that
+    long sentences are not ranked last only because of their length; 0 ranks by probability.
     """
     if beams < 1:
         raise ValueError(f"beams must be 1 or more, got {beams}")
@@ -131,14 +131,14 @@ def beam_search(
     memory_mask = None if memory_mask is None else memory_mask.repeat_interleave(beams, dim=0)
     ids = torch.full((batch * beams, 1), start, device=device)  # (B·K, T)
     scores = torch.full((batch, beams), -torch.inf, device=device)  # log-probabilities
-    scores[:, 0] = 0  # all beams are still the same: only one may go on
+    scores[:, 0] = 0  # at first all beams are the same: only one may be extended
     lengths = torch.zeros(batch, beams, device=device)
     finished = torch.zeros(batch, beams, dtype=torch.bool, device=device)
     cache = DecoderCache(len(model.decoder))
     for _ in range(max_tokens):
         logits = model.decode(ids[:, -1:], memory, memory_mask, cache=cache)[:, -1].float()
         gains = logits.log_softmax(dim=-1).view(batch, beams, -1)  # (B, K, V)
-        # A finished sentence goes on as itself, by another `end` that costs nothing.
+        # A finished sentence stays as it is: it is extended by another `end` with probability 1.
         gains = gains.masked_fill(finished[..., None], -torch.inf)
         gains[..., end] = gains[..., end].masked_fill(finished, 0.0)
         totals = scores[..., None] + gains

@@ -1,7 +1,7 @@
-"""How well attention maps lie on the regions their words speak of.
+"""Measures of how well attention maps agree with the regions that their words describe.
 
 Shapes: B batch, T tokens, h×w the grid of one attention layer. Masks are in [0, 1]; a token whose mask is zero
-everywhere speaks of no region and is left out.
+everywhere describes no region and is ignored.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def mass_inside(attention: Tensor, masks: Tensor) -> Tensor:
-    """Share of each token's attention that lies inside its mask: (B, T, h, w) twice -> (B, T) in [0, 1]."""
+    """Share of each token's attention that is inside its mask: (B, T, h, w) twice -> (B, T) in [0, 1]."""
     return (attention * masks).sum(dim=(-2, -1)) / attention.sum(dim=(-2, -1)).clamp_min(1e-8)
 
 
@@ -26,9 +26,8 @@ def points_inside(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> T
 
 
 def iou(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Intersection over union of mask and map, each where it is at least `threshold` of its own peak.
-
-    (B, T, h, w) twice -> (B, T) in [0, 1].
+    """Intersection over union of each mask, where it is at least `threshold`, and its map, where it is at least
+    `threshold` of its own peak: (B, T, h, w) twice -> (B, T) in [0, 1].
     """
     peak = attention.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     seen, true = attention >= threshold * peak, masks >= threshold
@@ -37,15 +36,15 @@ def iou(attention: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def average_precision(attention: Tensor, masks: Tensor) -> Tensor:
-    """How well a map ranks the places of its mask before all others, whatever the threshold.
+    """Average precision of each map as a ranking of positions, with those inside its mask as the positives.
 
-    The mean, over the mask's places, of the share of mask among all places that have at least as much attention:
-    1 where the map puts all of them first, the mask's area where it says nothing. (B, T, h, w) twice -> (B, T).
+    It needs no threshold. It is 1 if the map ranks all positions of the mask first, and the mask's share of the area
+    if the map is constant. (B, T, h, w) twice -> (B, T).
     """
     true = (masks >= 0.5).flatten(2)  # (B, T, h·w)
     order = attention.flatten(2).sort(dim=-1, descending=True)
     hits = true.gather(-1, order.indices).cumsum(dim=-1)
-    # Among places of equal attention none comes first: all count up to the last of them.
+    # Positions of equal attention share one rank, that of the last of them.
     last = torch.searchsorted(-order.values, -order.values, right=True)  # (B, T, h·w)
     precision = hits.gather(-1, last - 1) / last
     chosen = true.gather(-1, order.indices)
@@ -53,10 +52,10 @@ def average_precision(attention: Tensor, masks: Tensor) -> Tensor:
 
 
 def deletion_curve(attention: Tensor, change: Tensor, shares: Sequence[float]) -> np.ndarray:
-    """How much of a change lies where a map is strongest: at each share of the area, the share of the change there.
+    """The share of a change that is inside the strongest part of a map, for parts of several shares of the area.
 
-    attention and change (h, w), shares in [0, 1] -> (len(shares),), from 0 to 1. A map that says nothing of the change
-    gives the diagonal (among places of equal attention none comes first).
+    attention and change (h, w), shares in [0, 1] -> (len(shares),), from 0 to 1. A map unrelated to the change gives
+    the diagonal. Positions of equal attention are interpolated.
     """
     levels, place = attention.flatten().unique(return_inverse=True)  # ascending
     amount = torch.zeros(len(levels), dtype=torch.float64).index_add_(0, place, change.flatten().double()).flip(0)
@@ -66,10 +65,10 @@ def deletion_curve(attention: Tensor, change: Tensor, shares: Sequence[float]) -
 
 
 def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """1 − the cosine of each token's map and its mask, each picture's mean.
+    """1 − the cosine similarity of each token's map and its mask, averaged over the tokens of each picture.
 
-    TokenCompose (arXiv 2312.03626, eq. 3) asks for the mass inside the mask alone, and one position inside has it all;
-    the cosine asks for the whole of the mask, at whatever height.
+    TokenCompose (arXiv 2312.03626, eq. 3) rewards only the mass inside the mask, so a single position inside it is
+    enough. The cosine rewards covering the full mask, at any height.
 
     weights (B, heads, h·w, T) of one cross-attention layer, masks (B, T, H, W) -> (B,), 0 for a picture without masks.
     """
@@ -82,11 +81,12 @@ def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Measures:
-    """A heat map in numbers.
+    """Numbers that describe a heat map.
 
-    `mass`, the mean share of attention; `entropy` of its places as a share of the greatest there can be: 1 everywhere
-    alike, 0 all in one pixel; `area`, the share of the picture with at least half the peak; `centre` (x, y) of its
-    mass, in pixels.
+    mass: its mean share of attention.
+    entropy: relative to the largest possible one, 1 for a constant map and 0 for a single pixel.
+    area: the share of the picture with at least half the peak.
+    centre: the centre of mass (x, y), in pixels.
     """
 
     mass: float

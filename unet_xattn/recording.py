@@ -1,4 +1,4 @@
-"""What a trace is about to hold, all of it known before the first step, and how much room that takes."""
+"""What a trace will record, known before the first step, and how much memory that takes."""
 
 import math
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ from typing import Any
 
 from unet_xattn.words import Text
 
-BUDGET = 2**30
-"""Bytes a trace may take in memory unless it is told otherwise."""
+TRACE_BYTES = 2**30
+"""Bytes that a trace may take in memory by default."""
 
 Calibration = dict[str, list[float]]
-"""How far to trust each head: layer -> a weight of 0 or more for each of its heads, one in sum."""
+"""How far to trust each head: layer -> a weight of at least 0 for each of its heads; all weights sum to 1."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is about to be recorded, all of it known before the first step.
+    """What will be recorded; all of it is known before the first step.
 
-    texts: of each branch ("prompt", and "negative" if there is one), a text for each image.
-    size: height and width of the pictures.
-    grids: of each layer that attends, in the order they run.
-    heads: of each layer.
-    steps: how many there will be.
-    settings: whatever else made the pictures (seeds, scheduler, guidance), as JSON can carry it.
+    texts: for each branch ("prompt", and "negative" where there is one), a text for each image.
+    size: height and width of the pictures, in pixels.
+    grids: layer -> its grid (h, w), in the order the layers run.
+    heads: number of heads of each layer.
+    steps: number of steps.
+    settings: everything else that made the pictures (seeds, scheduler, guidance), as JSON.
     """
 
     texts: Mapping[str, list[Text]]
@@ -36,11 +36,11 @@ class Recording:
 
     @property
     def tokens(self) -> int:
-        """T: shorter texts are padded to the longest."""
+        """T, the number of tokens of the longest text; shorter texts are padded to it."""
         return max(len(text.tokens) for texts in self.texts.values() for text in texts)
 
     def bytes(self, heads: bool, steps: bool) -> int:
-        """What sums in fp32 of all images and layers take, with heads and steps apart or not."""
+        """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not."""
         positions = sum(math.prod(grid) for grid in self.grids.values())
         images = sum(map(len, self.texts.values()))
         apart = (self.heads if heads else 1) * (self.steps if steps else 1)

@@ -1,4 +1,4 @@
-"""What the cross-attention layers saw while a picture was drawn, and the questions one asks of it.
+"""The attention of a pipeline's cross-attention layers while it drew a picture, and questions about it.
 
 Shapes: I images, H heads (1 where the heads are averaged), T tokens, h×w the grid of one layer, N = h·w its positions;
 a heat map has the picture's own height and width.
@@ -9,52 +9,64 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from unet_xattn.attention import RecordLayer
 from unet_xattn.grounding import Measures, measure
-from unet_xattn.recording import BUDGET, Recording
+from unet_xattn.recording import TRACE_BYTES, Recording
 from unet_xattn.words import Text, Word, find_phrase
 
 FORMAT = "unet_xattn attention 3"
 KEEP = ("step", "head")
 
 Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
+"""A box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; a point (x, y); or a mask (height, width) in [0, 1]."""
+
+
+class Selection(TypedDict, total=False):
+    """Which of the recorded maps a question is about; its keys are arguments of `AttentionTrace.heatmap`."""
+
+    step: int | None  # None, the default, averages over all; likewise for layer and head
+    layer: str | None
+    head: int | None
+    branch: str  # "prompt", the default, or "negative"
+    reduce: str  # "mean", the default, or "calibrated"
 
 
 class AttentionTrace:
-    """Running sums of attention, one per layer, with steps and heads averaged unless they are kept apart.
+    """Running sums of attention weights, one per layer, averaged over steps and heads unless these are kept apart.
 
-    Memory does not grow with the number of steps unless `keep` names "step". A layer's grid is always its own.
+    Memory does not grow with the number of steps unless `keep` names "step". Each layer keeps its own grid.
 
     Args:
         keep: which of "step" and "head" to keep apart; "mean" for neither, "full" for both.
-        budget: bytes it may take; recording that would take more is refused before it begins.
+        budget: bytes it may take; a recording that would take more is refused before the first step.
     """
 
-    def __init__(self, keep: str | Collection[str] = "mean", budget: int = BUDGET):
+    def __init__(self, keep: str | Collection[str] = "mean", budget: int = TRACE_BYTES):
         kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else tuple(keep)
         if unknown := set(kept) - set(KEEP):
             raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
         self.keep = frozenset(kept)
         self.budget = budget
         self.pictures: Tensor | None = None
-        """What was drawn, (I, height, width, 3) uint8, once it is."""
+        """The pictures, (I, height, width, 3) uint8, once they are drawn."""
         self._recording: Recording | None = None
-        # (branch, step or -1, layer) -> sum of weights (I, H, T, N) in fp32, and how many passes it adds up
+        # (branch, step or -1, layer) -> sum of weights (I, H, T, N) in fp32, and the number of passes in that sum
         self._sums: dict[tuple[str, int, str], Tensor] = {}
         self._counts: dict[tuple[str, int, str], int] = {}
 
     # Recording: the pipeline calls these.
 
     def start(self, recording: Recording) -> None:
-        """Begin anew.
+        """Start a new recording.
 
         Raises:
             ValueError: it would take more than the budget.
@@ -63,17 +75,17 @@ class AttentionTrace:
         if size > self.budget:
             raise ValueError(
                 f"this recording would take {size / 2**20:,.1f} MiB, its budget is {self.budget / 2**20:,.1f} MiB: "
-                "draw fewer pictures, keep less apart, or trace with a larger budget"
+                "draw fewer pictures, use keep='mean', or give trace a larger budget"
             )
         self._recording, self.pictures = recording, None
         self._sums.clear()
         self._counts.clear()
 
     def recorder(self, step: int, branches: Mapping[str, slice]) -> RecordLayer:
-        """What to hand to one pass of the UNet; `branches` names the rows of its batch ("prompt", "negative")."""
+        """The `record` argument of one pass of the UNet; `branches` names rows of its batch ("prompt", "negative")."""
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
-            part = weights.detach().transpose(-2, -1)  # (B, H, T, N), as they lie in memory
+            part = weights.detach().transpose(-2, -1)  # (B, H, T, N), their layout in memory
             if self._heads_at_once:
                 part = part.mean(dim=1, keepdim=True, dtype=torch.float32)
             for branch, rows in branches.items():
@@ -87,10 +99,10 @@ class AttentionTrace:
         return record
 
     def finish(self, pictures: Tensor) -> None:
-        """Keep what was drawn, (I, height, width, 3) uint8, and average what need not be kept apart.
+        """Keep the pictures, (I, height, width, 3) uint8, and average over heads unless they are kept apart.
 
         Raises:
-            RuntimeError: not every layer has reported, or an unknown one has: a map of part of them would look right.
+            RuntimeError: a layer was not recorded, or an unknown one was. A map of the others would look right.
         """
         assert self._recording is not None
         expected, seen = set(self._recording.grids), {layer for _, _, layer in self._sums}
@@ -102,17 +114,17 @@ class AttentionTrace:
 
     @property
     def _heads_at_once(self) -> bool:
-        """Whether heads are averaged as they come: adding is cheaper, and over steps one can afford to do it later."""
+        """Whether heads are averaged in each pass. Sums over steps are small enough to be averaged once, at the end."""
         return self.keep == {"step"}
 
-    # Asking.
+    # Questions.
 
     @property
     def recording(self) -> Recording:
         """What was recorded: texts, size, layers, settings.
 
         Raises:
-            ValueError: nothing has been yet.
+            ValueError: nothing has been recorded yet.
         """
         if self._recording is None or not self._sums:
             raise ValueError("nothing has been recorded yet: call the pipeline inside `with trace(pipe) as attention:`")
@@ -134,17 +146,17 @@ class AttentionTrace:
         return self.words_of(0)
 
     def words_of(self, image: int, branch: str = "prompt") -> list[Word]:
-        """The words of the prompt of one image, or of its negative one."""
+        """The words of the prompt, or the negative prompt, of one image."""
         return list(self._text(image, branch).words)
 
     def tokens_of(self, image: int, branch: str = "prompt") -> tuple[str, ...]:
-        """All tokens of one image's prompt as the tokenizer spells them: also those that begin, end and pad it."""
+        """All tokens of one image's prompt as the tokenizer spells them, with start, end and padding."""
         tokens = self._text(image, branch).tokens
         return tokens + ("[padding]",) * (self.recording.tokens - len(tokens))
 
     @property
     def layers(self) -> list[str]:
-        """The layers that were recorded, in the order they ran."""
+        """The recorded layers, in the order they ran."""
         seen = {layer for _, _, layer in self._sums}
         return [] if self._recording is None else [layer for layer in self._recording.grids if layer in seen]
 
@@ -162,11 +174,11 @@ class AttentionTrace:
         image: int = 0,
         branch: str = "prompt",
     ) -> Tensor:
-        """Mean attention of one layer, (T, h, w) float32: at each position, the shares of all tokens add up to 1."""
-        self._text(image, branch)  # refuses what is not there
+        """Mean attention of one layer, (T, h, w) float32; at each position, the shares of all tokens sum to 1."""
+        self._text(image, branch)  # raises for an unknown image or branch
         for name, value in (("step", step), ("head", head)):
             if value is not None and name not in self.keep:
-                raise ValueError(f"{name}s were averaged while recording: trace with keep={name!r} to ask for one")
+                raise ValueError(f"{name}s were averaged during recording: trace with keep={name!r} to select one")
         keys = [k for k in self._sums if k[0] == branch and k[2] == layer and step in (None, k[1])]
         if not keys:
             where = f"layer {layer!r}" if step is None else f"layer {layer!r} at step {step}"
@@ -195,18 +207,18 @@ class AttentionTrace:
         reduce: str = "mean",
         scale: str = "absolute",
     ) -> Tensor:
-        """Where a word, a phrase or a token landed: (height, width) float32 in [0, 1].
+        """The heat map of a word, a phrase or a token: (height, width) float32 in [0, 1].
 
         Args:
             word: a word or phrase of the prompt in any case, one of `words`, or the position of a token.
-            occurrence: which one, from 0, where the prompt says it more than once.
-            step, layer, head: one of them; None averages over all.
-            reduce: "mean" of all layers and heads, or "calibrated", weighted by how far each can be trusted; that
-                takes a model that has a calibration, and heads kept apart.
-            scale: "absolute", the share of attention the word got at each place, or "peak", the same over its maximum.
+            occurrence: which occurrence, from 0, if the prompt has several.
+            step, layer, head: one of each; None averages over all.
+            reduce: "mean" over all layers and heads, or "calibrated", their mean weighted by how far each can be
+                trusted. The latter needs a model with a calibration, and heads kept apart.
+            scale: "absolute", the word's share of attention at each pixel, or "peak", that share over its maximum.
 
         Raises:
-            ValueError: the word is not in the prompt, or what is asked for was not recorded.
+            ValueError: the word is not in the prompt, or the selection was not recorded.
         """
         if scale not in ("absolute", "peak"):
             raise ValueError(f"scale is 'absolute' or 'peak', not {scale!r}")
@@ -226,7 +238,7 @@ class AttentionTrace:
         branch: str = "prompt",
         reduce: str = "mean",
     ) -> Tensor:
-        """Where each of some tokens landed, (tokens, height, width) float32; arguments as for `heatmap`."""
+        """The heat maps of several tokens, (tokens, height, width) float32; arguments as for `heatmap`."""
         heat = torch.zeros(len(tokens), *self.size)
         for name, its_head, weight in self._weighted(layer, head, reduce):
             share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[
@@ -235,12 +247,10 @@ class AttentionTrace:
             heat += weight * F.interpolate(share[None], self.size, mode="bilinear")[0]
         return heat
 
-    def words_at(self, region: Region, *, image: int = 0, **which: Any) -> list[tuple[Word, float]]:
-        """Which words drew a region, most first: (word, share of the attention inside it).
+    def words_at(self, region: Region, *, image: int = 0, **which: Unpack[Selection]) -> list[tuple[Word, float]]:
+        """The words that drew a region, largest share first: (word, its share of the attention inside the region).
 
-        region: a box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; a point (x, y); or a mask (height, width) of
-        what counts, from 0 to 1. The shares leave room to 1: the rest went to the start and end tokens and to
-        punctuation. `which` is step, layer, head or branch as for `heatmap`.
+        The shares sum to less than 1. The rest is the share of the start and end tokens and of punctuation.
 
         Raises:
             ValueError: the region is empty or not inside the picture.
@@ -249,38 +259,38 @@ class AttentionTrace:
         shares = [float((self.heatmap(w, image=image, **which) * mask).sum() / mask.sum()) for w in words]
         return sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
 
-    def segmentation(self, *, image: int = 0, **which: Any) -> Tensor:
-        """Which word owns each place: (height, width) int64, a position in `words_of(image)`, -1 where none does.
+    def segmentation(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
+        """The dominant word of each pixel: (height, width) int64, an index into `words_of(image)`, or -1.
 
-        It is the word with most attention there; none where all that is no word (the start and end tokens,
-        punctuation) has more than that. `which` is step, layer, head or branch as for `heatmap`.
+        It is the word with the largest share. Where start, end and punctuation tokens together have a larger one, it
+        is -1.
         """
         words = self.words_of(image, which.get("branch", "prompt"))
         maps = [self.heatmap(word, image=image, **which) for word in words]
-        told = {token for word in words for token in word.tokens}
-        rest = [self.heatmap(t, image=image, **which) for t in range(self.recording.tokens) if t not in told]
+        of_words = {token for word in words for token in word.tokens}
+        rest = [self.heatmap(t, image=image, **which) for t in range(self.recording.tokens) if t not in of_words]
         nothing = torch.stack(rest).sum(dim=0) if rest else torch.zeros(self.size)
         return torch.stack([nothing, *maps]).argmax(dim=0) - 1
 
-    def measure(self, word: str | int | Word, *, image: int = 0, **which: Any) -> Measures:
-        """Where and how widely a word landed, in numbers; arguments as for `heatmap`."""
+    def measure(self, word: str | int | Word, *, image: int = 0, **which: Unpack[Selection]) -> Measures:
+        """Size, position and spread of a word's heat map in numbers; arguments as for `heatmap`."""
         return measure(self.heatmap(word, image=image, **which))
 
-    def leakage(self, *, image: int = 0, **which: Any) -> Tensor:
-        """How far two words share one place: (words, words), Σ min(p, q) of their maps, each scaled to a sum of 1.
+    def leakage(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
+        """Overlap of the maps p and q of each two words: (words, words), Σ min(p, q), each map scaled to a sum of 1.
 
-        1 on the diagonal; 0 for words that landed apart.
+        It is 1 on the diagonal, and 0 for words whose maps do not overlap.
         """
         words = self.words_of(image, which.get("branch", "prompt"))
         maps = [self.heatmap(word, image=image, **which).flatten() for word in words]
         shares = torch.stack([heat / heat.sum().clamp_min(1e-12) for heat in maps])  # (words, height · width)
         return torch.minimum(shares[:, None], shares[None]).sum(dim=-1)
 
-    def spread(self, word: str, **which: Any) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of a word's heat map over all images whose prompt says it, (height, width) each.
+    def spread(self, word: str, **which: Unpack[Selection]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a word's heat map over all images whose prompt has it, (height, width) each.
 
         Raises:
-            ValueError: fewer than two of the prompts say it.
+            ValueError: fewer than two of the prompts have it.
         """
         found = []
         for image in range(len(self.prompts)):
@@ -288,7 +298,7 @@ class AttentionTrace:
                 self._tokens(word, 0, image, which.get("branch", "prompt"))
                 found.append(image)
         if len(found) < 2:
-            raise ValueError(f"{len(found)} of {len(self.prompts)} prompts say {word!r}: a spread takes two or more")
+            raise ValueError(f"{len(found)} of {len(self.prompts)} prompts have {word!r}: a spread needs two or more")
         heat = torch.stack([self.heatmap(word, image=image, **which) for image in found])
         return heat.mean(dim=0), heat.std(dim=0)
 
@@ -300,7 +310,7 @@ class AttentionTrace:
                 raise ValueError(f"the mask is {tuple(region.shape)}, the picture {self.size} (height, width)")
             mask = region.float()
             if not (mask.min() >= 0 and mask.max() <= 1 and mask.sum() > 0):  # not NaN either
-                raise ValueError("a mask holds values from 0 to 1, and something in it is above 0")
+                raise ValueError("a mask needs values from 0 to 1, at least one of them above 0")
             return mask
         x0, y0, x1, y1 = region if len(region) == 4 else (*region, region[0] + 1, region[1] + 1)
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
@@ -311,7 +321,7 @@ class AttentionTrace:
         return mask
 
     def _weighted(self, layer: str | None, head: int | None, reduce: str) -> list[tuple[str, int | None, float]]:
-        """Which maps a heat map is the sum of: (layer, head or None for their mean, weight)."""
+        """The maps whose weighted sum is a heat map: (layer, head or None for the mean of heads, weight)."""
         if reduce not in ("mean", "calibrated"):
             raise ValueError(f"reduce is 'mean' or 'calibrated', not {reduce!r}")
         if reduce == "mean" or layer is not None or head is not None:
@@ -319,9 +329,9 @@ class AttentionTrace:
             return [(name, head, 1 / len(layers)) for name in layers]
         calibration = self.recording.calibration
         if calibration is None:
-            raise ValueError("this model has no calibration: `unet-xattn calibrate` makes one")
+            raise ValueError("this model has no calibration: `unet-xattn calibrate` measures one")
         if "head" not in self.keep:
-            raise ValueError("heads were averaged while recording: trace with keep='head' for a calibrated map")
+            raise ValueError("heads were averaged during recording: trace with keep='head' for a calibrated map")
         return [(name, h, w) for name, weights in calibration.items() for h, w in enumerate(weights) if w > 0]
 
     def _tokens(self, word: str | int | Word, occurrence: int, image: int, branch: str) -> tuple[int, ...]:
@@ -331,23 +341,23 @@ class AttentionTrace:
         if isinstance(word, str):
             return find_phrase(word, text.text, text.words, occurrence)
         if not 0 <= word < self.recording.tokens:
-            raise ValueError(f"token {word} is not there: the prompt has tokens 0 to {self.recording.tokens - 1}")
+            raise ValueError(f"token {word} does not exist: the prompt has tokens 0 to {self.recording.tokens - 1}")
         return (word,)
 
     def _text(self, image: int, branch: str) -> Text:
         texts = self.recording.texts
         if branch not in texts:
-            raise ValueError(f"nothing was recorded of branch {branch!r}; branches: {', '.join(sorted(texts))}")
+            raise ValueError(f"branch {branch!r} was not recorded; recorded: {', '.join(sorted(texts))}")
         if not 0 <= image < len(texts[branch]):
-            raise ValueError(f"image {image} is not there: {len(texts[branch])} image(s) were recorded")
+            raise ValueError(f"image {image} does not exist: {len(texts[branch])} image(s) were recorded, from 0")
         return texts[branch][image]
 
-    # Keeping.
+    # Files.
 
     def save(self, path: str | Path) -> None:
-        """Write the means as fp16 safetensors with the pictures, and in the header everything else there is to know.
+        """Write the means in fp16 and the pictures as safetensors, and everything else in the file's header.
 
-        No model is needed to read it again.
+        Reading the file needs no model.
         """
         header = {
             "recording": asdict(self.recording),
@@ -363,10 +373,10 @@ class AttentionTrace:
 
     @classmethod
     def load(cls, path: str | Path) -> "AttentionTrace":
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ValueError: the file is cut short or is no attention trace.
+            ValueError: the file is cut short or is not an attention trace.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -375,7 +385,7 @@ class AttentionTrace:
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read as safetensors ({error}): is it complete?") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is {metadata.get('format', 'no attention trace')!r}, expected {FORMAT!r}")
+            raise ValueError(f"{path} is {metadata.get('format', 'not an attention trace')!r}, expected {FORMAT!r}")
         header = json.loads(metadata["trace"])
         known = header["recording"]
         known["texts"] = {branch: [_text(text) for text in texts] for branch, texts in known["texts"].items()}

@@ -1,7 +1,7 @@
 """The Transformer of "Attention Is All You Need" (arXiv 1706.03762) on the one `MultiHeadAttention`.
 
-The encoder turns a sentence into memory; the decoder reads that memory, and what it has written so far, to write
-another. The UNet is the memory's other reader.
+The encoder turns a sentence into memory. The decoder reads that memory, and the tokens it has written so far, to write
+another sentence. The UNet is the memory's other reader.
 
 Shapes: B batch, S source tokens, T target tokens, D model width, M width of the memory a decoder reads, V vocabulary.
 """
@@ -20,27 +20,27 @@ from torch.nn import functional as F
 from unet_xattn.attention import MultiHeadAttention, Record, causal_mask, padding_mask
 
 RecordNamed = Callable[[str, Tensor], None]
-"""Receives the name of an attention, as "encoder.0", "decoder.0.self" or "decoder.0.cross", and its weights."""
+"""Receives the name of an attention, such as "encoder.0", "decoder.0.self" or "decoder.0.cross", and its weights."""
 
 
 def sinusoidal_positions(positions: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Section 3.5's code of a position, or of a diffusion time: (...) -> (..., width), sines first, then cosines."""
+    """Sinusoidal encoding (section 3.5) of positions or diffusion times: (...) -> (..., width), sines, then cosines."""
     frequencies = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=positions.device) / (width // 2))
     angles = positions[..., None].float() * frequencies  # (..., width / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with a GELU between them, applied to each position alone (section 3.3)."""
+    """Two linear maps with a GELU between them, applied to each position separately (section 3.3)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: a sublayer with dropout, a residual around it, and where the norm stands.
+    """A residual connection around each sublayer, with dropout and a norm; encoder and decoder layers share it.
 
-    Before the sublayer (pre-norm, arXiv 2002.04745), or behind the sum as in the 2017 paper (post-norm).
+    The norm comes before the sublayer (pre-norm, arXiv 2002.04745), or after the sum as in the paper (post-norm).
     """
 
     def __init__(self, dropout: float, norm_first: bool):
@@ -71,36 +71,48 @@ class EncoderLayer(Layer):
 
 @dataclass
 class LayerCache:
-    """Keys and values, (B, H, tokens, E) each, that a decoder layer need not compute again."""
+    """Keys and values, (B, H, tokens, E) each, that one decoder layer does not compute again."""
 
-    written: tuple[Tensor, Tensor] | None = None  # of the target so far; grows with each step
+    target: tuple[Tensor, Tensor] | None = None  # of the target tokens so far; grows with each step
     memory: tuple[Tensor, Tensor] | None = None  # of the memory; projected once
+
+    def extend_target(self, attention: MultiHeadAttention, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all target tokens so far, with those of the new ones, x (B, T, D), at the end."""
+        k, v = attention.keys_values(x)
+        if self.target is not None:
+            k, v = torch.cat([self.target[0], k], dim=2), torch.cat([self.target[1], v], dim=2)
+        self.target = k, v
+        return k, v
+
+    def project_memory(self, attention: MultiHeadAttention, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the memory (B, S, M), computed at the first call."""
+        if self.memory is None:
+            self.memory = attention.keys_values(memory)
+        return self.memory
 
 
 class DecoderCache:
-    """One `LayerCache` for each decoder layer, handed to `Transformer.decode` step after step."""
+    """One `LayerCache` for each decoder layer, an argument of `Transformer.decode` at every step."""
 
     def __init__(self, layers: int):
         self.layers = [LayerCache() for _ in range(layers)]
 
     @property
     def length(self) -> int:
-        """Target tokens written so far."""
-        written = self.layers[0].written
-        return 0 if written is None else written[0].shape[2]
+        """The number of target tokens so far."""
+        target = self.layers[0].target
+        return 0 if target is None else target[0].shape[2]
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch, (rows,): what beam search keeps, in its order."""
+        """Keep these rows of the batch, (rows,), in this order: the beams that a beam search continues."""
         for layer in self.layers:
-            if layer.written is not None and layer.memory is not None:
-                k, v = layer.written
-                layer.written = k[rows], v[rows]
-                k, v = layer.memory
-                layer.memory = k[rows], v[rows]
+            if layer.target is not None and layer.memory is not None:
+                layer.target = layer.target[0][rows], layer.target[1][rows]
+                layer.memory = layer.memory[0][rows], layer.memory[1][rows]
 
 
 class DecoderLayer(Layer):
-    """Masked self-attention, cross-attention to the memory, then feed-forward (figure 1, right)."""
+    """Masked self-attention, cross-attention over the memory, then feed-forward (figure 1, right)."""
 
     def __init__(self, width: int, heads: int, hidden: int, memory_width: int, dropout: float, norm_first: bool):
         super().__init__(dropout, norm_first)
@@ -117,46 +129,41 @@ class DecoderLayer(Layer):
         memory: Tensor,
         mask: Tensor | None,
         memory_mask: Tensor | None,
-        values: Tensor | None = None,
         cache: LayerCache | None = None,
         record_self: Record | None = None,
         record_cross: Record | None = None,
     ) -> Tensor:
-        def look_back(y: Tensor) -> Tensor:
-            k, v = self.self_attention.keys_values(y)
-            if cache is not None:
-                if cache.written is not None:
-                    k, v = (torch.cat(pair, dim=2) for pair in zip(cache.written, (k, v), strict=True))
-                cache.written = k, v
+        kept = cache or LayerCache()
+
+        def self_attention(y: Tensor) -> Tensor:
+            k, v = kept.extend_target(self.self_attention, y)
             return self.self_attention.attend(y, k, v, mask, record_self)
 
-        def read_memory(y: Tensor) -> Tensor:
-            k, v = cache.memory if cache and cache.memory else self.cross_attention.keys_values(memory, values)
-            if cache is not None:
-                cache.memory = k, v
+        def cross_attention(y: Tensor) -> Tensor:
+            k, v = kept.project_memory(self.cross_attention, memory)
             return self.cross_attention.attend(y, k, v, memory_mask, record_cross)
 
-        x = self.residual(x, self.norm1, look_back)
-        x = self.residual(x, self.norm2, read_memory)
+        x = self.residual(x, self.norm1, self_attention)
+        x = self.residual(x, self.norm2, cross_attention)
         return self.residual(x, self.norm3, self.feed_forward)
 
 
 class Transformer(ModelMixin, ConfigMixin):
-    """A sentence in, its memory out; with a decoder, another sentence out of the memory.
+    """Encodes a sentence into memory and, with a decoder, writes another sentence from the memory.
 
-    Source and target share one vocabulary and one embedding, which is the output projection as well (section 3.4).
+    Source and target share one vocabulary and one embedding, which is also the output projection (section 3.4).
 
     Args:
         vocab_size: V, number of token ids.
         width: D, width of the embeddings and of every layer.
         heads: attention heads per layer.
-        encoder_layers, decoder_layers: numbers of layers; without decoder layers it only encodes.
+        encoder_layers, decoder_layers: numbers of layers; a model without decoder layers only encodes.
         hidden: width inside the feed-forward, four times `width` by default.
-        dropout: probability of dropping a unit while training.
-        norm_first: norms before the sublayers rather than behind them.
-        max_positions: learn an embedding for each of so many positions; by default positions are sinusoids and
-            there is no limit.
-        memory_width: M, width of the memory the decoder reads, where it is not this encoder's.
+        dropout: probability of dropping a unit during training.
+        norm_first: whether norms come before the sublayers (pre-norm) or after them.
+        max_positions: number of positions with a learned embedding; by default positions are sinusoids, without
+            a limit.
+        memory_width: M, width of the memory the decoder reads; by default that of this encoder.
     """
 
     config_name = "config.json"
@@ -192,7 +199,7 @@ class Transformer(ModelMixin, ConfigMixin):
         self.decoder_norm = nn.LayerNorm(width) if decoder_layers else None
 
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Token ids (B, T) at positions from `start` on -> (B, T, D).
+        """Token ids (B, T), the first at position `start` -> (B, T, D).
 
         Raises:
             ValueError: there are more tokens than learned positions.
@@ -205,7 +212,7 @@ class Transformer(ModelMixin, ConfigMixin):
             raise ValueError(f"{start + ids.shape[1]} tokens, but this model has {limit} positions: shorten the text")
         else:
             positions = self.position_embedding(places)
-        # Section 3.4 scales the embedding, so that a word weighs as much as its place in the sentence.
+        # The embedding is scaled (section 3.4), so that a word counts as much as its position.
         x = self.embedding(ids) * width**0.5  # (B, T, D)
         return self.embedding_dropout(x + positions.to(x.dtype))
 
@@ -225,25 +232,23 @@ class Transformer(ModelMixin, ConfigMixin):
         memory: Tensor,
         memory_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
-        values: Tensor | None = None,
         cache: DecoderCache | None = None,
         record: RecordNamed | None = None,
     ) -> Tensor:
-        """What comes after each target token, given it and all before it.
+        """Predict the token after each target token, given that token and all before it.
 
         Args:
-            ids: target tokens so far, (B, T); with a cache only those it has not seen.
-            memory, memory_mask: what to read, (B, S, M), and which of it is real, (B, S).
-            token_mask: which target tokens are real, (B, T); padding behind the last one needs none.
-            values: read from this memory (B, S, M) where the other one is attended to.
-            cache: `DecoderCache(layers)` to go on from; it grows in place.
+            ids: target tokens so far, (B, T); with a cache only those that are not in it.
+            memory, memory_mask: the memory (B, S, M), and which of its tokens are real (B, S).
+            token_mask: which target tokens are real, (B, T); not needed if all padding comes after the last token.
+            cache: a `DecoderCache(layers)` with the keys and values of earlier tokens; it grows in place.
             record: called for each attention of each layer with its name and weights (B, heads, T, T or S).
 
         Returns:
             logits (B, T, V).
         """
         if self.decoder_norm is None:
-            raise ValueError("this Transformer has no decoder: it was made with decoder_layers=0")
+            raise ValueError("this Transformer has no decoder: it was created with decoder_layers=0")
         start = 0 if cache is None else cache.length
         mask = causal_mask(ids.shape[1], start + ids.shape[1], ids.device)  # (T, start + T)
         if token_mask is not None:
@@ -252,13 +257,13 @@ class Transformer(ModelMixin, ConfigMixin):
         x = self.embed(ids, start)
         for i, layer in enumerate(self.decoder):
             names = _named(record, f"decoder.{i}.self"), _named(record, f"decoder.{i}.cross")
-            x = layer(x, memory, mask, memory_mask, values, cache.layers[i] if cache else None, *names)
+            x = layer(x, memory, mask, memory_mask, cache.layers[i] if cache else None, *names)
         return F.linear(self.decoder_norm(x), self.embedding.weight)
 
     def forward(
         self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
     ) -> Tensor:
-        """Teacher forcing: source (B, S), target (B, T), which tokens are real -> logits (B, T, V)."""
+        """Teacher forcing: source (B, S), target (B, T), and which of their tokens are real -> logits (B, T, V)."""
         return self.decode(target, self.encode(source, source_mask), source_mask, target_mask)
 
 

@@ -5,11 +5,13 @@ P patch size, H attention heads, V width of the time embedding.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,14 +21,14 @@ from unet_xattn.transformer import sinusoidal_positions
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """Weights and bias set to zero: a residual branch that ends in this starts as the identity."""
+    """The module with its weights and bias set to zero: a residual branch that ends in it starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in fp32, as autocast has it on GPUs; on a CPU torch's bf16 kernel is several times slower."""
+    """Group normalisation in fp32, as autocast computes it on GPUs; on a CPU torch's bf16 kernel is much slower."""
 
     def __init__(self, channels: int):
         super().__init__(math.gcd(16, channels), channels)
@@ -38,7 +40,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a residual; the noise level scales and shifts what lies between (arXiv 2105.05233)."""
+    """Two convolutions with a residual; the noise level scales and shifts what is between them (arXiv 2105.05233)."""
 
     def __init__(self, channels_in: int, channels: int, time_width: int, dropout: float):
         super().__init__()
@@ -58,12 +60,12 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Positions read one another (where `reads_itself`), then the memory: two residuals."""
+    """Self-attention over image positions (optional), then cross-attention over the memory, each with a residual."""
 
-    def __init__(self, channels: int, heads: int, memory_width: int, reads_itself: bool):
+    def __init__(self, channels: int, heads: int, memory_width: int, self_attention: bool):
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels) if reads_itself else None
-        self.self_attention = MultiHeadAttention(channels, heads, zero_init=True) if reads_itself else None
+        self.norm1 = nn.LayerNorm(channels) if self_attention else None
+        self.self_attention = MultiHeadAttention(channels, heads, zero_init=True) if self_attention else None
         self.norm2 = nn.LayerNorm(channels)
         self.cross_attention = MultiHeadAttention(channels, heads, memory_width, zero_init=True)
 
@@ -77,10 +79,11 @@ class AttentionBlock(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block and, where the level attends, an attention block."""
+    """A residual block and, on levels with cross-attention, an attention block. Level 0 is the finest grid."""
 
-    def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None):
+    def __init__(self, level: int, residual: ResidualBlock, attention: AttentionBlock | None):
         super().__init__()
+        self.level = level
         self.residual = residual
         self.attention = attention
 
@@ -91,27 +94,34 @@ class UNetBlock(nn.Module):
         return x if self.attention is None else self.attention(x, memory, mask, record)
 
 
+@dataclass
+class CrossAttentionUNetOutput(BaseOutput):
+    """The output of `CrossAttentionUNet`; `sample` (B, C, height, width) is the predicted velocity."""
+
+    sample: Tensor
+
+
 class CrossAttentionUNet(ModelMixin, ConfigMixin):
-    """Noisy picture, noise level and memory in; the velocity of the flow from picture to noise out.
+    """Predicts the velocity of the flow from picture to noise, from a noisy picture, its noise level and the memory.
 
-    Its layers draw the clean picture, and the velocity is what leads away from it. Noise fills every dimension of a
-    patch, and a narrow network that had to say the velocity itself would spend its width on handing the noise
-    through; pictures fill few (arXiv 2511.13720).
+    The layers predict the clean picture, and the velocity is computed from it. Noise fills every dimension of a patch,
+    pictures fill few (arXiv 2511.13720): a narrow network that predicted the velocity itself would need most of its
+    width to pass the noise through.
 
-    The memory reaches the picture through cross-attention and nowhere else: no pooled text joins the time
-    embedding, so what the attention maps show is all the text there is.
+    The text reaches the picture only through cross-attention. No pooled text is added to the time embedding, so the
+    attention maps show all the influence of the text.
 
     Args:
-        sample_size: height and width it is trained at, in pixels; other sizes work where the levels allow them.
+        sample_size: height and width of the training pictures, in pixels; other multiples of `size_multiple` work too.
         in_channels: channels of the picture (or latent).
-        patch_size: P, each P×P patch of pixels becomes one position of the finest grid.
+        patch_size: P; each P×P patch of pixels becomes one position of the finest grid.
         block_out_channels: channels of each level, finest first; each level halves the grid.
-        layers_per_block: blocks of each level on the way down and again on the way up; one number, or one a level.
-        cross_attention: which levels read the memory.
-        self_attention: which levels read themselves as well (the cost grows with the square of their positions).
+        layers_per_block: blocks per level on the way down, and again on the way up; one number, or one per level.
+        cross_attention: which levels attend to the memory.
+        self_attention: which levels also attend to themselves; the cost grows with the square of their positions.
         heads: attention heads of every attention layer.
         memory_width: M, width of the memory.
-        dropout: probability of dropping a unit of a residual block while training.
+        dropout: probability of dropping a unit of a residual block during training.
     """
 
     config_name = "config.json"
@@ -140,8 +150,8 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
             ("self_attention", self_attention),
         ]:
             if len(value) != levels:
-                raise ValueError(f"{name} has {len(value)} entries for {levels} levels: give one a level")
-        if any(alone and not reads for alone, reads in zip(self_attention, cross_attention, strict=True)):
+                raise ValueError(f"{name} has {len(value)} entries for {levels} levels: give one per level")
+        if any(own and not cross for own, cross in zip(self_attention, cross_attention, strict=True)):
             raise ValueError("a level with self_attention needs cross_attention: the two share a block")
 
         self.gradient_checkpointing = False
@@ -153,12 +163,12 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
             attention = None
             if cross_attention[level]:
                 attention = AttentionBlock(channels, heads, memory_width, self_attention[level])
-            return UNetBlock(ResidualBlock(channels_in, channels, time_width, dropout), attention)
+            return UNetBlock(level, ResidualBlock(channels_in, channels, time_width, dropout), attention)
 
         self.time_embedding = nn.Sequential(
             nn.Linear(block_out_channels[0], time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU()
         )
-        # Two more channels say where a patch lies (CoordConv, arXiv 1807.03247): "left of" needs a left.
+        # Two more channels hold the position of each patch (CoordConv, arXiv 1807.03247): "left of" needs a left.
         channels = block_out_channels[0]
         self.conv_in = nn.Conv2d(in_channels * patch_size**2 + 2, channels, 3, padding=1)
 
@@ -184,25 +194,21 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
 
     @property
     def attention_layers(self) -> list[str]:
-        """Names of the cross-attention layers in the order they run, as `record` receives them."""
-        blocks = [(name, module) for name, module in self.named_modules() if isinstance(module, UNetBlock)]
-        order = {"down": 0, "mid": 1, "up": 2}
-        blocks.sort(key=lambda item: order[item[0].split(".")[0]])
-        return [name for name, module in blocks if module.attention is not None]
+        """Names of the blocks with cross-attention, in the order they run, as `record` receives them."""
+        return [name for name, _ in self._attention_blocks()]
 
     def attention_grids(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """The grid (h, w) each of `attention_layers` sees in a picture of that many pixels."""
-        coarsest = len(self.down) - 1
-
-        def level(name: str) -> int:
-            part, *place = name.split(".")
-            return coarsest if part == "mid" else int(place[0]) if part == "down" else coarsest - int(place[0])
-
-        sides = {name: self.config.patch_size * 2 ** level(name) for name in self.attention_layers}
+        """The grid (h, w) of each of `attention_layers`, for a picture of this many pixels."""
+        sides = {name: self.config.patch_size * 2**block.level for name, block in self._attention_blocks()}
         return {name: (height // side, width // side) for name, side in sides.items()}
 
+    def _attention_blocks(self) -> Iterator[tuple[str, UNetBlock]]:
+        for name, module in self.named_modules():  # registered in the order they run: down, mid, up
+            if isinstance(module, UNetBlock) and module.attention is not None:
+                yield name, module
+
     def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError where the levels cannot halve this many pixels."""
+        """Raise ValueError if the levels cannot halve a grid of this many pixels."""
         if height % self.size_multiple or width % self.size_multiple or min(height, width) <= 0:
             raise ValueError(
                 f"this model draws sizes that are multiples of {self.size_multiple} pixels, got {width}×{height}"
@@ -216,13 +222,19 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
         record: RecordLayer | None = None,
-    ) -> UNet2DConditionOutput | tuple[Tensor]:
-        """Predict the velocity at a noisy picture.
+    ) -> CrossAttentionUNetOutput | tuple[Tensor]:
+        """Predict the velocity of a noisy picture.
 
-        sample (B, C, height, width); timestep a number or (B,), 0 clean to 1000 noise; encoder_hidden_states, the
-        memory, (B, T, M); encoder_attention_mask (B, T), True = real token -> `.sample` shaped like `sample`.
-        `record` is called once for every cross-attention layer (see `RecordLayer`); a recorded pass is not
-        gradient-checkpointed, for recomputing would record twice.
+        Args:
+            sample: noisy pictures (B, C, height, width).
+            timestep: a number or (B,), from 0 (clean) to 1000 (noise).
+            encoder_hidden_states: the memory (B, T, M).
+            encoder_attention_mask: which of its tokens are real (B, T).
+            record: called once for every cross-attention layer, see `RecordLayer`. A recorded pass does not use
+                gradient checkpointing, because recomputing would record twice.
+
+        Returns:
+            `.sample` (B, C, height, width), or a tuple of it where `return_dict` is False.
         """
         self.check_size(*sample.shape[-2:])
         memory = encoder_hidden_states
@@ -255,11 +267,11 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         x = self.conv_out(F.silu(self.norm_out(x)))
         clean = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)
         velocity = flow.velocity_from(clean, sample, timestep / flow.TRAIN_TIMESTEPS)
-        return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)
+        return CrossAttentionUNetOutput(sample=velocity) if return_dict else (velocity,)
 
 
 def coordinates(x: Tensor) -> Tensor:
-    """Where each position lies, from -1 (left, top) to 1 (right, bottom): (B, C, h, w) -> (B, 2, h, w)."""
+    """Coordinates (x, y) of each position, from -1 (left, top) to 1 (right, bottom): (B, C, h, w) -> (B, 2, h, w)."""
     b, _, h, w = x.shape
     centre_x = (torch.arange(w, device=x.device, dtype=x.dtype) * 2 + 1) / w - 1
     centre_y = (torch.arange(h, device=x.device, dtype=x.dtype) * 2 + 1) / h - 1

@@ -1,23 +1,25 @@
-"""From a prompt to its words, and from words and phrases to the tokens the model reads.
+"""The words of a prompt, and the tokens of a word or phrase.
 
-Any tokenizer with character offsets will do (transformers' fast ones): words are stretches of the text as it was
+Any tokenizer with character offsets works (the fast ones of transformers). Words are parts of the text as it was
 typed, and a token belongs to every word whose characters it covers.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-# A Han character stands alone; elsewhere a word is letters and digits, joined by hyphens or apostrophes within it.
+# Each Han character is a word; elsewhere a word is letters and digits, with hyphens or apostrophes inside.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the prompt: its text, the characters [start, end) it takes there, and the positions of its tokens."""
+    """A word of the prompt: its text, its characters [start, end) in the prompt, and the positions of its tokens."""
 
     text: str
     start: int
@@ -30,7 +32,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Text:
-    """A text as a model reads it: what was typed, its words, and its tokens as the tokenizer spells them."""
+    """A text as it was typed, its words, and its tokens as the tokenizer spells them."""
 
     text: str
     words: tuple[Word, ...]
@@ -42,22 +44,22 @@ def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple
     return tuple(i for i, (s, e) in enumerate(offsets) if s < end and e > start and e > s)
 
 
-def split_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Word]:
-    """The words of a prompt in order. Punctuation is in the tokens but is no word."""
+def split_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[Word]:
+    """The words of a prompt in order. Punctuation has tokens but is not a word."""
     offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in WORD.finditer(prompt)]
 
 
-def read_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Text:
+def read_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
     """A text with its words and tokens."""
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, verbose=False)["input_ids"])
     return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens))
 
 
-def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a prompt that the model has never read, in order.
+def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The words of a prompt that were not in the model's training captions, in order.
 
-    Our tokenizers carry the words of their training captions (`known_words`); for others, a word counts as unknown
+    Our tokenizers store the words of their training captions (`known_words`). For other tokenizers, a word is unknown
     if the vocabulary cannot spell it.
     """
     known = tokenizer.init_kwargs.get("known_words")
@@ -70,28 +72,30 @@ def unknown_words(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def phrase_spans(query: str, prompt: str) -> list[tuple[int, int]]:
-    """The characters [start, end) of a word or phrase each time a prompt says it, whatever its case."""
+    """The characters [start, end) of each occurrence of a word or phrase in a prompt, ignoring case."""
     pattern = re.compile(r"\s+".join(map(re.escape, query.split())), re.IGNORECASE)
     words = list(WORD.finditer(prompt))
     ends = {word.end() for word in words}
-    # From each word's start, so that it begins at a word and may overlap the occurrence before.
+    # Matched at the start of each word, so that an occurrence may overlap the one before.
     matches = [pattern.match(prompt, word.start()) for word in words]
     return [m.span() for m in matches if m and m.end() in ends]
 
 
 def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int = 0) -> tuple[int, ...]:
-    """Positions of the tokens of a word or phrase, whatever its case.
+    """Positions of the tokens of a word or phrase, ignoring case.
 
     Args:
-        occurrence: which one, from 0, where the prompt says it more than once.
+        occurrence: which occurrence, from 0, if the prompt has several.
 
     Raises:
-        ValueError: the prompt does not say it, or not that often.
+        ValueError: the prompt does not have it, or has fewer occurrences.
     """
     places = phrase_spans(query, prompt)
     if not places:
         raise ValueError(f"{query!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}")
     if not 0 <= occurrence < len(places):
-        raise ValueError(f"{query!r} is in the prompt {len(places)} time(s), so occurrence {occurrence} is not there")
+        raise ValueError(
+            f"{query!r} occurs {len(places)} time(s) in the prompt: occurrence {occurrence} does not exist"
+        )
     start, end = places[occurrence]
     return tuple(sorted({t for w in words if w.start < end and w.end > start for t in w.tokens}))

@@ -1,4 +1,4 @@
-"""What the attention mechanism promises, measured: the scale, the cost, the heads, the cache.
+"""Properties of the attention mechanism, measured: its scale, its cost, its heads, and the decoder's cache.
 
 Shapes: B batch, H heads, N queries, T keys, E width of one head.
 """
@@ -24,7 +24,7 @@ from unet_xattn.decoding import greedy
 
 
 def bench_attention(pipe: TextToImagePipeline, repeats: int = 7) -> dict:
-    """Everything below in one report; `pipe`'s trained heads are those that are looked at."""
+    """The scale, the cost, and the trained heads of `pipe`, in one report."""
     return {
         "machine": machine(),
         "scaling": {f"d_k {width}": scaling(width) for width in (16, 64, 256)},
@@ -35,7 +35,7 @@ def bench_attention(pipe: TextToImagePipeline, repeats: int = 7) -> dict:
 
 
 def bench_text(repeats: int = 7) -> dict:
-    """Decoding with and without its cache, and a training step beside torch's own Transformer of the same size."""
+    """Decoding with and without the cache, and a training step compared with torch's Transformer of the same size."""
     return {
         "machine": machine(),
         "decoding": {f"{n} tokens": decoding(n, repeats) for n in (16, 64, 256)},
@@ -44,9 +44,9 @@ def bench_text(repeats: int = 7) -> dict:
 
 
 def scaling(width: int, queries: int = 4096, keys: int = 64) -> dict[str, float]:
-    """Section 3.2.1 of arXiv 1706.03762: what 1/√d_k does for queries and keys of independent unit components.
+    """The effect of 1/√d_k on queries and keys of independent unit components (section 3.2.1 of arXiv 1706.03762).
 
-    `gradient` is the trace of softmax's Jacobian, Σ p(1 − p), a row's mean: 0 where all weight is on one key.
+    `gradient` is the trace of softmax's Jacobian, Σ p(1 − p), its mean over rows: 0 where all weight is on one key.
     """
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(n, width, generator=generator) for n in (queries, keys))
@@ -59,15 +59,15 @@ def scaling(width: int, queries: int = 4096, keys: int = 64) -> dict[str, float]
 
 
 def cost(n: int, heads: int, width: int = 128, batch: int = 4, repeats: int = 7) -> dict[str, float]:
-    """Self-attention over n positions, forward and back: explicit weights beside torch's fused kernel.
+    """Self-attention over n positions, forward and backward: explicit weights, and torch's fused kernel.
 
-    Milliseconds, and megabytes kept from the forward pass for the way back.
+    In milliseconds, and in megabytes that the forward pass keeps for the backward pass.
     """
     torch.manual_seed(0)
     attention = MultiHeadAttention(width, heads)
     x = torch.randn(batch, n, width)
 
-    def there_and_back(record: Record | None) -> None:
+    def both_passes(record: Record | None) -> None:
         attention(x, record=record).sum().backward()
 
     records: dict[str, Record | None] = {"explicit": lambda weights: None, "fused": None}
@@ -85,55 +85,55 @@ def cost(n: int, heads: int, width: int = 128, batch: int = 4, repeats: int = 7)
             out = attention(x, record=record)
         report[f"MB, {name}"] = sum(kept.values()) / 1e6
         del out
-    for _ in range(repeats):  # in turn, so that a drift of the machine touches both
+    for _ in range(repeats):  # in turn, so that both see the same drift of the machine
         for name, record in records.items():
-            times[name].append(seconds(partial(there_and_back, record)))
+            times[name].append(seconds(partial(both_passes, record)))
     return {f"ms, {name}": statistics.median(t) * 1e3 for name, t in times.items()} | report
 
 
 @torch.no_grad()
 def trained_heads(pipe: TextToImagePipeline, prompts: int = 8) -> dict[str, dict[str, float]]:
-    """How a trained model's heads behave and differ, for each attention of encoder, decoder and UNet.
+    """The behaviour of a trained model's heads, for each attention of encoder, decoder and UNet.
 
-    `entropy` of a query's weights as a share of the greatest there can be; `distance` from a token to those it reads,
-    in tokens, where it reads its own sentence; `overlap` of two heads' weights, Σ min(p, q), their pairs' mean: 1 where
-    all heads look alike. The UNet is looked at half way to noise.
+    `entropy`: of a query's weights, as a share of the largest possible. `distance`: from a token to those it attends
+    to, in tokens; self-attention only. `overlap`: of two heads' weights, Σ min(p, q), the mean over all pairs; 1 where
+    all heads are alike. The UNet is measured at noise level 0.5.
     """
     captions = [s.caption for s in fixed_scenes(prompts // 4, False, data=world_of(pipe.tokenizer))][:prompts]
     pairs: dict[str, list[dict[str, float]]] = {}
-    for i, caption in enumerate(captions):  # one by one: no padding in the way
+    for i, caption in enumerate(captions):  # one by one, so that nothing is padded
 
-        def look(name: str, weights: Tensor) -> None:
-            pairs.setdefault(name, []).append(behaviour(weights[0], reads_itself=name.endswith("self")))
+        def add(name: str, weights: Tensor) -> None:
+            pairs.setdefault(name, []).append(behaviour(weights[0], self_attention=name.endswith("self")))
 
         ids = torch.tensor(pipe.tokenizer(caption)["input_ids"])[None]
         if isinstance(pipe.text_encoder, Transformer):
-            memory = pipe.text_encoder.encode(ids, record=lambda name, w: look(f"{name}.self", w))
+            memory = pipe.text_encoder.encode(ids, record=lambda name, w: add(f"{name}.self", w))
         else:
             memory, _ = pipe.encode_prompt([caption])
         if can_translate(pipe.text_encoder):
-            pipe.text_encoder.decode(ids, memory, record=look)
+            pipe.text_encoder.decode(ids, memory, record=add)
         size = pipe.unet.config.sample_size
         noise = torch.randn(1, pipe.unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(i))
-        pipe.unet(noise, 0.5 * flow.TRAIN_TIMESTEPS, memory, record=lambda name, w, _: look(f"unet.{name}", w))
+        pipe.unet(noise, 0.5 * flow.TRAIN_TIMESTEPS, memory, record=lambda name, w, _: add(f"unet.{name}", w))
     return {name: {key: statistics.mean(r[key] for r in rows) for key in rows[0]} for name, rows in pairs.items()}
 
 
-def behaviour(weights: Tensor, reads_itself: bool) -> dict[str, float]:
-    """Weights of one layer, (H, N, T) -> entropy, overlap and, where it `reads_itself`, distance (see above)."""
+def behaviour(weights: Tensor, self_attention: bool) -> dict[str, float]:
+    """The weights of one layer (H, N, T) -> entropy, overlap and, for self-attention, distance (see above)."""
     heads, queries, keys = weights.shape
     entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=-1).mean()
     report = {"entropy": float(entropy) / max(torch.tensor(keys).log().item(), 1e-12)}
     overlaps = [torch.minimum(a, b).sum(dim=-1).mean() for a, b in itertools.combinations(weights, 2)]
     report["overlap"] = float(torch.stack(overlaps).mean()) if heads > 1 else 1.0
-    if reads_itself:
+    if self_attention:
         apart = (torch.arange(queries)[:, None] - torch.arange(keys)).abs()  # (N, T)
         report["distance"] = float((weights * apart).sum(dim=-1).mean())
     return report
 
 
 def decoding(tokens: int, repeats: int = 7, batch: int = 4) -> dict[str, float]:
-    """Tokens a second, greedy, with and without the cache; the memory's projections it takes for each layer."""
+    """Tokens per second of greedy decoding, with and without the cache, and how often a layer projects the memory."""
     torch.manual_seed(0)
     model = Transformer(vocab_size=512, decoder_layers=2).eval()
     memory = torch.randn(batch, 24, model.config.width)
@@ -148,7 +148,7 @@ def decoding(tokens: int, repeats: int = 7, batch: int = 4) -> dict[str, float]:
     projections = {}
     for cached in times:
         projected = 0
-        greedy(model, memory, None, start=2, end=-1, max_tokens=tokens, use_cache=cached)  # no token ends it
+        greedy(model, memory, None, start=2, end=-1, max_tokens=tokens, use_cache=cached)  # -1: no token ends it
         projections[cached] = projected
     handle.remove()
     for _ in range(repeats):
@@ -166,7 +166,7 @@ def decoding(tokens: int, repeats: int = 7, batch: int = 4) -> dict[str, float]:
 
 
 class TorchTransformer(nn.Module):
-    """`torch.nn.Transformer` between the same embedding, positions and tied output as `Transformer`."""
+    """`torch.nn.Transformer` with the embedding, positions and tied output of our `Transformer`."""
 
     def __init__(self, like: Transformer):
         super().__init__()
@@ -178,14 +178,14 @@ class TorchTransformer(nn.Module):
             nn.TransformerEncoderLayer(*sizes, **how),
             c.encoder_layers,
             nn.LayerNorm(c.width),
-            enable_nested_tensor=False,  # for which it wants post-norm
+            enable_nested_tensor=False,  # only possible with post-norm
         )
         self.transformer = nn.Transformer(
             c.width, c.heads, 0, c.decoder_layers, *sizes[2:], custom_encoder=encoder, **how
         )
 
     def forward(self, source: Tensor, target: Tensor, source_mask: Tensor, target_mask: Tensor) -> Tensor:
-        """As `Transformer.forward`; torch's own masks are True where it must not look."""
+        """The same as `Transformer.forward`. Torch's masks are True where attention is not allowed."""
         x = self.transformer(
             self.ends.embed(source),
             self.ends.embed(target),
@@ -198,7 +198,7 @@ class TorchTransformer(nn.Module):
 
 
 def training_step(repeats: int = 7, batch: int = 64, tokens: int = 24) -> float:
-    """Time of one of our training steps over that of `torch.nn.Transformer`, median of pairs; a tenth is padding."""
+    """Our time for a training step / that of `torch.nn.Transformer`, the median of pairs. A tenth of it is padding."""
     torch.manual_seed(0)
     ours = Transformer(vocab_size=4096, decoder_layers=3)
     models = {"ours": ours, "torch": TorchTransformer(ours)}

@@ -1,7 +1,7 @@
-"""What an accelerator makes of all this, in one report: rates as shares of its own, and the time to a model that obeys.
+"""One report on an accelerator: its training and sampling rates as shares of its peak, and the time to a good model.
 
-Rates are those of compiled networks, in bf16 where the machine is fast at it; the time to obey is that of `train`,
-which does not compile.
+Rates are those of compiled networks, in bf16 where that is fast. The time to a good model is that of `train`, which
+does not compile.
 """
 
 import tempfile
@@ -31,40 +31,44 @@ WIDTHS: dict[str, tuple[tuple[int, ...], int]] = {
     "as bundled": ((48, 96, 160, 160), 1024),
     "wide": ((256, 512, 768, 768), 256),
 }
-"""Name -> channels of the UNet's levels, and pictures in a batch. The wide one is there to fill a large GPU."""
+"""Name -> channels of the UNet's levels, and batch size. The wide one keeps a large GPU busy."""
 
 STEPS = (1000, 2000, 4000)
-"""Lengths of training that are tried, the shortest first, until one obeys."""
+"""Numbers of training steps to try, the smallest first, until a model obeys."""
 
 OBEYS = 0.95
-"""The share of pictures, of both splits together, that show all their prompts say."""
+"""The share of fully correct pictures, over both splits, at which a model obeys its prompts."""
 
 BATCH_SIZE = 256
-"""Of these trainings."""
+"""The batch size of these trainings."""
 
 
 def bench_device(
-    device: str = "cuda",
+    device: str | torch.device = "cuda",
     widths: dict[str, tuple[tuple[int, ...], int]] = WIDTHS,
     steps: Sequence[int] = STEPS,
     batch_size: int = BATCH_SIZE,
     prompts: int = 50,
     size: int = 64,
 ) -> dict[str, Any]:
-    """Training and sampling at each width, pictures a second and share of peak, and the minutes to `OBEYS`.
+    """The rates of training and sampling at each width, also as shares of the peak, and the minutes to `OBEYS`.
 
-    The peak is what the machine's own products of large matrices reach in the same number format. `prompts` of each
-    kind and split judge a training. The rest makes it small, for tests.
+    The peak is the rate of products of large matrices on the same machine in the same number format.
+
+    Args:
+        prompts: number of prompts of each kind and split to judge a model by.
+        widths, steps, batch_size, size: smaller in tests.
     """
+    device = torch.device(device)
     dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
-    side = 8192 if device != "cpu" else 1024
+    side = 8192 if device.type != "cpu" else 1024
     rate = 2 * side**3 / product_seconds(device, dtype, side)
     report: dict[str, Any] = {"machine": machine(device), "matrix-product TFLOP/s": rate / 1e12, "bf16": bf16_is_fast()}
     for name, (channels, count) in widths.items():
         report[name] = rates(channels, count, size, device, rate)
     report["trainings"] = []
     for length in steps:
-        found = minutes_to_obey(length, batch_size, prompts, size)
+        found = minutes_to_obey(length, batch_size, prompts, size, device)
         report["trainings"].append(found)
         if found["all correct"] >= OBEYS:
             report["minutes to 95 %"] = found["minutes"]
@@ -72,8 +76,8 @@ def bench_device(
     return report
 
 
-def rates(channels: tuple[int, ...], count: int, size: int, device: str, rate: float) -> dict[str, Any]:
-    """Pictures a second and share of `rate` (operations a second) of a training step, and of 20 steps of sampling."""
+def rates(channels: tuple[int, ...], count: int, size: int, device: torch.device, rate: float) -> dict[str, Any]:
+    """Pictures per second, and share of `rate` (operations per second), of a training step and of 20 sampling steps."""
     examples = SceneExamples(size, seed=0)
     tokenizer = train_tokenizer(examples.captions())
     few = Collator(tokenizer, 0, 0.1, cell=4)([(i, examples.example(i)) for i in range(16)])
@@ -84,7 +88,7 @@ def rates(channels: tuple[int, ...], count: int, size: int, device: str, rate: f
     compiled = torch.compile(model)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device.type):
             losses = compiled(batch, False)
         losses.flow.backward()
         optimizer.step()
@@ -96,7 +100,7 @@ def rates(channels: tuple[int, ...], count: int, size: int, device: str, rate: f
 
     @torch.no_grad()
     def sample() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast()):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast()):
             memory = model.memory(batch)
             x: Tensor = noisy
             for i in range(20):
@@ -116,20 +120,20 @@ def rates(channels: tuple[int, ...], count: int, size: int, device: str, rate: f
     }
 
 
-def timed(call: Callable[[], object], device: str, repeats: int = 7) -> float:
-    """The median of a call's seconds, once it is compiled and warm."""
+def timed(call: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """The median time of a call in seconds, after three calls that compile it and warm it up."""
     for _ in range(3):
         call()
     return median(seconds(call, device) for _ in range(repeats))
 
 
-def minutes_to_obey(steps: int, batch_size: int, prompts: int, size: int) -> dict[str, Any]:
-    """Train from nothing, judge what comes out: minutes of training (not of judging), and the share that is right."""
+def minutes_to_obey(steps: int, batch_size: int, prompts: int, size: int, device: torch.device) -> dict[str, Any]:
+    """Train a new model and judge its pictures: the minutes of training, without judging, and the share correct."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         train(TrainConfig(out=str(out), steps=steps, batch_size=batch_size, size=size, every=steps))
         spent = read_rows(out / LOG)[-1]["seconds"]
-        pipe = TextToImagePipeline.from_pretrained(out).to("cuda" if torch.cuda.is_available() else "cpu")
+        pipe = TextToImagePipeline.from_pretrained(out).to(device)
         pipe.set_progress_bar_config(disable=True)
         found = evaluate(pipe, prompts, guidance_scale=1.0)
     right = [found[split]["model"]["all_correct"] for split in ("seen", "held_out")]

@@ -1,6 +1,6 @@
-"""How fast training and sampling are, as ratios to what the same machine can do, measured in one run.
+"""The speed of training and sampling, as ratios to what the same machine can do, measured in one run.
 
-A shared machine's clock says little by itself; its own matrix-product rate, measured between the runs, is the ruler.
+Seconds on a shared machine say little. So they are compared with the rate of its matrix products, measured in between.
 """
 
 import multiprocessing
@@ -28,22 +28,21 @@ from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 PROMPT = "a red circle left of a blue square"
 GUIDED: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "negative_prompt": "a green triangle"}
-"""How every model is timed, however it draws best; away from a caption, for some have never read an empty one."""
+"""The settings for every model. The negative prompt is not empty, because some models do not know the empty one."""
 
 
-def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> dict:
-    """One training step of our UNet, and of diffusers' `UNet2DConditionModel` of about equal parameters.
+def bench_train(device: str | torch.device = "cpu", batch_size: int = 64, repeats: int = 7) -> dict:
+    """One training step of our UNet, and of diffusers' `UNet2DConditionModel` with about as many parameters.
 
-    Both get the same 64×64 pictures, memory, targets, optimizer (AdamW) and number format, and attend where grids have
-    16 positions a side or fewer: theirs reads itself wherever it reads the text, which at 64×64 would take it minutes.
-    The ratio to the matrix-product rate, in that format too, counts three forward passes' operations for a step
-    (forward, and twice that backward).
+    Both get the same 64×64 pictures, memory, targets, optimizer (AdamW) and number format. Both attend on grids of at
+    most 16 positions a side, because theirs has self-attention wherever it has cross-attention, which would take
+    minutes at 64×64. The ratio to the matrix-product rate, in the same format, counts the operations of three forward
+    passes for a step: one forward, two backward.
     """
+    device = torch.device(device)
     examples = SceneExamples(64, seed=0)
     tokenizer = train_tokenizer(examples.captions())
-    batch = Collator(tokenizer, 0, 0.1, cell=4)([(i, examples.example(i)) for i in range(batch_size)]).to(
-        torch.device(device)
-    )
+    batch = Collator(tokenizer, 0, 0.1, cell=4)([(i, examples.example(i)) for i in range(batch_size)]).to(device)
     ours = CrossAttentionUNet()
     theirs = UNet2DConditionModel(
         sample_size=64,
@@ -62,7 +61,7 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
     for step in steps.values():
         step()
     rounds = []
-    for _ in range(repeats):  # in turn, so that a drift of the machine touches all alike
+    for _ in range(repeats):  # in turn, so that all see the same drift of the machine
         rounds.append({name: seconds(step, device) for name, step in steps.items()})
         rounds[-1]["matrix product"] = product_seconds(device, torch.bfloat16 if bf16_is_fast() else torch.float32)
         rounds[-1]["fp32 matrix product"] = product_seconds(device, torch.float32)
@@ -85,8 +84,8 @@ def bench_train(device: str = "cpu", batch_size: int = 64, repeats: int = 7) -> 
     return report
 
 
-def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 7) -> dict:
-    """Seconds for one picture in 20 guided steps, alone and per picture in a batch of 16."""
+def bench_sample(pipe: TextToImagePipeline, device: str | torch.device = "cpu", repeats: int = 7) -> dict:
+    """Seconds per picture in 20 guided steps, alone and in a batch of 16."""
     pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     calls = {count: partial(pipe, [PROMPT] * count, **GUIDED) for count in (1, 16)}
@@ -102,12 +101,13 @@ def bench_sample(pipe: TextToImagePipeline, device: str = "cpu", repeats: int = 
     }
 
 
-def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
-    """What recording costs while one picture is drawn in 20 guided steps: time, and peak memory.
+def bench_capture(model: str, device: str | torch.device = "cpu", repeats: int = 15) -> dict:
+    """The cost of recording attention while one picture is drawn in 20 guided steps: time, and peak memory.
 
-    Times are taken in turn in this process. The peak is that of a process of its own for each way, the interpreter and
-    the libraries included, or on a GPU of what torch has allocated there.
+    Times are taken in turn in this process. Each peak is that of a separate process: on a CPU its resident memory with
+    interpreter and libraries, on an accelerator what torch has allocated there.
     """
+    device = torch.device(device)
     pipe = TextToImagePipeline.from_pretrained(model).to(device)
     pipe.set_progress_bar_config(disable=True)
     ways = ("none", "mean", "full")
@@ -117,7 +117,7 @@ def bench_capture(model: str, device: str = "cpu", repeats: int = 15) -> dict:
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for keep in ways:
-        with ProcessPoolExecutor(1, context) as pool:  # a process for each, for a peak does not go down again
+        with ProcessPoolExecutor(1, context) as pool:  # a process each, because a peak never goes down
             peaks[keep] = pool.submit(_peak_memory, model, keep, device).result()
     report: dict = {"machine": machine(device), "steps": GUIDED["num_inference_steps"], "rounds": repeats}
     report["seconds per picture, not recorded"] = statistics.median(r["none"] for r in rounds)
@@ -141,28 +141,28 @@ def _draw(pipe: TextToImagePipeline, keep: str) -> None:
         pipe(PROMPT, **GUIDED)
 
 
-def _peak_memory(model: str, keep: str, device: str) -> int:
-    """Bytes in use at the peak of drawing three pictures one after another."""
+def _peak_memory(model: str, keep: str, device: torch.device) -> int:
+    """The peak in bytes while three pictures are drawn one after another."""
     pipe = TextToImagePipeline.from_pretrained(model).to(device)
     pipe.set_progress_bar_config(disable=True)
     for _ in range(3):
         _draw(pipe, keep)
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def _step(
-    unet: CrossAttentionUNet | UNet2DConditionModel, vocab_size: int, batch: Batch, device: str
+    unet: CrossAttentionUNet | UNet2DConditionModel, vocab_size: int, batch: Batch, device: torch.device
 ) -> Callable[[], None]:
     model = TextToImageModel(Transformer(vocab_size), unet.to(memory_format=torch.channels_last)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     noisy = flow.interpolate(batch.pictures, batch.noise, batch.times).to(memory_format=torch.channels_last)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast()), attention_kernel(device.type):
             memory = model.memory(batch)
             times = batch.times * flow.TRAIN_TIMESTEPS
             prediction = unet(noisy, times, memory, encoder_attention_mask=batch.token_mask).sample
@@ -174,26 +174,27 @@ def _step(
 
 
 def forward_operations(unet: CrossAttentionUNet | UNet2DConditionModel, batch: Batch) -> int:
-    """Multiplications and additions of one forward pass of a UNet whose memory is 128 wide."""
+    """The multiplications and additions of one forward pass of a UNet that reads a memory of width 128."""
     memory = torch.zeros(*batch.ids.shape, 128, device=batch.ids.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(batch.pictures, batch.times, memory)
     return counter.get_total_flops()
 
 
-def product_seconds(device: str, dtype: torch.dtype, side: int = 2048) -> float:
-    """The least of five times that a product of two square matrices takes."""
+def product_seconds(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
+    """The time of a product of two square matrices, the least of five."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     a @ b
     return min(seconds(lambda: a @ b, device) for _ in range(5))
 
 
-def seconds(call: Callable[[], object], device: str = "cpu") -> float:
-    """How long a call takes, by the clock."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+def seconds(call: Callable[[], object], device: str | torch.device = "cpu") -> float:
+    """The wall-clock time of a call, in seconds."""
+    device = torch.device(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     call()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start

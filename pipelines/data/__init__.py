@@ -1,1 +1,1 @@
-"""What training is fed: examples in order, decoded pixels, batches, pairs of sentences."""
+"""Training data: examples in their order, decoded pixels, batches, and pairs of sentences."""

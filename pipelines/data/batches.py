@@ -1,8 +1,8 @@
-"""Examples to train on, the endless scenes among them, as batches ready for a training step.
+"""Batches of training examples: pictures, noise, times, tokens and masks, ready for a training step.
 
-Everything random about an example (which one, dropped caption, noise, time) is a function of (seed, place in the
-endless stream of examples). So a resumed run needs one number, and the batch size or the number of processes decides
-only how the stream is cut (where pictures have several shapes, the batch size decides on their order too).
+Everything random about an example (its picture, caption dropout, noise, time) is a function of the seed and of its
+place in the endless stream. So a run resumes from a single number, and the batch size and the number of processes only
+decide how the stream is cut. With pictures of several shapes, the batch size also decides their order.
 
 Shapes: B batch, T tokens, h×w pixels.
 """
@@ -27,11 +27,11 @@ from unet_xattn.words import tokens_of
 
 @dataclass
 class Batch:
-    """What one step trains on.
+    """The examples of one training step.
 
-    pictures (B, 3, h, w) in [-1, 1], noise likewise, times (B,) in (0, 1), ids and token_mask (B, T),
-    masks (B, T, h / cell, w / cell): where each token's meaning lies, zero everywhere if unknown; target_ids and
-    target_mask (B, S): the translations, and which of their tokens are real: none where there is no translation.
+    pictures (B, 3, h, w) in [-1, 1], noise (B, 3, h, w), times (B,) in (0, 1), ids and token_mask (B, T),
+    masks (B, T, h / cell, w / cell): the region of each token, all zero where it is unknown; target_ids and
+    target_mask (B, S): the translations and their real tokens, none for an example without translation.
     """
 
     pictures: Tensor
@@ -51,10 +51,10 @@ class Collator:
     """Turns (place, example) pairs into a `Batch`.
 
     Args:
-        caption_dropout: share of captions replaced by the empty one. This is what makes guidance work: the model
-            learns what a picture is without being told what it shows.
-        cell: side, in pixels, of a cell of the masks given to mask supervision: of the finest grid that attends.
-        shift: how far times lie nearer to noise (`flow.sample_times`).
+        caption_dropout: share of captions replaced by the empty caption. This makes guidance work: the model also
+            learns to generate pictures without a caption.
+        cell: side, in pixels, of a cell of the masks for mask supervision: a cell of the finest grid with attention.
+        shift: shift of the times towards noise (`flow.sample_times`).
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Collator:
     def read(
         self, captions: list[str], regions: Sequence[Sequence[tuple[int, int, np.ndarray]]], shape: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Captions and their regions, of pictures of one shape (h, w) -> ids (B, T), token_mask (B, T), masks.
+        """Captions and their regions in pictures of shape (h, w) -> ids, token_mask (B, T), masks.
 
         masks (B, T, h / cell, w / cell)
         """
@@ -100,10 +100,10 @@ class Collator:
         return read["input_ids"], read["attention_mask"].bool(), torch.from_numpy(masks)
 
     def write(self, translations: list[str]) -> tuple[Tensor, Tensor]:
-        """Translations, "" where there is none -> target_ids (B, S), target_mask (B, S)."""
+        """Translations, "" where missing -> target_ids (B, S), target_mask (B, S)."""
         target = self.tokenizer(translations, padding=True, truncation=True, return_tensors="pt")
-        said = torch.tensor([bool(translation) for translation in translations])
-        return target["input_ids"], target["attention_mask"].bool() & said[:, None]
+        translated = torch.tensor([bool(translation) for translation in translations])
+        return target["input_ids"], target["attention_mask"].bool() & translated[:, None]
 
 
 class _Places(Dataset):
@@ -117,7 +117,7 @@ class _Places(Dataset):
 def batches(
     examples: Stream, collator: Callable[[list], Any], batch_size: int, start: int, stop: int, workers: int
 ) -> DataLoader:
-    """The stream of batches over places [start, stop): what `collator` makes of (place, example) pairs."""
+    """Batches of the places [start, stop) of a stream. `collator` turns (place, example) pairs into a batch."""
     return DataLoader(
         _Places(examples),
         batch_size=batch_size,
@@ -125,11 +125,11 @@ def batches(
         collate_fn=collator,
         num_workers=workers,
         drop_last=True,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_signals,
     )
 
 
-def _leave_signals(_: int) -> None:
-    """A stop is often sent to all of a job's processes, and is the trainer's to act on: it still needs its workers."""
+def _ignore_signals(_: int) -> None:
+    """Ignore stop signals, which are sent to all processes of a job: the trainer acts on them and needs its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

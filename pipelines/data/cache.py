@@ -1,10 +1,10 @@
-"""Decoded pictures, kept so that no picture file is decoded twice: in memory, or on disk and mapped into it.
+"""A cache of decoded arrays, in memory or memory-mapped from disk, so that no picture file is decoded twice.
 
-On disk a *pack* is a folder with `index.npy`, the key and the CRC-32 of each array, and `pixels.npy`, the arrays. It is
-written elsewhere and then renamed, so a pack is there whole or not at all, whoever else makes the same one. What one
-set of pictures has decoded, any other finds. Nothing is lost with the folder: it may be deleted at any time.
+On disk a *pack* is a folder with `index.npy`, the key and the CRC-32 of each array, and `pixels.npy`, the arrays. A
+pack is written under another name and then renamed, so it is complete or absent, even if several processes make the
+same one. Sets of pictures share the packs. The folder may be deleted at any time.
 
-Shapes: ... that of one array, (h, w, 3) for pictures.
+Shapes: ... is the shape of one array, (h, w, 3) for pictures.
 """
 
 import hashlib
@@ -22,27 +22,27 @@ import numpy as np
 from tqdm import tqdm
 
 VERSION = "pictures-1"
-"""Goes up when the same file would be decoded to other pixels."""
+"""To be raised when the same file would be decoded to other pixels."""
 
 Decode = Callable[[], np.ndarray]
-"""Gives one array, (...) uint8."""
+"""A function that returns one array, (...) uint8."""
 
 _INDEX = np.dtype([("key", "S64"), ("crc", "<u4")])
 _SCRATCH = ".making-"
-_CHUNK = 64  # arrays decoded before they are written: what making a pack takes in memory
+_CHUNK = 64  # arrays decoded before they are written; bounds the memory that making a pack takes
 
 
 def cache_folder() -> Path:
-    """`UNET_XATTN_CACHE`, or `unet-xattn` where this user's caches are (as huggingface_hub has it on every system)."""
+    """`UNET_XATTN_CACHE`, or `unet-xattn` in the user's cache folder (found as huggingface_hub finds it)."""
     chosen = os.environ.get("UNET_XATTN_CACHE")
     return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "unet-xattn").expanduser()
 
 
 class DecodedArrays:
-    """Arrays of one shape by their keys. Pickled, those on disk go as their paths."""
+    """Arrays of one shape by their keys. When pickled, arrays on disk are replaced by their paths."""
 
     def __init__(self, packs: list[np.ndarray], places: dict[str, tuple[int, int]]):
-        self._packs, self._places = packs, places  # key -> (which pack, where in it)
+        self._packs, self._places = packs, places  # key -> (pack, place in it)
 
     def __getitem__(self, key: str) -> np.ndarray:
         pack, place = self._places[key]
@@ -59,7 +59,7 @@ class DecodedArrays:
 
 
 def decode_in_memory(wanted: Mapping[str, Decode], shape: tuple[int, ...]) -> DecodedArrays:
-    """Decode what is wanted, key -> how to, without a file."""
+    """Decode the arrays of `wanted`, key -> decoder, into memory."""
     pixels = np.empty((len(wanted), *shape), np.uint8)
     for place, array in enumerate(_decoded(wanted, shape)):
         pixels[place] = array
@@ -67,13 +67,13 @@ def decode_in_memory(wanted: Mapping[str, Decode], shape: tuple[int, ...]) -> De
 
 
 def decode_on_disk(wanted: Mapping[str, Decode], shape: tuple[int, ...], folder: Path) -> DecodedArrays:
-    """Decode what is wanted, key -> how to, unless it is in one of the packs in `folder` already.
+    """Decode the arrays of `wanted`, key -> decoder, except those found in the packs of `folder`.
 
     Args:
-        wanted: keys of 64 characters, which say everything that the pixels depend on and `folder` does not.
+        wanted: keys of 64 characters, which identify everything that the pixels depend on and `folder` does not.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -84,7 +84,7 @@ def decode_on_disk(wanted: Mapping[str, Decode], shape: tuple[int, ...], folder:
         missing = wanted.keys() - places.keys()
         found = _read_pack(path, missing, shape)
         if found is None:
-            shutil.rmtree(path, ignore_errors=True)  # damaged: what was in it is decoded anew
+            shutil.rmtree(path, ignore_errors=True)  # damaged: its arrays are decoded again
         elif found[1]:
             places.update({key: (len(packs), place) for key, place in found[1].items()})
             packs.append(found[0])
@@ -98,11 +98,11 @@ def decode_on_disk(wanted: Mapping[str, Decode], shape: tuple[int, ...], folder:
 
 
 def _read_pack(path: Path, wanted: Collection[str], shape: tuple[int, ...]) -> tuple[np.memmap, dict[str, int]] | None:
-    """The arrays of a pack, mapped, and where those wanted are in it; None if one of them is not what was written."""
+    """The arrays of a pack, memory-mapped, and the places of those wanted; None if the pack is damaged."""
     try:
         index = np.load(path / "index.npy")
         pixels = np.load(path / "pixels.npy", mmap_mode="r")
-    except Exception:  # of a damaged header numpy raises all sorts
+    except Exception:  # numpy raises many types for a damaged header
         return None
     if index.dtype != _INDEX or pixels.dtype != np.uint8 or pixels.shape != (*index.shape, *shape):
         return None
@@ -114,12 +114,12 @@ def _read_pack(path: Path, wanted: Collection[str], shape: tuple[int, ...]) -> t
 
 
 def _make_pack(wanted: Mapping[str, Decode], shape: tuple[int, ...], folder: Path) -> Path:
-    """Decode into a new pack; who else makes the same at the same time makes it under the same name."""
+    """Decode into a new pack, whose name depends on its keys: processes that make the same pack share it."""
     target = folder / hashlib.sha256("".join(sorted(wanted)).encode()).hexdigest()[:32]
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True) as scratch:
         new, crcs = Path(scratch) / "pack", []
         new.mkdir()
-        # Written rather than mapped: on a full disk that is an error, and not the end of the process.
+        # Written, not memory-mapped: on a full disk writing raises, a memory map would kill the process.
         with open(new / "pixels.npy", "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(wanted), *shape)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -136,7 +136,7 @@ def _make_pack(wanted: Mapping[str, Decode], shape: tuple[int, ...], folder: Pat
 
 
 def _decoded(wanted: Mapping[str, Decode], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The arrays in order, decoded on all cores: Pillow leaves Python to others while it decodes and resizes."""
+    """The arrays in order, decoded by threads on all cores: Pillow releases the GIL to decode and resize."""
     decoders = list(wanted.values())
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -150,7 +150,7 @@ def _decoded(wanted: Mapping[str, Decode], shape: tuple[int, ...]) -> Iterator[n
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what was being made by processes that were killed: what nobody has touched for a day."""
+    """Remove unfinished packs of killed processes: those not modified for a day."""
     for scratch in folder.glob(f"{_SCRATCH}*"):
         if scratch.is_dir() and time.time() - scratch.stat().st_mtime > 86_400:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Rows -> the pixels of their pictures and masks, each file decoded once.
+"""Rows -> the pixels of their pictures and masks. Each file is decoded once.
 
 Shapes: h×w pixels.
 """
@@ -14,23 +14,23 @@ import numpy as np
 from pipelines.data.cache import VERSION, DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
 from pipelines.pictures import Shape, fit_mask, fit_picture
 from pipelines.sources.findings import DataError
-from pipelines.sources.look import decoding, open_picture
+from pipelines.sources.look import open_picture, picture_errors
 from pipelines.sources.rows import Row
 
 IN_MEMORY = 2**24
-"""Bytes of decoded pictures and masks that are not worth a file."""
+"""Decoded pictures and masks of up to this many bytes are kept in memory rather than on disk."""
 
 
 class DecodedRows:
     """The pixels of rows, in memory if they are few, else in the cache on disk.
 
     Args:
-        rows: with their digests and sizes.
-        shapes: what to bring each of them to.
-        fit: one of `pictures.FITS`.
+        rows: rows with digests and sizes.
+        shapes: the shape of each row's picture in training.
+        fit: "crop" or "pad", see `pictures.load_picture`.
 
     Raises:
-        DataError: a picture or a mask that cannot be used, or there is no room for them on disk.
+        DataError: a picture or a mask cannot be used, or the cache cannot be written.
     """
 
     def __init__(self, rows: Sequence[Row], shapes: Sequence[Shape], fit: str):
@@ -57,7 +57,7 @@ class DecodedRows:
         return self._pictures[self.shapes[index]][self.rows[index].digest]
 
     def mask(self, index: int, phrase: str) -> np.ndarray:
-        """Where a phrase of a row lies in its picture, (h, w) uint8."""
+        """The mask of a phrase of a row, (h, w) uint8."""
         return self._masks[self.shapes[index]][self._mask_keys[index][phrase]]
 
     def _decode(self, wanted: dict[str, Callable[[], np.ndarray]], shape: tuple[int, ...], kind: str) -> DecodedArrays:
@@ -69,29 +69,29 @@ class DecodedRows:
         except OSError as error:
             raise DataError(
                 f"decoded pictures cannot be kept in {folder}: {error.strerror or error}; "
-                "set UNET_XATTN_CACHE to a folder that has room for them"
+                "set UNET_XATTN_CACHE to a folder with enough room"
             ) from error
 
 
 def _picture(row: Row, shape: Shape, fit: str) -> np.ndarray:
-    with _blamed_on(row.name), decoding():
+    with _naming(row.name), picture_errors():
         return fit_picture(open_picture(row.read()), shape, fit)
 
 
 def _mask(row: Row, phrase: str, shape: Shape, fit: str) -> np.ndarray:
-    with _blamed_on(f"{row.name}, mask of {phrase!r}"), decoding():
+    with _naming(f"{row.name}, mask of {phrase!r}"), picture_errors():
         return fit_mask(open_picture(row.masks[phrase]()), (row.width, row.height), shape, fit)
 
 
 def _mask_keys(row: Row) -> dict[str, str]:
-    """Phrase -> what the pixels of its mask depend on: its file, and the size of the picture it is brought to."""
+    """Phrase -> a hash of all that its mask's pixels depend on: the mask's file and the size of the picture."""
     size = f"{row.width}x{row.height} ".encode()
-    with _blamed_on(f"{row.name}, its masks"):
+    with _naming(f"{row.name}, its masks"):
         return {phrase: hashlib.sha256(size + read()).hexdigest() for phrase, read in row.masks.items()}
 
 
 @contextmanager
-def _blamed_on(name: str) -> Iterator[None]:
+def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, DataError) as error:

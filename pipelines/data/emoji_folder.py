@@ -1,7 +1,7 @@
-"""Folders of real captioned pictures to train on: everyday emoji on coloured grounds, or scenes of emoji with masks.
+"""Writers of folders of captioned pictures: everyday emoji on coloured grounds, or scenes of emoji with masks.
 
-Drawn from Noto Color Emoji (SIL Open Font License 1.1), named by the Unicode Character Database. Which emoji stands on
-which ground, where and how big, is a function of the picture's index: the same pictures every time.
+The glyphs are those of Noto Color Emoji (SIL Open Font License 1.1), the names those of the Unicode Character Database.
+Emoji, ground, position and size are functions of the picture's index, so the same pictures are written every time.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFont
 
-from pipelines.scenes.emoji_font import FONT_FOLDERS, GROUNDS, HEIGHT, WIDTH, clear_grounds, draw_glyph, find_font
+from pipelines.scenes.emoji_font import EMOJI_GROUNDS, FONT_FOLDERS, HEIGHT, WIDTH, clear_grounds, draw_glyph, find_font
 from pipelines.scenes.scene import Scene, word_mask
 from pipelines.scenes.worlds import WORLDS
 
@@ -27,9 +27,9 @@ EVERYDAY = (
     "⚽🏈🏀🏆🎲🎈🎁🎄🎃🎸🎻🎺🥁🎩🎀👑👓👕👖👗👟👠🎒🧦💍💎💡💣💰💻📷📺📱📖📦✏🔑🔒🔔🔨⚓⏰🕯🪑🧸🪁🧲🪐"
     "❤🧡💛💚💙💜🖤🤍🤎💔👻💀👽🤖😀😂😍😎😡😭😱😴🤡🤢👀👂👃👄"
 )
-"""What people know at 64 pixels: animals; plants and food; vehicles, weather, places; things; hearts and faces."""
+"""Emoji recognised at 64 pixels: animals; plants and food; vehicles, weather, places; objects; hearts and faces."""
 
-# Where Unicode's name is not what one sees: in its names "black" means filled, whatever the colour.
+# Where the Unicode name does not fit the picture: in Unicode names "black" means filled, in any colour.
 NAMES = {"🦒": "giraffe", "🚗": "car", "☀": "sun", "⭐": "star", "❤": "red heart", "🏠": "house", "🏀": "basketball"}
 UNCOUNTED = ("bread", "broccoli", "fire", "popcorn")
 
@@ -39,20 +39,20 @@ def write_emoji(
 ) -> int:
     """Write a new folder of `count` captioned pictures, size×size pixels, to train on.
 
-    Every emoji is shown once before any is shown again, on another ground; 600 pictures show each three times. The
-    folder (PNG files and a metadata.jsonl) appears whole or, if anything stops the work, not at all. Returns `count`.
+    Every emoji is shown once before any is shown again on another ground; 600 pictures show each three times. The
+    folder (PNG files and a metadata.jsonl) is complete or, if anything stops the work, absent. Returns `count`.
 
     Raises:
-        ValueError: the font is missing, the folder has something in it or cannot be written, a number is out of range.
+        ValueError: the font is missing, the folder is not empty or cannot be written, or a number is out of range.
     """
     target = free_folder(folder)
     if not 16 <= size <= 512:
-        raise ValueError(f"no pictures of {size} pixels: the size must be 16 to 512")
+        raise ValueError(f"the size must be 16 to 512 pixels, got {size}")
     font = find_font(font_folders)
     pairs = emoji_on_grounds(font)
     if not 1 <= count <= len(pairs):
-        raise ValueError(f"no folder of {count} pictures: the count must be 1 to {len(pairs)}")
-    with appearing_whole(target) as new:
+        raise ValueError(f"the count must be 1 to {len(pairs)}, got {count}")
+    with appearing_complete(target) as new:
         rows = []
         for index, (emoji, ground) in enumerate(pairs[:count]):
             file_name = f"{index:04d}-{name_of(emoji).replace(' ', '-')}.png"
@@ -63,19 +63,19 @@ def write_emoji(
 
 
 def free_folder(folder: str | Path) -> Path:
-    """The folder, if it may be written: ValueError if it has something in it, or is where one stands."""
+    """The path of a folder that may be written. Raises ValueError if it is not empty or is the current folder."""
     target = Path(folder).resolve()
     if target.exists() and (target == Path.cwd() or not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{folder} is not empty, or is where you are: it was left untouched, give a new folder")
+        raise ValueError(f"{folder} is not empty or is the current folder: it was left untouched, give a new folder")
     return target
 
 
 @contextmanager
-def appearing_whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` at the end, or nothing if anything stops the work.
+def appearing_complete(target: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `target` at the end, or is removed if anything stops the work.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: the folder cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,34 +83,34 @@ def appearing_whole(target: Path) -> Iterator[Path]:
             new = Path(scratch) / "new"
             new.mkdir()
             yield new
-            new.rename(target)  # over an empty folder too
+            new.rename(target)  # also replaces an empty folder
     except OSError as error:
         raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def emoji_on_grounds(font: ImageFont.FreeTypeFont) -> list[tuple[str, str]]:
-    """Every (emoji, ground) where the emoji can be made out, in rounds that show each emoji once."""
+    """Every (emoji, ground) where the emoji stands out, in rounds that show each emoji once."""
     turns = []
     for index, emoji in enumerate(EVERYDAY):
         clear = clear_grounds(font, emoji)
         if not clear:
-            continue  # the font is older than the emoji
+            continue  # the font is older than this emoji
         start = index % len(clear)
         turns.append([(emoji, ground) for ground in clear[start:] + clear[:start]])
     return [pair for shown in zip_longest(*turns) for pair in shown if pair]
 
 
 def draw_emoji(font: ImageFont.FreeTypeFont, emoji: str, ground: str, size: int, index: int) -> Image.Image:
-    """One emoji on a ground, size×size pixels; `index` decides, a little, on its place and scale."""
+    """One emoji on a ground, size×size pixels. `index` varies its position and scale a little."""
     scale, *shift = np.random.default_rng(index).uniform((0.7, -0.05, -0.05), (0.82, 0.05, 0.05)).tolist()
-    side = round(WIDTH / scale)  # everything is drawn at the font's own size, then reduced
+    side = round(WIDTH / scale)  # draw at the size of the font's bitmaps, then reduce
     place = round((side - WIDTH) / 2 + side * shift[0]), round((side - HEIGHT) / 2 + side * shift[1])
-    canvas = draw_glyph(font, emoji, Image.new("RGB", (side, side), GROUNDS[ground]), place)
+    canvas = draw_glyph(font, emoji, Image.new("RGB", (side, side), EMOJI_GROUNDS[ground]), place)
     return canvas.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def caption_of(emoji: str, ground: str) -> str:
-    """Such as "a red apple on a blue background"."""
+    """A caption such as "a red apple on a blue background"."""
     name = name_of(emoji)
     noun = name.split(" with ")[0]
     plural = noun.endswith("s") and not noun.endswith(("ss", "us"))
@@ -119,26 +119,27 @@ def caption_of(emoji: str, ground: str) -> str:
 
 
 def name_of(emoji: str) -> str:
-    """What an emoji shows: its name in Unicode, in small letters, or the one in `NAMES`."""
+    """The name of an emoji: the one in `NAMES`, or its Unicode name in lower case."""
     return NAMES.get(emoji) or unicodedata.name(emoji).lower()
 
 
 def write_scenes(folder: str | Path, count: int = 600, size: int = 64) -> int:
-    """Write a new folder of `count` scenes, size×size pixels, with a mask for each thing and each ground that is named.
+    """Write a new folder of `count` scenes, size×size pixels, with masks of the objects and grounds in the captions.
 
     Its metadata.jsonl has for each picture `file_name`, `text` in English, `translation` in Chinese, and `masks`: a
-    phrase of the text -> a grey picture, white where it lies. The folder appears whole or not at all. Returns `count`.
+    phrase of the text -> a grey picture, white in the phrase's region. The folder is complete or absent. Returns
+    `count`.
 
     Raises:
         ValueError: as `write_emoji`.
     """
     target = free_folder(folder)
     if not 16 <= size <= 512:
-        raise ValueError(f"no pictures of {size} pixels: the size must be 16 to 512")
+        raise ValueError(f"the size must be 16 to 512 pixels, got {size}")
     if count < 1:
-        raise ValueError(f"no folder of {count} pictures: the count must be 1 or more")
+        raise ValueError(f"the count must be 1 or more, got {count}")
     find_font()
-    with appearing_whole(target) as new:
+    with appearing_complete(target) as new:
         rows = []
         (new / "masks").mkdir()
         for index in range(count):
@@ -161,7 +162,7 @@ def write_scenes(folder: str | Path, count: int = 600, size: int = 64) -> int:
 
 
 def _phrases(shown: Scene, masks: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Each thing with its count and size, "two small cats", and the ground, and where in the picture they are."""
+    """The phrase of each object with its count and size, "two small cats", and of the ground, with their masks."""
     for noun in (word for word in shown.words if word.kind in ("shape", "ground")):
         mask = word_mask(noun, masks)
         assert mask is not None

@@ -1,4 +1,4 @@
-"""Pairs of a source and a target sentence: read from a file, split, shuffled and batched.
+"""Pairs of a source and a target sentence: read from a file, split, shuffled, and batched as tokens.
 
 Shapes: B batch, S source tokens, T target tokens.
 """
@@ -12,28 +12,28 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.data.stream import Shuffled
-from pipelines.sources.read import DataError
+from pipelines.sources.findings import DataError
 
 LONGEST_LINE = 10_000
-"""Characters. A longer line is no sentence but a broken file."""
+"""Limit on the characters of a line. A longer line means a broken file."""
 
 Pair = tuple[str, str]
 
 
 def read_pairs(path: str | Path, skip_bad: bool = False) -> list[Pair]:
-    """Pairs of a source and a target sentence, in UTF-8: a .tsv with two columns, or a .jsonl of {"source", "target"}.
+    """The pairs in a UTF-8 file: a .tsv with two columns, or a .jsonl of {"source", "target"}.
 
     Args:
-        skip_bad: leave out lines that cannot be used, rather than refuse the file.
+        skip_bad: leave out lines that cannot be used, instead of refusing the file.
 
     Raises:
-        DataError: there is no such file, no pair in it, or there are lines that cannot be used (all of them listed).
+        DataError: the file is not found, has no pairs, or has lines that cannot be used, which the message lists.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"there is no file {path}: give a .tsv or .jsonl with a source and a target sentence a line")
+        raise DataError(f"{path} not found: give a .tsv or .jsonl with a source and a target sentence per line")
     if path.suffix not in (".tsv", ".jsonl"):
-        raise DataError(f"{path} is neither .tsv nor .jsonl: the name says how its lines are to be read")
+        raise DataError(f"{path} is neither .tsv nor .jsonl: the ending decides how lines are read")
     pairs, bad = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
@@ -43,15 +43,15 @@ def read_pairs(path: str | Path, skip_bad: bool = False) -> list[Pair]:
         except ValueError as error:
             bad.append(f"line {number}: {error}")
     if bad and not skip_bad:
-        raise DataError(f"{path}: {len(bad)} lines cannot be used: {'; '.join(bad)}. Mend or --skip-bad")
+        raise DataError(f"{path}: {len(bad)} lines cannot be used: {'; '.join(bad)}. Correct them or use --skip-bad")
     if not pairs:
-        raise DataError(f"{path} holds no pairs")
+        raise DataError(f"{path} has no pairs")
     return pairs
 
 
 def _pair(line: bytes, is_json: bool) -> Pair:
     if len(line) > 4 * LONGEST_LINE:
-        raise ValueError(f"{len(line):,} bytes are no sentence")
+        raise ValueError(f"{len(line):,} bytes, the limit is {4 * LONGEST_LINE:,}")
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -75,7 +75,7 @@ def _pair(line: bytes, is_json: bool) -> Pair:
 
 
 def split_pairs(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """(to train on, held out): every tenth pair is held out, and whatever else has the same source."""
+    """(training pairs, held-out pairs): every tenth pair is held out, and no training pair has the source of one."""
     held_out = pairs[7::10] or pairs[-1:]
     sources = {source for source, _ in held_out}
     return [pair for pair in pairs if pair[0] not in sources] or pairs, held_out
@@ -83,7 +83,7 @@ def split_pairs(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
 
 @dataclass
 class PairBatch:
-    """ids and token_mask (B, S), target_ids and target_mask (B, T): the masks say which tokens are real."""
+    """Source ids and token_mask (B, S), target_ids and target_mask (B, T). The masks are True at real tokens."""
 
     ids: Tensor
     token_mask: Tensor
@@ -95,7 +95,7 @@ class PairBatch:
 
 
 class PairStream:
-    """The pairs again and again, each epoch in an order that is a function of (seed, epoch)."""
+    """An endless stream of pairs. The order of each epoch is a function of (seed, epoch)."""
 
     def __init__(self, pairs: list[Pair], seed: int):
         self.pairs = pairs
@@ -106,7 +106,7 @@ class PairStream:
 
 
 def collate(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> PairBatch:
-    """Pairs as tokens, both sides padded."""
+    """The tokens of pairs, both sides padded."""
     source, target = (tokenizer(list(side), padding=True, return_tensors="pt") for side in zip(*pairs, strict=True))
     return PairBatch(
         source["input_ids"], source["attention_mask"].bool(), target["input_ids"], target["attention_mask"].bool()

@@ -1,4 +1,4 @@
-"""Captioned pictures as examples to train on: which comes when, in which shape, and what is said of it.
+"""Captioned pictures as training examples: their order, shapes, captions and masks, and which are held out.
 
 Shapes: h×w pixels.
 """
@@ -14,39 +14,40 @@ import numpy as np
 from pipelines.data.decode import DecodedRows
 from pipelines.data.stream import Example, Shuffled, seed_of
 from pipelines.pictures import Shape, nearest_shape
-from pipelines.sources.read import DataError, Row
+from pipelines.sources.findings import DataError
+from pipelines.sources.rows import Row
 from unet_xattn.words import phrase_spans
 
 VALIDATION_SHARE = 0.05
-"""Of all content hashes there could be, those that are kept for validation."""
+"""Share of pictures that are held out for validation, by the hash of their content."""
 
 SMALL_SET = 20
-"""Fewer pictures than these are validated on themselves."""
+"""Sets of fewer pictures are validated on the pictures they train on."""
 
 _SIDES = re.compile(r"\b(left|right)\b|[左右]", re.IGNORECASE)
 
 
 class PictureExamples:
-    """Captioned pictures, again and again, and some that are kept for validation.
+    """An endless stream of captioned pictures, and a held-out set to validate on.
 
-    Each epoch has every picture as often as its row's weight says, in an order of its own. Where there are several
-    shapes, a picture takes the nearest one, each batch has one shape only, and each shape has epochs of its own; then
-    the stream depends on the batch size as well. A row with a translation is captioned by either text in turn.
+    Each epoch has an order of its own and shows every picture as often as its row's weight says. With several shapes, a
+    picture takes the nearest shape, each batch has one shape, and each shape has its own epochs; then the stream also
+    depends on the batch size. For a row with a translation, caption and translation change places each time it appears.
 
-    Whether a picture is kept for validation depends on its content alone. So more pictures never move others, and
-    copies of one are all on the same side. Sets that are too small for it are validated on themselves.
+    Whether a picture is held out depends on its content alone. So adding pictures never moves others, and copies of one
+    picture are on the same side. Sets that are too small are validated on the pictures they train on.
 
-    Nothing is decoded before an example is asked for.
+    Nothing is decoded before the first example is needed.
 
     Args:
-        rows: with their digests and sizes.
-        shapes: (h, w) to bring the pictures to, such as `pictures.shapes_near`; a single one takes all.
-        batch_size: over all processes.
-        fit: one of `pictures.FITS`.
-        flip: half of the examples, drawn each time, are shown as in a mirror, with their masks.
+        rows: rows with digests and sizes.
+        shapes: (h, w) of the training pictures, such as `pictures.shapes_near`.
+        batch_size: examples per batch, over all processes.
+        fit: "crop" or "pad", see `pictures.load_picture`.
+        flip: mirror half of the examples, chosen anew each time, and their masks.
 
     Raises:
-        DataError: there are no rows, or their weights are no weights; once they are decoded, see `DecodedRows`.
+        DataError: there are no rows, or a weight is not a finite number of 0 or more. Decoding raises as `DecodedRows`.
     """
 
     def __init__(
@@ -59,15 +60,15 @@ class PictureExamples:
         flip: bool = False,
     ):
         if bad := [row.name for row in rows if not 0 <= row.weight < float("inf")]:
-            raise DataError(f"a weight is a number from 0 on, and those of {', '.join(bad[:5])} are not")
+            raise DataError(f"weights must be finite numbers of 0 or more, unlike those of {', '.join(bad[:5])}")
         if not any(row.weight for row in rows):
-            raise DataError("there are no pictures to train on, or all have the weight 0")
+            raise DataError("no pictures to train on: there are none, or all have the weight 0")
         self.rows = rows
         self.seed, self.batch_size, self.fit, self.flip = seed, batch_size, fit, flip
         self.shapes = [nearest_shape(row.width, row.height, shapes) for row in self.rows]
 
-        self.trained, kept = split(self.rows)
-        self.kept = sorted(kept, key=lambda i: self.rows[i].digest)
+        self.trained, held_out = held_out_split(self.rows)
+        self.held_out = sorted(held_out, key=lambda i: self.rows[i].digest)
         buckets = [[i for i in self.trained if self.shapes[i] == shape] for shape in shapes]
         self.buckets = [bucket for bucket in buckets if bucket]
         weights = [[self.rows[i].weight for i in bucket] for bucket in self.buckets]
@@ -81,18 +82,18 @@ class PictureExamples:
         return self._example(index, times + index, flipped)
 
     def validation(self, count: int) -> list[Example]:
-        return [self._example(index, turn, False) for turn, index in enumerate(self.kept[:count])]
+        return [self._example(index, turn, False) for turn, index in enumerate(self.held_out[:count])]
 
     def trained_on(self, number: int) -> Example:
-        """A picture that is trained on, by its number below `len(self.trained)`, in the source's order."""
+        """The training picture of a number below `len(self.trained)`, in the source's order."""
         return self._example(self.trained[number], 0, False)
 
     def fingerprint(self) -> str:
-        """Of the pictures' names and contents, and of all that is said of them, in their order."""
+        """A hash of the pictures' names, contents, captions, mask phrases and weights, in their order."""
         digest = hashlib.sha256()
         for row in self.rows:
-            said = [row.name, row.digest, row.caption, row.translation, sorted(row.masks), row.weight]
-            digest.update(json.dumps(said).encode())
+            described = [row.name, row.digest, row.caption, row.translation, sorted(row.masks), row.weight]
+            digest.update(json.dumps(described).encode())
         return digest.hexdigest()[:16]
 
     def name(self, places: range) -> str:
@@ -107,17 +108,17 @@ class PictureExamples:
         where = self._pixels.folder
         notes = [f"{len(self.rows):,} pictures, decoded {f'in {where}' if where else 'in memory'}"]
         if self.flip and (sided := sum(bool(_SIDES.search(row.caption + row.translation)) for row in self.rows)):
-            notes.append(f"warning: {sided:,} captions say left or right, and lie where --flip mirrors their pictures")
+            notes.append(f"warning: {sided:,} captions say left or right, but --flip mirrors their pictures")
         texts = ((row, phrase, f"{row.caption}\n{row.translation}") for row in self.rows for phrase in row.masks)
-        if unsaid := [(row.name, phrase) for row, phrase, text in texts if not phrase_spans(phrase, text)]:
-            name, phrase = unsaid[0]
-            notes.append(f"warning: {len(unsaid):,} masks are of what no caption says, such as {phrase!r} of {name}")
+        if unused := [(row.name, phrase) for row, phrase, text in texts if not phrase_spans(phrase, text)]:
+            name, phrase = unused[0]
+            notes.append(f"warning: {len(unused):,} masks match no word of a caption, such as {phrase!r} of {name}")
         return notes
 
     def _which(self, place: int) -> tuple[int, int]:
-        """The row at a place of the stream, and how often it has come before."""
+        """The row at a place of the stream, and how often it has appeared before."""
         batch, within = divmod(place, self.batch_size)
-        bucket, earlier = self.bucket_order[batch]  # batches of this bucket before
+        bucket, earlier = self.bucket_order[batch]  # batches of this bucket so far
         row, times = self.orders[bucket][earlier * self.batch_size + within]
         return self.buckets[bucket][row], times
 
@@ -131,7 +132,7 @@ class PictureExamples:
         if translation and turn % 2:
             caption, translation = translation, caption
         spans = [(*span, phrase) for phrase in row.masks for span in phrase_spans(phrase, caption)]
-        # The longer phrase has the last word: in "red circle" the mask of "red circle" beats that of "circle".
+        # Longer phrases last, so that they win: on "red circle" its own mask replaces that of "circle".
         spans.sort(key=lambda span: span[1] - span[0])
         masks = {phrase: pixels.mask(index, phrase).astype(np.float32) / 255 for _, _, phrase in spans}
         picture = pixels.picture(index)
@@ -140,14 +141,14 @@ class PictureExamples:
         return Example(picture, caption, [(start, end, masks[phrase]) for start, end, phrase in spans], translation)
 
 
-def split(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Which rows to train on and which to validate on: all of them both, where they are too few."""
-    trained = [i for i, row in enumerate(rows) if row.weight]
-    kept = [i for i, row in enumerate(rows) if is_kept(row.digest)]
-    apart = [i for i in trained if not is_kept(rows[i].digest)]
-    return (apart, kept) if len(rows) >= SMALL_SET and kept and apart else (trained, trained)
+def held_out_split(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """The indices of rows to train on and of rows to validate on; the same rows twice where they are too few."""
+    weighted = [i for i, row in enumerate(rows) if row.weight]
+    held_out = [i for i, row in enumerate(rows) if is_validation_picture(row.digest)]
+    trained = [i for i in weighted if not is_validation_picture(rows[i].digest)]
+    return (trained, held_out) if len(rows) >= SMALL_SET and held_out and trained else (weighted, weighted)
 
 
-def is_kept(digest: str) -> bool:
-    """Whether a picture of this content hash validates, in whatever set it may be."""
+def is_validation_picture(digest: str) -> bool:
+    """Whether a picture with this hash of its content is held out for validation, in any set."""
     return int(digest[:8], 16) < VALIDATION_SHARE * 16**8

@@ -9,11 +9,11 @@ from pipelines.scenes.scene import word_mask
 from pipelines.scenes.worlds import WORLDS
 
 VALIDATION_SEED = 2**31
-"""Scenes of this seed validate; training takes seeds below it."""
+"""Seed of the validation scenes. Training uses smaller seeds."""
 
 
 class SceneExamples:
-    """The endless scenes of one seed, every other one captioned in Chinese; `data` is one of `worlds.WORLDS`."""
+    """An endless stream of the scenes of one seed, every other one captioned in Chinese; `data` is in `WORLDS`."""
 
     translates = True
     notes = ()
@@ -36,7 +36,7 @@ class SceneExamples:
         )
 
     def fingerprint(self) -> str:
-        """Scenes have no version that somebody could forget to raise: it is what some of them look like."""
+        """A hash of the first 32 scenes: unlike a version number, it cannot be forgotten when scenes change."""
         digest = hashlib.sha256(repr(self.seed).encode())
         for place in range(32):
             example = self._render(self.seed, place)

@@ -1,8 +1,8 @@
-"""How often do a pipeline's pictures show what their prompts say? Agreement by GenEval's tags, as numbers and a table.
+"""How often do a pipeline's pictures show what their prompts describe? Agreement by GenEval's tags.
 
-The prompts are those of fixed test scenes that no training sees, equally many of every kind; the pictures are judged by
-rules (`judge`). Beside the model stand two figures of the judge itself on the same scenes: its ceiling, on their exact
-renders, and its floor, on their renders under one another's captions.
+The prompts are captions of fixed test scenes that no training sees, equally many of every kind; the rules of `judge`
+check the pictures. Two figures of the judge itself on the same scenes are reported too: its ceiling, on exact renders,
+and its floor, on renders with the captions exchanged.
 
 Shapes: B pictures in a batch, h×w pixels.
 """
@@ -21,10 +21,10 @@ from pipelines.scenes.worlds import WORLDS, render
 from pipelines.text_to_text import TranslationPipeline
 
 TEST_SEED = 2_718_281_828
-"""The series of scenes kept for testing: no training and no validation may use it."""
+"""The seed of the test scenes: neither training nor validation may use it."""
 
 SPLITS = {"seen": False, "held_out": True}
-"""Name of a split -> whether each of its scenes shows a pair, as a shape in a colour, that no training scene shows."""
+"""Name of a split -> whether each of its scenes shows a pair that no training scene shows, such as shape and colour."""
 
 
 def evaluate(
@@ -38,30 +38,32 @@ def evaluate(
     data: str = "shapes",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Draw the test prompts with `pipe`, judge the pictures, count.
+    """Draw the test prompts with `pipe`, judge the pictures, and count the correct ones.
 
     Args:
-        pipe: called as diffusers' pipelines are; its answer's `.images` are floats (B, h, w, 3) in [0, 1].
-        count_per_kind: prompts of each kind in each split, two or more.
-        seeds: each prompt is drawn once for every seed; two prompts of a kind never share their noise.
-        language: of the prompts, one of `captions.LANGUAGES`; they say the same of the same scenes.
-        data: which scenes, one of `worlds.WORLDS`; `worlds.world_of` tells which a model speaks of.
-        progress: told (pictures done, pictures in all) after each batch.
+        pipe: called like diffusers' pipelines; the `.images` it returns are floats (B, h, w, 3) in [0, 1].
+        count_per_kind: number of prompts of each kind in each split, 2 or more.
+        seeds: each prompt is drawn once per seed; two prompts of a kind never share their noise.
+        language: language of the prompts, one of `captions.LANGUAGES`; the scenes are the same in all.
+        data: the world of the scenes, one of `worlds.WORLDS`; `worlds.world_of` finds the world of a model.
+        progress: called with (pictures done, pictures in all) after each batch.
 
     Returns:
         {"settings": {...}, "seen": {...}, "held_out": {...}}, ready for JSON. A split holds "model", "ceiling" and
-        "floor"; each of them has an entry for every tag of `GENEVAL`, one for "all_correct", and under "kinds"
-        all-correct for each kind of prompt; emoji have colours of their own and no tags of colours. An entry is {"k",
-        "n", "share", "low", "high"}: k right out of n, and the Wilson interval. It takes all n for independent, so with
-        several seeds it is a little too narrow.
+        "floor". Each of them has an entry for every tag of `GENEVAL` (emoji: except those of colours), one for
+        "all_correct", and under "kinds" all-correct for each kind of prompt. An entry is {"k", "n", "share", "low",
+        "high"}: k correct out of n, and the Wilson interval. The interval treats all n as independent, so with several
+        seeds it is a little too narrow.
 
     Raises:
-        ValueError: too few prompts or seeds to say anything.
+        ValueError: too few prompts or seeds.
     """
     if count_per_kind < 2:
-        raise ValueError(f"count_per_kind must be 2 or more, for captions to be exchanged, got {count_per_kind}")
+        raise ValueError(
+            f"count_per_kind must be 2 or more, because the floor exchanges captions; got {count_per_kind}"
+        )
     if not seeds or batch_size < 1:
-        raise ValueError(f"needs a seed or more and a batch of 1 or more, got {len(seeds)} seeds, batch {batch_size}")
+        raise ValueError(f"needs 1 or more seeds and a batch size of 1 or more; got {len(seeds)} and {batch_size}")
     prompts = len(SPLITS) * len(KINDS) * count_per_kind
     report: dict[str, Any] = {
         "settings": {
@@ -77,9 +79,9 @@ def evaluate(
     }
     done = 0
 
-    def tell(drawn: int) -> None:
+    def count_done(pictures: int) -> None:
         nonlocal done
-        done += drawn
+        done += pictures
         if progress is not None:
             progress(done, prompts * len(seeds))
 
@@ -87,10 +89,10 @@ def evaluate(
         scenes = fixed_scenes(count_per_kind, held_out, language, data)
         jobs = [(s, seed * count_per_kind + i % count_per_kind) for seed in seeds for i, s in enumerate(scenes)]
         verdicts, size = draw_and_judge(
-            pipe, jobs, batch_size, tell, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            pipe, jobs, batch_size, count_done, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
         )
-        renders = [render(described, size)[0] for described in scenes]
-        # The caption of another scene of the same kind: what a model would score that hears only the kind.
+        renders = [render(s, size)[0] for s in scenes]
+        # The caption of another scene of the same kind: the score of a model that understands only the kind.
         others = np.roll(np.arange(len(scenes)).reshape(-1, count_per_kind), 1, axis=1).ravel()
         report[split] = {
             "model": _count(verdicts),
@@ -104,34 +106,34 @@ def draw_and_judge(
     pipe: Callable[..., Any],
     jobs: Sequence[tuple[Scene, int]],
     batch_size: int,
-    tell: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> tuple[list[Verdict], tuple[int, int]]:
-    """Draw the caption of each (scene, seed of the noise) with these settings of `pipe`, and judge it by its scene.
+    """Draw the caption of each (scene, seed of the noise) with these settings of `pipe`, and judge the picture.
 
-    `tell` is told the size of each batch that is done. Returns the verdicts, and the pictures' (h, w).
+    `progress` is called with the size of each finished batch. Returns the verdicts, and the pictures' (h, w).
     """
     verdicts: list[Verdict] = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         images = pipe(
-            [described.caption for described, _ in batch],
+            [scene.caption for scene, _ in batch],
             generator=[torch.Generator().manual_seed(noise) for _, noise in batch],
             output_type="np",
             **settings,
         ).images
         pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
-        verdicts += [judge(described, picture) for (described, _), picture in zip(batch, pictures, strict=True)]
-        if tell is not None:
-            tell(len(batch))
+        verdicts += [judge(scene, picture) for (scene, _), picture in zip(batch, pictures, strict=True)]
+        if progress is not None:
+            progress(len(batch))
     return verdicts, pictures.shape[1:3]
 
 
 def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en", data: str = "shapes") -> list[Scene]:
-    """The scenes of a split, kind by kind; a larger count begins each kind with the same scenes."""
+    """The scenes of a split, kind by kind; a larger count starts each kind with the same scenes."""
     return [
-        WORLDS[data].scene(TEST_SEED, index * len(KINDS) + place, kind, held_out, language)
-        for place, kind in enumerate(KINDS)
+        WORLDS[data].scene(TEST_SEED, index * len(KINDS) + offset, kind, held_out, language)
+        for offset, kind in enumerate(KINDS)
         for index in range(count_per_kind)
     ]
 
@@ -139,24 +141,24 @@ def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en", data
 def evaluate_translation(
     pipe: TranslationPipeline, count_per_kind: int = 50, batch_size: int = 50, data: str = "shapes"
 ) -> dict[str, Any]:
-    """Translate the captions of the test scenes and count those that mean the same (`captions.meaning`).
+    """Translate the captions of the test scenes and count the translations that keep the meaning (`captions.meaning`).
 
     Returns:
-        {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, entries as `evaluate` gives them.
+        {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, with entries as in `evaluate`.
     """
     report: dict[str, Any] = {}
-    vocabulary = WORLDS[data].vocabulary
+    lexicon = WORLDS[data].lexicon
     for split, held_out in SPLITS.items():
         report[split] = {}
         for source, target in (("en", "zh"), ("zh", "en")):
             texts = [s.caption for s in fixed_scenes(count_per_kind, held_out, source, data)]
             batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
-            written = [translation.text for batch in batches for translation in pipe(batch)]
-            right = [
-                meaning(text, vocabulary) == meaning(said, vocabulary) and is_chinese(said) == (target == "zh")
-                for text, said in zip(texts, written, strict=True)
+            translated = [translation.text for batch in batches for translation in pipe(batch)]
+            correct = [
+                meaning(text, lexicon) == meaning(other, lexicon) and is_chinese(other) == (target == "zh")
+                for text, other in zip(texts, translated, strict=True)
             ]
-            report[split][f"{source} → {target}"] = share_of(right)
+            report[split][f"{source} → {target}"] = share_of(correct)
     return report
 
 
@@ -167,17 +169,17 @@ def _count(verdicts: list[Verdict]) -> dict[str, Any]:
     return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
 
 
-def table(report: dict[str, Any]) -> str:
-    """What `evaluate` gave, as a Markdown table of percentages for people, at most 100 columns wide.
+def agreement_table(report: dict[str, Any]) -> str:
+    """The report of `evaluate` as a Markdown table of percentages, at most 100 columns wide.
 
-    Under "pairs" it may hold what `evaluate_pairs` gave for the same settings.
+    `report["pairs"]` may hold the report of `evaluate_pairs` with the same settings.
     """
     settings = report["settings"]
     lines = [
         f"{settings['prompts']} prompts of {settings['data']} in {LANGUAGES[settings['language']]}, "
         f"seeds {', '.join(map(str, settings['seeds']))}, "
-        f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}; % right (95 % interval).",
-        "Ceiling and floor (seen / held-out) are the judge's, on exact renders and under exchanged captions.",
+        f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}; % correct (95 % interval).",
+        "Ceiling: the judge on exact renders; floor: on renders with exchanged captions (seen / held-out).",
         "",
         f"| {'':18} | {'n':>4} | {'seen pairs':>15} | {'held-out pairs':>15} | {'ceiling':>13} | {'floor':>13} |",
         f"|:{'-' * 19}|{'-' * 5}:|{'-' * 16}:|{'-' * 16}:|{'-' * 14}:|{'-' * 14}:|",
@@ -188,7 +190,7 @@ def table(report: dict[str, Any]) -> str:
         for source in ("model", "ceiling", "floor")
     }
     if "pairs" in report:
-        lines.insert(2, "Pairs: two prompts that differ in one thing, drawn from the same noise, and both right.")
+        lines.insert(2, "Pairs: two prompts that differ in one fact, drawn from the same noise, both correct.")
     for name, entry in entries["seen", "model"].items():
         model = [
             f"{100 * e['share']:.1f} ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
@@ -205,7 +207,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _rows(counted: dict[str, Any], pairs: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Name of a line of the table -> its share; the kinds come under the all-correct that they are parts of."""
+    """Name of a line of the table -> its entry; the kinds follow the all-correct that they are parts of."""
     tags = {name.replace("_", " "): entry for name, entry in counted.items() if name != "kinds"}
     kinds = {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
     return tags | kinds | {f"pairs: {swap}": entry for swap, entry in pairs.items()}

@@ -1,9 +1,9 @@
-"""How true are the maps? Where words landed, against exact masks of what they speak of.
+"""How accurate are the maps? Each word's map against the exact mask of what the word describes.
 
-Of a test scene the model either reads the exact render at several noise levels (`capture.attribute`), or draws the
-caption itself, and the rule-based judge finds what it drew. A map is judged by four figures: `pointing`, whether its
-peak lies in the mask; `mass`, the share of its attention inside; `iou`, mask and map where it is at least half its
-peak; `ap`, average precision, for which no threshold is needed.
+The model either reads the exact render of a test scene at several noise levels (`capture.attribute`), or draws the
+caption itself, and the rule-based judge locates the objects it drew. Four figures compare map and mask: `pointing`,
+whether the map's peak lies in the mask; `mass`, the share of the attention inside; `iou`, of the mask and the region
+where the map has at least half its peak; `ap`, average precision, which needs no threshold.
 
 Shapes: K maps of one word (layers × heads), h×w pixels.
 """
@@ -31,7 +31,7 @@ from unet_xattn.recording import Calibration
 from unet_xattn.words import Word, tokens_of
 
 CALIBRATION_SEED = 1_414_213_562
-"""The series of scenes that calibrations are learnt on; not that of training, validation or testing."""
+"""The seed of the scenes for calibration; training, validation and testing use other seeds."""
 
 LEVELS = (0.3, 0.5, 0.7)
 FIGURES = ("pointing", "mass", "iou", "ap")
@@ -39,65 +39,72 @@ OBJECT_WORDS = ("shape", "colour", "size")
 
 
 Located = list[tuple[str, Word, Tensor]]
-"""(kind, word, mask (h, w)) of each word that has a place."""
+"""(kind, word, mask (h, w)) of each word that has a region."""
 
 
 Rows = dict[str, dict[Any, list[list[float]]]]
 """Part of the report -> what is judged -> the `FIGURES` of each word."""
 
 
-def read(pipe: TextToImagePipeline, described: Scene, keep: str = "head") -> tuple[AttentionTrace, Located]:
-    """What the model attends to in a scene's exact render, and where each word truly lies."""
-    picture, masks = render(described, pipe.picture_size)
-    attention = attribute(pipe, Image.fromarray(picture), described.caption, LEVELS, draws=2, keep=keep)
-    return attention, _located(pipe, described, list(masks))
+def read(pipe: TextToImagePipeline, scene: Scene, keep: str = "head") -> tuple[AttentionTrace, Located]:
+    """The model's attention on a scene's exact render, and the exact mask of each word."""
+    picture, masks = render(scene, pipe.picture_size)
+    attention = attribute(pipe, Image.fromarray(picture), scene.caption, LEVELS, draws=2, keep=keep)
+    return attention, _located(pipe, scene, list(masks))
 
 
-def draw(pipe: TextToImagePipeline, described: Scene, seed: int) -> tuple[AttentionTrace, Located]:
-    """What the model attends to while it draws a scene's caption, and where the judge finds what it drew.
+def draw_and_locate(pipe: TextToImagePipeline, scene: Scene, seed: int) -> tuple[AttentionTrace, Located]:
+    """The model's attention while it draws a scene's caption, and the mask of each word in that picture.
 
-    Words of what was not drawn as told (another shape or colour) are left out.
+    Words of objects that were drawn in another shape or colour are left out.
     """
     with trace(pipe, keep="head") as attention:
-        pipe(described.caption, generator=torch.Generator().manual_seed(seed))
+        pipe(scene.caption, generator=torch.Generator().manual_seed(seed))
     assert attention.pictures is not None
-    return attention, _located(pipe, described, locate(described, attention.pictures[0].numpy()))
+    return attention, _located(pipe, scene, locate(scene, attention.pictures[0].numpy()))
 
 
-def _located(pipe: TextToImagePipeline, described: Scene, masks: list[np.ndarray | None]) -> Located:
-    """A relation lies where both its things are."""
-    offsets = pipe.tokenizer(described.caption, return_offsets_mapping=True)["offset_mapping"]
-    found: Located = []
-    for said in described.words:
-        spoken_of = said.objects or range(len(masks))  # the ground is where no object is
-        places = [mask for i in spoken_of if (mask := masks[i]) is not None]
-        if len(places) < len(spoken_of):
+def _located(pipe: TextToImagePipeline, scene: Scene, masks: list[np.ndarray | None]) -> Located:
+    """The words of a caption with their masks. The mask of a relation covers both its objects."""
+    offsets = pipe.tokenizer(scene.caption, return_offsets_mapping=True)["offset_mapping"]
+    located: Located = []
+    for w in scene.words:
+        indices = w.objects or range(len(masks))  # the ground is where no object is
+        regions = [mask for i in indices if (mask := masks[i]) is not None]
+        if len(regions) < len(indices):
             continue
-        mask = np.max(places, axis=0) if said.objects else 1 - np.max(places, axis=0)
+        mask = np.max(regions, axis=0) if w.objects else 1 - np.max(regions, axis=0)
         if mask.max() >= 0.5:
-            text = described.caption[said.start : said.end]
-            word = Word(text, said.start, said.end, tokens_of(said.start, said.end, offsets))
-            found.append((said.kind, word, torch.from_numpy(mask)))
-    return found
+            word = Word(scene.caption[w.start : w.end], w.start, w.end, tokens_of(w.start, w.end, offsets))
+            located.append((w.kind, word, torch.from_numpy(mask)))
+    return located
 
 
 def calibrate(pipe: TextToImagePipeline, scenes: int = 100, steps: int = 100) -> Calibration:
-    """Learn a `Calibration` from scenes that no figure is taken on: weights, one in sum, whose maps overlap masks most.
+    """Learn a `Calibration`: the weights of layers and heads, with sum 1, whose maps overlap the masks most.
 
-    What is descended is 1 − IoU of mask and map at half its peak, with a soft edge instead of a threshold.
+    It is learnt on scenes that are used for nothing else.
     """
     layers, heads = pipe.unet.attention_layers, pipe.unet.config.heads
-    found, true = [], []
+    maps, masks = [], []
     world = WORLDS[world_of(pipe.tokenizer)]
     for index in range(scenes):
         attention, words = read(pipe, world.scene(CALIBRATION_SEED, index))
         for kind, word, mask in words:
             if kind in OBJECT_WORDS:
                 each = [attention.heatmap(word, layer=layer, head=h) for layer in layers for h in range(heads)]
-                found.append(torch.stack(each).flatten(1))
-                true.append((mask >= 0.5).float().flatten())
-    maps, masks = torch.stack(found), torch.stack(true)  # (n, K, h·w), (n, h·w)
-    logits = torch.zeros(len(layers) * heads, requires_grad=True)
+                maps.append(torch.stack(each).flatten(1))
+                masks.append((mask >= 0.5).float().flatten())
+    weights = _fit_weights(torch.stack(maps), torch.stack(masks), steps).reshape(len(layers), heads)
+    return {name: [round(w, 4) for w in row] for name, row in zip(layers, weights.tolist(), strict=True)}
+
+
+def _fit_weights(maps: Tensor, masks: Tensor, steps: int) -> Tensor:
+    """Weights (K,) of the maps (n, K, h·w) for the masks (n, h·w).
+
+    The loss is 1 − IoU of the mask and the region above half the map's peak, with a soft edge instead of a threshold.
+    """
+    logits = torch.zeros(maps.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([logits], 0.1)
     for _ in range(steps):
         heat = torch.einsum("k,nkp->np", logits.softmax(dim=0), maps)
@@ -108,13 +115,12 @@ def calibrate(pipe: TextToImagePipeline, scenes: int = 100, steps: int = 100) ->
         (1 - overlap.mean()).backward()
         optimizer.step()
     weights = logits.detach().softmax(dim=0)
-    weights = torch.where(weights < 0.005, 0, weights)  # what hardly counts need not be added up
-    weights = (weights / weights.sum()).reshape(len(layers), heads)
-    return {name: [round(w, 4) for w in row] for name, row in zip(layers, weights.tolist(), strict=True)}
+    weights = torch.where(weights < 0.005, 0, weights)  # negligible, and a map of weight 0 need not be computed
+    return weights / weights.sum()
 
 
 def daam(attention: AttentionTrace, word: Word) -> Tensor:
-    """DAAM's rule (arXiv 2210.04885, section 3.2): every layer's and head's map, bicubic at picture size, summed."""
+    """DAAM's rule (arXiv 2210.04885, section 3.2): the sum of all layers' and heads' maps, enlarged bicubically."""
     total = torch.zeros(attention.size)
     for layer in attention.layers:
         share = attention.maps(layer)[list(word.tokens)].sum(dim=0)  # (h, w), the heads' mean
@@ -123,31 +129,25 @@ def daam(attention: AttentionTrace, word: Word) -> Tensor:
 
 
 def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> dict[str, Any]:
-    """Judge a model's maps on test scenes with seen pairs: on their exact renders, and on what it draws itself.
+    """Judge a model's maps on test scenes with seen pairs: on exact renders, and on the pictures it draws itself.
 
     Returns:
-        {"settings", "renders", "drawn", "layers", "heads", "levels"}, ready for JSON. Renders and drawn hold, for each
-        method, figures for each class of word. Methods are "mean", "DAAM's rule", "calibrated" where the model has a
-        calibration, and "chance", what a map that says nothing would score. Classes are the kinds of word, and "object
-        words" for shape, colour and size together; layers, heads and noise levels are judged on these, on renders.
-        Figures hold n and, for each of `FIGURES`, [mean, low, high]: a 95 % interval, Wilson's where each word is a hit
-        or a miss, else of 1,000 bootstrap draws over words.
+        {"settings", "renders", "drawn", "layers", "heads", "levels"}, ready for JSON. "renders" and "drawn" hold, for
+        each method, figures for each class of word. Methods are "mean", "DAAM's rule", "calibrated" if the model has a
+        calibration, and "chance", the score of an uninformative map. Classes are the kinds of words, and "object words"
+        for shape, colour and size together; layers, heads and noise levels are judged on these, on renders. Figures
+        hold n and, for each of `FIGURES`, [mean, low, high] with a 95 % interval: Wilson's for shares of hits, else
+        that of 1,000 bootstrap resamples of the words.
     """
     rows: Rows = defaultdict(lambda: defaultdict(list))
     scenes = fixed_scenes(count_per_kind, held_out=False, data=world_of(pipe.tokenizer))
-    for seed, described in enumerate(scenes):
-        attention, words = read(pipe, described, keep="full")
+    for seed, scene in enumerate(scenes):
+        attention, words = read(pipe, scene, keep="full")
         for kind, word, mask in words:
             _judge_methods(rows, "renders", attention, kind, word, mask)
             if kind in OBJECT_WORDS:
-                for layer in attention.layers:
-                    rows["layers"][layer].append(judge_map(attention.heatmap(word, layer=layer), mask))
-                    for head in range(attention.recording.heads):
-                        heat = attention.heatmap(word, layer=layer, head=head)
-                        rows["heads"][f"{layer} head {head}"].append(judge_map(heat, mask))
-                for step, level in enumerate(LEVELS):
-                    rows["levels"][f"noise {level}"].append(judge_map(attention.heatmap(word, step=step), mask))
-        attention, words = draw(pipe, described, seed)
+                _judge_parts(rows, attention, word, mask)
+        attention, words = draw_and_locate(pipe, scene, seed)
         for kind, word, mask in words:
             _judge_methods(rows, "drawn", attention, kind, word, mask)
     report: dict[str, Any] = {
@@ -162,23 +162,27 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
     return report
 
 
-def _judge_methods(
-    rows: Rows,
-    part: str,
-    attention: AttentionTrace,
-    kind: str,
-    word: Word,
-    mask: Tensor,
-) -> None:
+def _judge_methods(rows: Rows, part: str, attention: AttentionTrace, kind: str, word: Word, mask: Tensor) -> None:
     """Add one word's figures by every method, under (method, class of word)."""
     maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
     if attention.recording.calibration is not None:
         maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
-    found = {name: judge_map(heat, mask) for name, heat in maps.items()}
-    found["chance"] = [float(mask.mean())] * len(FIGURES)
-    for name, figures in found.items():
+    methods = {name: judge_map(heat, mask) for name, heat in maps.items()}
+    methods["chance"] = [float(mask.mean())] * len(FIGURES)
+    for name, figures in methods.items():
         for label in (kind, *(["object words"] if kind in OBJECT_WORDS else [])):
             rows[part][name, label].append(figures)
+
+
+def _judge_parts(rows: Rows, attention: AttentionTrace, word: Word, mask: Tensor) -> None:
+    """Add one word's figures for each layer, each head and each noise level alone."""
+    for layer in attention.layers:
+        rows["layers"][layer].append(judge_map(attention.heatmap(word, layer=layer), mask))
+        for head in range(attention.recording.heads):
+            heat = attention.heatmap(word, layer=layer, head=head)
+            rows["heads"][f"{layer} head {head}"].append(judge_map(heat, mask))
+    for step, level in enumerate(LEVELS):
+        rows["levels"][f"noise {level}"].append(judge_map(attention.heatmap(word, step=step), mask))
 
 
 def judge_map(heat: Tensor, mask: Tensor) -> list[float]:
@@ -192,19 +196,19 @@ def summary(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     values = np.array(rows)  # (n, 4)
     report: dict[str, Any] = {"n": len(values)}
     for column, name in enumerate(FIGURES):
-        if np.isin(values[:, column], (0, 1)).all():  # a share of hits and misses
+        if np.isin(values[:, column], (0, 1)).all():  # hits and misses
             report[name] = [float(values[:, column].mean()), *wilson(int(values[:, column].sum()), len(values))]
         else:
             report[name] = bootstrap(values[:, column]).tolist()
     return report
 
 
-def table(report: dict[str, Any], best: int = 8) -> str:
-    """What `evaluate_grounding` gave, as Markdown tables; of layers, heads and levels the `best`, best first."""
+def grounding_table(report: dict[str, Any], best: int = 8) -> str:
+    """The report of `evaluate_grounding` as Markdown tables, with the `best` layers, heads and levels by IoU."""
     settings = report["settings"]
     lines = [
         f"{settings['scenes']} scenes; renders read at noise {', '.join(map(str, settings['levels']))}; "
-        "IoU of mask and map at half its peak; mean (95 % interval)."
+        "IoU of the mask and the map above half its peak; mean (95 % interval)."
     ]
     for part in ("renders", "drawn"):
         lines += ["", *_head(f"{part}: method, class of word")]

@@ -1,8 +1,8 @@
-"""Does the picture follow what differs? Minimal pairs: two prompts alike but for one thing, drawn from the same noise.
+"""Minimal pairs: does the picture follow the one fact in which two prompts differ?
 
-"a red circle and a blue square" becomes "a blue circle and a red square", "left of" becomes "right of", and nothing
-else is said differently. A pair counts only if both pictures are all-correct, each by its own prompt: a model that
-draws what usually goes with the words is right in one of the two at most (the idea of Winoground, arXiv 2204.03162).
+"a red circle and a blue square" becomes "a blue circle and a red square", or "left of" becomes "right of"; everything
+else stays, and both are drawn from the same noise. A pair counts only if both pictures are all-correct, each by its own
+prompt. A model that ignores the difference gets at most one of them right (the idea of Winoground, arXiv 2204.03162).
 
 Shapes: h×w pixels.
 """
@@ -19,9 +19,9 @@ from pipelines.scenes.shapes import HELD_OUT, SWAPS, render, scene
 
 
 def minimal_pairs(count: int, swap: str, held_out: bool, language: str = "en") -> list[tuple[Scene, Scene]]:
-    """Pairs of scenes that differ in one thing, `swap`, one of `scenes.SWAPS`; a larger count begins with the same.
+    """Pairs of scenes that differ in `swap`, one of `shapes.SWAPS`; a larger count starts with the same pairs.
 
-    held_out: whether one of the two shows a shape in a colour that no training scene shows it in; else neither does.
+    held_out: whether one of the two shows a held-out pair of shape and colour; if False, neither does.
     """
     pairs: list[tuple[Scene, Scene]] = []
     for index in count_from():
@@ -29,7 +29,7 @@ def minimal_pairs(count: int, swap: str, held_out: bool, language: str = "en") -
             break
         one, other = (scene(TEST_SEED, index, SWAPS[swap], held_out, language, swap=s) for s in (None, swap))
         a, b = one.objects
-        same = swap == "colours" and (a.shape == b.shape or a.colour == b.colour)  # then both say the same
+        same = swap == "colours" and (a.shape == b.shape or a.colour == b.colour)  # then nothing changes
         shown = {(o.shape, o.colour) for o in (*one.objects, *other.objects)}
         if not same and bool(shown & HELD_OUT) == held_out:
             pairs.append((one, other))
@@ -45,21 +45,20 @@ def evaluate_pairs(
     batch_size: int = 50,
     language: str = "en",
 ) -> dict[str, Any]:
-    """Draw minimal pairs with `pipe`, `count` of each kind in each split, and count those with both pictures right.
+    """Draw minimal pairs with `pipe`, `count` per swap and split, and count those with both pictures correct.
 
-    The arguments are those of `evaluate.evaluate`. Both prompts of a pair are drawn from the same noise, other pairs of
-    its kind from other noise.
+    The arguments are those of `agreement.evaluate`. The prompts of a pair share their noise; different pairs do not.
 
     Returns:
-        {"seen": {"model": {kind: entry}, "ceiling": {...}, "floor": {...}}, "held_out": {...}}, kinds and entries as
-        `SWAPS` and `evaluate` have them. The ceiling is the judge's, on exact renders of both; the floor is that of
-        pictures that do not change: the first one's render for both.
+        {"seen": {"model": {swap: entry}, "ceiling": {...}, "floor": {...}}, "held_out": {...}}, with the swaps of
+        `shapes.SWAPS` and entries as in `evaluate`. The ceiling is the judge on exact renders of both scenes; the floor
+        is the judge on pictures that ignore the difference: the render of the first scene for both.
 
     Raises:
         ValueError: no pairs or no seeds.
     """
     if count < 1 or not seeds:
-        raise ValueError(f"needs a pair or more and a seed or more, got {count} pairs, {len(seeds)} seeds")
+        raise ValueError(f"needs 1 or more pairs and 1 or more seeds; got {count} and {len(seeds)}")
     report: dict[str, Any] = {}
     for split, held_out in SPLITS.items():
         report[split] = {"model": {}, "ceiling": {}, "floor": {}}
@@ -69,16 +68,16 @@ def evaluate_pairs(
             verdicts, size = draw_and_judge(
                 pipe, jobs, batch_size, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
             )
-            right = [verdict.all_correct for verdict in verdicts]
+            correct = [verdict.all_correct for verdict in verdicts]
             renders = [[render(s, size)[0] for s in pair] for pair in pairs]
             for source, both in {
-                "model": [a and b for a, b in zip(right[::2], right[1::2], strict=True)],
-                "ceiling": [_both(pair, *drawn) for pair, drawn in zip(pairs, renders, strict=True)],
-                "floor": [_both(pair, drawn[0], drawn[0]) for pair, drawn in zip(pairs, renders, strict=True)],
+                "model": [a and b for a, b in zip(correct[::2], correct[1::2], strict=True)],
+                "ceiling": [_both_correct(pair, a, b) for pair, (a, b) in zip(pairs, renders, strict=True)],
+                "floor": [_both_correct(pair, a, a) for pair, (a, _) in zip(pairs, renders, strict=True)],
             }.items():
                 report[split][source][swap] = share_of(both)
     return report
 
 
-def _both(pair: tuple[Scene, Scene], *pictures: Any) -> bool:
+def _both_correct(pair: tuple[Scene, Scene], *pictures: Any) -> bool:
     return all(judge(s, picture).all_correct for s, picture in zip(pair, pictures, strict=True))

@@ -7,15 +7,15 @@ from statistics import NormalDist
 import numpy as np
 
 
-def share_of(right: Sequence[bool]) -> dict[str, float]:
-    """The share of what is right: {"k", "n", "share", "low", "high"}, with Wilson's interval."""
-    k, n = sum(right), len(right)
+def share_of(correct: Sequence[bool]) -> dict[str, float]:
+    """The share that is correct: {"k", "n", "share", "low", "high"}, with Wilson's interval."""
+    k, n = sum(correct), len(correct)
     low, high = wilson(k, n)
     return {"k": k, "n": n, "share": k / n, "low": low, "high": high}
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (low, high) for the share behind k right out of n, n at least 1 (Wilson 1927)."""
+    """Wilson's 95 % interval (low, high) for the share of k correct out of n, n at least 1 (Wilson 1927)."""
     z = NormalDist().inv_cdf(0.975)
     centre = (k + z**2 / 2) / (n + z**2)
     half = z * math.sqrt(k * (n - k) / n + z**2 / 4) / (n + z**2)

@@ -1,1 +1,1 @@
-"""What keeps a long job whole: folder, lock, signals, checkpoints, resume, rows of figures. No model code."""
+"""What a long job needs besides its model: folder, lock, signals, checkpoints, resuming, and rows of figures."""

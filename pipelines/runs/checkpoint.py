@@ -1,12 +1,14 @@
-"""Training state on disk: what a run needs to go on, in safetensors and JSON.
+"""Checkpoints: the training state that a run resumes from, in safetensors and JSON.
 
 A checkpoint is a folder `step-NNNNNNNN` with the weights, their average, the optimizer's moments, `state.json`, and a
 `manifest.json` with the size and SHA-256 of each. It is written under another name and renamed when all of it is on the
-disk; older ones go only after it has been read back. So whatever happens, whenever, a whole one is there.
+disk; older ones are removed only after it has been read back. So at any moment there is an intact one.
 
-No generator's state is among it, because none is needed: which example comes next, its noise, its time and whether its
-caption is dropped are functions of the seed and the example's place, what dropout drops is one of the seed and the
-step, and the learning rate is one of the step. The counters are in `state.json`.
+No state of a random generator is saved, because none is needed. The next example, its noise, its time and its caption
+dropout are functions of the seed and of the example's place; what dropout drops is a function of the seed and the step;
+the learning rate is a function of the step. The counters are in `state.json`.
+
+torch is imported where there are tensors: listing the runs reads only `state.json`.
 """
 
 import hashlib
@@ -15,12 +17,11 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
@@ -29,9 +30,9 @@ NAME = re.compile(r"step-\d{8,}")
 
 def save_checkpoint(
     folder: Path,
-    model: nn.Module,
-    ema: nn.Module,
-    optimizer: Optimizer,
+    model: "nn.Module",
+    ema: "nn.Module",
+    optimizer: "Optimizer",
     state: dict,
     keep: int = 2,
     milestone: bool = False,
@@ -39,59 +40,62 @@ def save_checkpoint(
     """Write weights, averaged weights, the optimizer's moments and `state` as the newest checkpoint in `folder`.
 
     Args:
-        state: anything JSON holds, with the number of steps taken as "step".
-        keep: how many to keep: this one and the ones before it; milestones stay beside them.
-        milestone: keep this one for good.
+        state: content for JSON, with the number of steps taken as "step".
+        keep: the number of checkpoints to keep, this one included and milestones not.
+        milestone: never remove this one.
 
     Raises:
-        OSError: it could not be written or read back. The ones before it are untouched.
+        OSError: the checkpoint could not be written or read back. Earlier ones are untouched.
     """
     path = folder / f"step-{state['step']:08d}"
     new = path.with_suffix(".new")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for half in folder.glob("step-*.new"):  # what a run that was killed was writing
+        for half in folder.glob("step-*.new"):  # left by a run that was killed while it saved
             if NAME.fullmatch(half.stem):
                 _remove(half)
         new.mkdir()
         manifest: dict[str, Any] = {"milestone": milestone, "files": {}}
-        for name in FILES:  # one at a time: only one is in memory twice
+        for name in FILES:  # one at a time, so that only one is in memory twice
             manifest["files"][name] = _write(new / name, _content(name, model, ema, optimizer, state))
         _write(new / MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(new)
-        if path.exists():  # the run has come past here before, and could not use what it left
+        if path.exists():  # a damaged one: the run resumed from an earlier step
             _remove(path)
         os.replace(new, path)
         _sync(folder)
     except OSError:
-        shutil.rmtree(new, ignore_errors=True)  # it may be the disk's last room
+        shutil.rmtree(new, ignore_errors=True)  # the disk may be full
         raise
     if wrong := damage(path):
-        raise OSError(f"{path} is not what was just written to it: {wrong}")
+        raise OSError(f"{path} was not written correctly: {wrong}")
     _prune(folder, path, keep)
     return path
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> None:
-    """Put back what `save_checkpoint` wrote into the folder `path`.
+def load_checkpoint(path: Path, model: "nn.Module", ema: "nn.Module", optimizer: "Optimizer") -> None:
+    """Load what `save_checkpoint` wrote into the folder `path`.
 
     Raises:
-        ValueError: a tensor is missing or of another shape; the message names it.
+        ValueError: a tensor is missing or has another shape; the message names it.
     """
+    import torch
+    from safetensors.torch import load_file
+
     for name, module in (("model", model), ("ema", ema)):
         try:
             module.load_state_dict(load_file(path / f"{name}.safetensors"))
         except RuntimeError as error:
-            raise ValueError(f"{path} holds another network than this version trains: {error}") from error
+            raise ValueError(f"{path} does not fit the network that this version trains: {error}") from error
     moments = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # it is not stepped
+        if not parameter.requires_grad:  # the optimizer does not have it
             continue
         for key in optimizer.state[parameter] or ("step", "exp_avg", "exp_avg_sq"):  # AdamW's come with its first step
             stored = moments.get(f"{name}|{key}")
             if stored is None or (key != "step" and stored.shape != parameter.shape):
                 raise ValueError(f"{path}: the optimizer's {key} of {name} is missing or does not fit")
-            # In the weights' own memory format: the fused optimizer walks both through memory side by side.
+            # The memory format must be that of the weights: the fused optimizer walks through both side by side.
             moment = (
                 stored.to(parameter.device) if key == "step" else torch.empty_like(parameter.detach()).copy_(stored)
             )
@@ -99,44 +103,44 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: Opt
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder by their names, the newest first; whatever else lies there is passed over."""
+    """The checkpoints in a folder, newest first. Other files and folders are ignored."""
     found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step, reverse=True)
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint in a folder that is as it was written, and a line for each newer one that is not.
+    """The newest intact checkpoint in a folder, and a message about each newer one that is damaged.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no intact checkpoint was found.
     """
     damaged: list[str] = []
     for path in checkpoints(folder):
         if not (wrong := damage(path)):
-            return path, [f"{line}: going on from {path.name}" for line in damaged]
+            return path, [f"{line}: resuming from {path.name}" for line in damaged]
         damaged.append(f"{path} is damaged, {wrong}")
     if damaged:
-        raise ValueError(f"there is nothing whole to resume in {folder.parent}: {'; '.join(damaged)}")
-    raise ValueError(f"there is nothing to resume in {folder.parent}: it has no checkpoint")
+        raise ValueError(f"nothing intact to resume in {folder.parent}: {'; '.join(damaged)}")
+    raise ValueError(f"nothing to resume in {folder.parent}: it has no checkpoint")
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; "" if all of it is as it was written."""
+    """What is wrong with a checkpoint, in a few words; "" if it is intact."""
     name = MANIFEST
     try:
         files = json.loads((path / MANIFEST).read_bytes())["files"]
         if set(files) != set(FILES):
-            return f"its {MANIFEST} does not list what a checkpoint has"
+            return f"its {MANIFEST} does not list the files of a checkpoint"
         for name in FILES:
             size, digest = _digest(path / name)
             if size != files[name]["size"]:
                 return f"its {name} has {size:,} bytes instead of {files[name]['size']:,}"
             if digest != files[name]["sha256"]:
-                return f"its {name} has other content than was written"
+                return f"the content of its {name} has changed"
     except OSError as error:
         return f"its {name} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} is no manifest"
+        return f"its {MANIFEST} is not a manifest"
     return ""
 
 
@@ -146,7 +150,7 @@ def load_state(path: Path) -> dict:
 
 
 def last_state(folder: Path) -> dict:
-    """The `state` of the newest checkpoint in a folder that has one to be read, all else unseen; {} if none has."""
+    """The newest readable `state` of the checkpoints in a folder, nothing else being checked; {} if there is none."""
     for path in checkpoints(folder):
         try:
             return load_state(path)
@@ -155,8 +159,10 @@ def last_state(folder: Path) -> dict:
     return {}
 
 
-def _content(name: str, model: nn.Module, ema: nn.Module, optimizer: Optimizer, state: dict) -> bytes:
-    """One of `FILES`."""
+def _content(name: str, model: "nn.Module", ema: "nn.Module", optimizer: "Optimizer", state: dict) -> bytes:
+    """The content of one of `FILES`."""
+    from safetensors.torch import save
+
     if name == "state.json":
         return json.dumps(state, indent=1).encode()
     tensors = {"model.safetensors": model.state_dict, "ema.safetensors": ema.state_dict}
@@ -164,7 +170,9 @@ def _content(name: str, model: nn.Module, ema: nn.Module, optimizer: Optimizer, 
     return save({key: value.contiguous() for key, value in held.items()})
 
 
-def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _moments(model: "nn.Module", optimizer: "Optimizer") -> "dict[str, Tensor]":
+    import torch
+
     return {
         f"{name}|{key}": value if torch.is_tensor(value) else torch.tensor(value)
         for name, parameter in model.named_parameters()
@@ -173,7 +181,7 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _write(path: Path, content: bytes) -> dict[str, int | str]:
-    """A new file, on the disk when this returns, and what the manifest says of it."""
+    """Write a file and wait until it is on the disk; returns its entry in the manifest."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -182,7 +190,7 @@ def _write(path: Path, content: bytes) -> dict[str, int | str]:
 
 
 def _sync(folder: Path) -> None:
-    """Have the disk know the names in a folder; Windows opens none, and its file system sees to that."""
+    """Wait until the names in a folder are on the disk. Windows cannot open folders, and its file system does this."""
     if os.name == "posix":
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -213,9 +221,9 @@ def _step(path: Path) -> int:
 
 
 def _prune(folder: Path, newest: Path, keep: int) -> None:
-    """Remove the checkpoints a run has no more use for, now that its newest one has been read back.
+    """Remove the checkpoints that a run no longer needs, now that its newest one has been read back.
 
-    Those of later steps were damaged when the run was resumed, or it would have gone on from there.
+    Those of later steps are damaged: otherwise the run would have resumed from them.
     """
     found = checkpoints(folder)
     past = found[found.index(newest) :]

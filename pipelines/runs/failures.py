@@ -1,4 +1,4 @@
-"""What ends a run before its time, each in one line that says what to do. What was saved before stays as it is."""
+"""Errors that end a run early, each in one line that says what to do. Earlier checkpoints stay intact."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,37 +14,37 @@ from pipelines.runs.folder import CHECKPOINTS
 
 
 class DivergedError(ValueError):
-    """A loss or a gradient is no number any more; the step was not taken."""
+    """A loss or a gradient is not finite; the step was not taken."""
 
     def __init__(self, step: int, norm: Tensor, losses: Mapping[str, Tensor], examples: str):
-        said = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
+        values = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
         super().__init__(
-            f"step {step:,} was not taken: its gradient's norm is {float(norm)} (losses: {said}), on {examples}. Look "
-            "at these or lower --learning-rate; what was saved before is untouched"
+            f"step {step:,} was not taken: its gradient norm is {float(norm)} (losses: {values}), on {examples}. "
+            "Check these examples or lower --learning-rate; earlier checkpoints are intact"
         )
 
 
 @contextmanager
 def explained(out: Path, options: str) -> Iterator[None]:
-    """Say in one line what to do about memory that runs out or a disk that refuses, while the run in `out` goes on.
+    """Turn errors of a full memory or a failing disk, in a run in `out`, into one line that says what to do.
 
     Args:
-        options: which to lower where memory runs out, on a GPU or off it.
+        options: which options to lower if memory runs out, on a GPU or on the CPU.
 
     Raises:
         ValueError: memory ran out.
-        OSError: something could not be read or written. What else is raised passes through.
+        OSError: something could not be read or written. Other errors pass unchanged.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not should_reduce_batch_size(error):
             raise
-        raise ValueError(f"out of memory: {options}{_then(out)}") from error
-    except (OSError, SafetensorError) as error:  # safetensors has no OSError of its own
-        raise OSError(f"{error}{_then(out)}") from error
+        raise ValueError(f"out of memory: {options}{_resumable(out)}") from error
+    except (OSError, SafetensorError) as error:  # safetensors does not raise OSError
+        raise OSError(f"{error}{_resumable(out)}") from error
 
 
-def _then(out: Path) -> str:
+def _resumable(out: Path) -> str:
     saved = last_state(out / CHECKPOINTS).get("step")
-    return "" if saved is None else f"; the run in {out} has step {saved:,} saved, --resume goes on from there"
+    return "" if saved is None else f"; the run in {out} has step {saved:,} saved: --resume continues from there"

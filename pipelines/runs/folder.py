@@ -1,8 +1,8 @@
-"""What holds a training run together on disk and in its process: one trainer a folder, an orderly stop, whole logs.
+"""The folder of a training run, in which one process trains at a time.
 
-A run's folder is `lock` (held while somebody trains in it), `trainer` (who that is), `run.json` (its settings),
-`log.jsonl` and `validation.jsonl` (its figures), `samples/`, `checkpoints/` and the model itself; `output.log` too if
-the page started it.
+It holds `lock` (locked while a process trains there), `trainer` (the number of that process), `run.json` (the
+settings), `log.jsonl` and `validation.jsonl` (the figures), `samples/`, `checkpoints/`, and the model itself; also
+`output.log` if the page started the run.
 """
 
 import os
@@ -19,20 +19,20 @@ LOG, VALIDATION = "log.jsonl", "validation.jsonl"
 CHECKPOINTS = "checkpoints"
 
 PATIENCE = 0.1
-"""Seconds to wait for a lock: who only looks whether it is held has it for an instant."""
+"""Seconds to wait for a lock, because `find_trainer` holds it for an instant to see whether it is free."""
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Be the only trainer in a folder, which is made if need be, and removed again if nothing came of it.
+    """Lock a folder to train in it alone. A missing folder is created, and removed again if nothing was written.
 
-    The kernel gives the lock back when the process ends, however it ends, and forked workers do not inherit it: one
-    that outlives its trainer for a moment holds nothing up.
+    The kernel releases the lock when the process ends, however it ends. Forked workers do not inherit the lock, so a
+    worker that outlives its trainer for a moment does not block the next one.
 
     Raises:
         ValueError: another process trains there.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -46,8 +46,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         name_trainer(folder, os.getpid(), "")
         yield
     finally:
-        if made and {path.name for path in folder.iterdir()} <= {LOCK, TRAINER}:
-            with suppress(PermissionError):  # Windows removes no file that is open: there the folder stays
+        if created and {path.name for path in folder.iterdir()} <= {LOCK, TRAINER}:
+            with suppress(PermissionError):  # Windows cannot remove an open file: the folder stays
                 for name in (TRAINER, LOCK):
                     (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
@@ -55,7 +55,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def _named(folder: Path) -> tuple[int, str]:
-    """The process a folder names as its trainer, 0 for none, and what is said of it."""
+    """The process that a folder names as its trainer, 0 for none, and the word beside it, see `Trainer`."""
     try:
         number, _, rest = (folder / TRAINER).read_text().partition(" ")
     except FileNotFoundError:
@@ -64,9 +64,9 @@ def _named(folder: Path) -> tuple[int, str]:
 
 
 class Trainer(NamedTuple):
-    """The process last named as the trainer of a folder, 0 if none was, whether it holds the lock, and a `word` of it.
+    """The process last named as the trainer of a folder (0 for none), whether the lock is held, and a `word`.
 
-    "starting": it was launched, and has not had the lock yet; "stopping": it has been asked to stop; "": neither.
+    "starting": the process was launched and has not taken the lock yet; "stopping": it was asked to stop; "": neither.
     """
 
     process: int
@@ -75,12 +75,12 @@ class Trainer(NamedTuple):
 
 
 def name_trainer(folder: Path, process: int, word: str) -> None:
-    """Write into a folder which process trains there or is about to, and a word, see `Trainer`."""
+    """Record in a folder the process that trains there, or will, and a word, see `Trainer`."""
     (folder / TRAINER).write_text(f"{process} {word}".rstrip())
 
 
 def find_trainer(folder: Path) -> Trainer:
-    """Who trains in a folder, or did."""
+    """The process that trains in a folder, or the last one that did."""
     held = False
     if (folder / LOCK).exists():
         try:
@@ -88,30 +88,30 @@ def find_trainer(folder: Path) -> Trainer:
                 pass
         except Timeout:
             held = True
-        except OSError:  # where nobody may write, nobody trains
+        except OSError:  # nobody can train in a read-only folder
             held = False
     process, word = _named(folder)
     return Trainer(process, held, word)
 
 
 def unused(folder: Path) -> bool:
-    """Whether a new run can begin in a folder: there is nothing in it, or what a start left that came to nothing."""
+    """Whether a new run can start in a folder: it is empty, or holds only what a failed start left."""
     return not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK, TRAINER, OUTPUT}
 
 
 class Saveable(Protocol):
-    """Anything that writes itself into a folder, as diffusers' pipelines do."""
+    """An object that can save itself into a folder, as diffusers' pipelines can."""
 
     def save_pretrained(self, folder: Path) -> Any: ...
 
 
 def save_model(pipe: Saveable, out: Path) -> None:
-    """Save a pipeline into a folder where another process may be reading the last one: file by file, each whole."""
+    """Save a pipeline into a folder from which another process may be loading: each file is replaced atomically."""
     new = out / "model.new"
     shutil.rmtree(new, ignore_errors=True)
     pipe.save_pretrained(new)
     files = [file for file in new.rglob("*") if file.is_file()]
-    for file in sorted(files, key=lambda file: file.name == "model_index.json"):  # which says there is a new one: last
+    for file in sorted(files, key=lambda file: file.name == "model_index.json"):  # last: it announces the model
         target = out / file.relative_to(new)
         target.parent.mkdir(exist_ok=True)
         file.replace(target)

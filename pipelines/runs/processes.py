@@ -1,4 +1,4 @@
-"""Several processes that train as one: who they are, and what each counts."""
+"""The processes of a run: which one this is, its device, and how they combine what each of them counts."""
 
 import os
 
@@ -9,17 +9,35 @@ from torch import Tensor
 
 
 def this_process() -> PartialState:
-    """This process among those it was launched with, on an accelerator where there is one, and on CPUs where not.
+    """This process among those that `accelerate launch` started, on an accelerator if there is one, else on the CPU.
 
-    Accelerate itself takes processes on CPUs for strangers unless it is told that they are on CPUs.
+    Accelerate takes processes on CPUs for independent ones unless `cpu` is True.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
+def find_device(name: str | None = None) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:1"; by default the one that Accelerate chooses for this process.
+
+    Raises:
+        ValueError: this machine cannot use such a device.
+    """
+    if name is None:
+        return this_process().device
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):  # unknown, or no build of torch for it, or no such hardware
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        usable = " or ".join(["cpu", *([accelerator.type] if accelerator else [])])
+        raise ValueError(f"device {name!r} cannot be used on this machine: choose {usable}") from None
+    return device
+
+
 def loader_workers(accelerator: Accelerator) -> int:
-    """Processes that make batches for this one: on a CPU one, which has the cores to train; beside a GPU all cores."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that train on this machine
-    return 1 if accelerator.device.type == "cpu" else max(1, (os.cpu_count() or 1) // beside - 1)
+    """The number of processes that make batches for this one: on a CPU one, beside a GPU its share of the cores."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 1 if accelerator.device.type == "cpu" else max(1, (os.cpu_count() or 1) // on_this_machine - 1)
 
 
 def check_share(batch_size: int, processes: int) -> None:
@@ -32,7 +50,7 @@ def check_share(batch_size: int, processes: int) -> None:
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether it is so in any process: what one does at the end of a step all must do, or one waits for ever."""
+    """Whether `flag` is true in any process. All processes must ask: otherwise those that do wait for ever."""
     if accelerator.num_processes == 1:
         return flag
     if flag:
@@ -41,10 +59,10 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def share(accelerator: Accelerator, real: Tensor) -> Tensor:
-    """How much this process's mean over its `real` items (any shape, boolean) counts in the mean over everybody's.
+    """The weight of this process's mean over its `real` items (any shape, boolean) in the mean over all processes.
 
-    Gradients are averaged over processes, as if all had as many items. Times this, the average is the mean over all
-    of them, whoever has how many. 1 for a process alone.
+    Gradients are averaged over processes as if all had the same number of items. Times this weight, that average is the
+    mean over all items. It is 1 if there is one process.
     """
     count = real.sum().float()
     return count / accelerator.reduce(count, "mean").clamp_min(1e-8)

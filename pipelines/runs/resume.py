@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, with which settings, and whether all else is as it was."""
+"""Resuming a run: its checkpoint, its settings, and whether its data and processes are the same."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,70 +13,70 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Resumed(Generic[Settings]):
-    """Where a run goes on: the checkpoint, its state, the settings from here on, and what a person should be told."""
+    """The checkpoint that a run resumes from, its state, the settings from there on, and messages to print."""
 
     checkpoint: Path
     state: dict
     config: Settings
-    said: list[str]
+    messages: list[str]
 
 
 def resume_run(
     kind: type[Settings], out: Path, changes: Mapping[str, Any] | None = None, fixed: tuple[str, ...] = ()
 ) -> Resumed[Settings]:
-    """The newest whole checkpoint of the run in `out`, and its settings, of the dataclass `kind`.
+    """The newest intact checkpoint of the run in `out`, and the run's settings, of the dataclass `kind`.
 
     Args:
-        changes: settings the run shall have from here on.
-        fixed: those it keeps to its end.
+        changes: new values of settings.
+        fixed: settings that cannot change.
 
     Raises:
-        ValueError: there is nothing whole to resume, the run was begun by a version that had other settings, a fixed
-            one would change, or the run is beyond its new end.
+        ValueError: there is no intact checkpoint, the run was started by a version with other settings, a fixed setting
+            would change, or the run is beyond its new end.
     """
-    checkpoint, said = find_checkpoint(out / CHECKPOINTS)
+    checkpoint, messages = find_checkpoint(out / CHECKPOINTS)
     state = load_state(checkpoint)
-    begun = replace(settings_of(kind, state, out), out=str(out))  # type: ignore[type-var]
-    changed = {name: new for name, new in (changes or {}).items() if getattr(begun, name) != new}
-    if bound := [f"{_words(name)} ({getattr(begun, name)})" for name in changed if name in fixed]:
+    started = replace(settings_of(kind, state, out), out=str(out))  # type: ignore[type-var]
+    changed = {name: new for name, new in (changes or {}).items() if getattr(started, name) != new}
+    if refused := [f"{_words(name)} ({getattr(started, name)})" for name in changed if name in fixed]:
         raise ValueError(
-            f"a run keeps its {', '.join(bound)} to the end: leave that out, or begin anew in another --out"
+            f"{' and '.join(refused)} cannot change on resume: leave out that option, or start a run in another --out"
         )
     if changed.get("steps", state["step"]) < state["step"]:
-        raise ValueError(f"the run has taken {state['step']:,} steps already: it cannot end after {changed['steps']:,}")
+        raise ValueError(f"the run has already taken {state['step']:,} steps: it cannot end after {changed['steps']:,}")
     for name, new in changed.items():
-        said.append(f"from step {state['step']:,} on: {_words(name)} {new} instead of {getattr(begun, name)}")
+        messages.append(f"from step {state['step']:,} on: {_words(name)} {new} instead of {getattr(started, name)}")
         if name == "steps":
-            said[-1] += ", and the learning rate falls towards the new end"
-    return Resumed(checkpoint, state, replace(begun, **changed), said)  # type: ignore[type-var]
+            messages[-1] += ", and the learning rate falls towards the new end"
+    return Resumed(checkpoint, state, replace(started, **changed), messages)  # type: ignore[type-var]
 
 
 def settings_of(kind: type[Settings], state: dict, folder: Path) -> Settings:
-    """The settings a run was begun with, of the dataclass `kind`.
+    """The settings that a run was started with, of the dataclass `kind`.
 
     Raises:
-        ValueError: the run was begun by a version that had other settings.
+        ValueError: the run was started by a version with other settings.
     """
-    there, known = set(state["config"]), {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if odd := sorted(there ^ known):
+    stored, known = set(state["config"]), {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unmatched := sorted(stored ^ known):
         raise ValueError(
-            f"the run in {folder} was begun by another version, which differs in {', '.join(odd)}: "
-            "resume it with that one, or begin anew in another --out"
+            f"the run in {folder} was started by another version, which differs in {', '.join(unmatched)}: "
+            "resume it with that version, or start a run in another --out"
         )
     return kind(**state["config"])
 
 
 def check_unchanged(state: dict, now: Mapping[str, Any], allowed: bool) -> list[str]:
-    """What is not as it was when `state` was saved, though no option says so: a line each.
+    """Messages about what no option changes but has changed since `state` was saved: the data, the processes.
 
     Raises:
-        ValueError: something is not, and it is not `allowed`.
+        ValueError: something has changed, and that is not `allowed`.
     """
     different = [f"{_words(name)} {new} instead of {state[name]}" for name, new in now.items() if state[name] != new]
     if different and not allowed:
         raise ValueError(
-            f"the run was trained with something else: it would go on with {' and '.join(different)}. "
-            "Put that back, or add --allow-changes to go on all the same"
+            f"the run would resume with {' and '.join(different)}: "
+            "undo that change, or add --allow-changes to resume anyway"
         )
     return [f"from step {state['step']:,} on: {line}" for line in different]
 

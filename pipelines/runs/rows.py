@@ -1,4 +1,4 @@
-"""Figures of a run as rows of a .jsonl file, and files that are replaced as a whole."""
+"""The figures of a run as rows of a .jsonl file, and files that are replaced atomically."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One more line of a .jsonl file."""
+    """Append a line to a .jsonl file."""
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none if it is not there. A last line that is still being written is left out."""
+    """The rows of a .jsonl file, none if it does not exist. A line that is still being written is skipped."""
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -27,7 +27,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Leave in a .jsonl file what was written up to a step: what came after it will be written again."""
+    """Remove the rows of a .jsonl file after a step, because a resumed run writes them again."""
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] <= step]
     if path.exists():
@@ -35,7 +35,7 @@ def drop_rows_after(path: Path, step: int) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that who reads it finds the old text or the new one, and a full disk leaves the old one."""
+    """Write a file atomically: a reader finds the old text or the new one, and a full disk leaves the old one."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)

@@ -1,4 +1,4 @@
-"""Stopping a run in an orderly way on SIGINT or SIGTERM."""
+"""Stopping a run on SIGINT or SIGTERM, after it has saved."""
 
 import signal
 import threading
@@ -7,17 +7,17 @@ from typing import Any
 
 
 class StoppedError(Exception):
-    """A run was asked to stop by a signal and did so in order: everything is saved and it can be resumed."""
+    """A signal has stopped a run. Everything is saved, and the run can be resumed."""
 
     def __init__(self, received: int, step: int, steps: int):
-        super().__init__(f"stopped at step {step:,} of {steps:,}, and saved: --resume goes on from there")
+        super().__init__(f"stopped at step {step:,} of {steps:,}, and saved: --resume continues from there")
         self.received = received
 
 
 class StopSignals:
-    """Within it SIGINT and SIGTERM are noted in `received`; a second one acts as it did outside.
+    """A context in which the first SIGINT or SIGTERM is recorded in `received`; the second acts as it does outside.
 
-    In any thread but the main one, where Python lets nobody have signals, it does nothing.
+    It does nothing in other threads than the main one, because Python delivers no signals there.
     """
 
     def __init__(self) -> None:

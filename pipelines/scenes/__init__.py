@@ -1,1 +1,4 @@
-"""A small world with a known truth: written (captions), drawn (render) and seen (judge)."""
+"""Small worlds whose ground truth is known: captions, renderer with exact masks, and a rule-based judge."""
+
+WORLD_NAMES = ("shapes", "emoji")
+"""The keys of `worlds.WORLDS`, for those that need no more of them and must be imported fast."""

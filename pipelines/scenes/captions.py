@@ -1,7 +1,7 @@
-"""What is said of a scene, in English or in Chinese: the wording, which word speaks of what, and what a caption means.
+"""Captions of scenes in English and Chinese: their grammar, the objects of each word, and a parser for their meaning.
 
-A caption names everything visible; what goes unsaid is what everybody assumes, a medium size and a white ground, so a
-short prompt still has one meaning.
+A caption names everything visible, except for the defaults: a medium size and a white ground may be omitted. So a short
+prompt still has exactly one meaning.
 """
 
 import re
@@ -23,7 +23,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
 }
-"""A relation -> the ways to say it."""
+"""Relation -> its wordings."""
 
 CHINESE_SHAPES = {
     "circle": ("圆形", "圆"),
@@ -58,7 +58,7 @@ OPPOSITE = {"right of": "left of", "below": "above"}
 
 @dataclass(frozen=True)
 class Noun:
-    """What a kind of thing is called: several of it, its Chinese names, and the measure word that counts them there."""
+    """The names of a kind of object: English plural, Chinese names, and the Chinese measure word."""
 
     plural: str
     chinese: tuple[str, ...]
@@ -66,10 +66,10 @@ class Noun:
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """The words that scenes of a sort are told with: English word -> noun or Chinese word.
+class Lexicon:
+    """The words for the captions of one world: English word -> noun or Chinese word.
 
-    There are no colours where every thing has its own.
+    `colours` is empty if every object has its own colours, as emoji do.
     """
 
     nouns: Mapping[str, Noun]
@@ -77,15 +77,15 @@ class Vocabulary:
     grounds: Mapping[str, str]
 
 
-SHAPES = Vocabulary(
+SHAPE_LEXICON = Lexicon(
     {shape: Noun(shape + ("es" if shape.endswith("s") else "s"), names) for shape, names in CHINESE_SHAPES.items()},
     CHINESE_COLOURS,
     CHINESE_GROUNDS,
 )
 
 
-class Thing(Protocol):
-    """What a caption says of an object."""
+class CaptionObject(Protocol):
+    """The properties of an object that a caption mentions."""
 
     @property
     def shape(self) -> str: ...
@@ -96,159 +96,167 @@ class Thing(Protocol):
 
 
 @dataclass(frozen=True)
-class Word:
-    """A stretch of the caption, its class and what it speaks of: indices of objects, or none for the ground."""
+class CaptionWord:
+    """A word or phrase of the caption: characters [start, end), its kind, and the indices of the objects it describes.
+
+    A word for the ground describes no object.
+    """
 
     start: int
     end: int
-    kind: str  # shape (what a thing is), colour, size, count, relation or ground
+    kind: str  # shape (the noun), colour, size, count, relation or ground
     objects: tuple[int, ...] = ()
 
 
 @dataclass
-class _Speech:
-    """A caption as it is being said."""
+class _Writer:
+    """A caption under construction."""
 
     rng: np.random.Generator
-    vocabulary: Vocabulary
+    lexicon: Lexicon
     text: str = ""
-    words: list[Word] = field(default_factory=list)
+    words: list[CaptionWord] = field(default_factory=list)
 
-    def say(self, piece: str, kind: str | None = None, objects: tuple[int, ...] = ()) -> None:
+    def write(self, piece: str, kind: str | None = None, objects: tuple[int, ...] = ()) -> None:
         if kind:
-            self.words.append(Word(len(self.text), len(self.text) + len(piece), kind, objects))
+            self.words.append(CaptionWord(len(self.text), len(self.text) + len(piece), kind, objects))
         self.text += piece
 
-    def one_of(self, *wordings: str) -> str:
+    def pick(self, *wordings: str) -> str:
         return str(self.rng.choice(wordings))
 
-    def size(self, wordings: Mapping[str, tuple[str, ...]], size: str) -> str:
-        """ "medium" mostly goes without saying; small and big never do."""
-        return self.one_of(*wordings[size]) if size != "medium" or self.rng.random() < 0.2 else ""
+    def pick_size(self, wordings: Mapping[str, tuple[str, ...]], size: str) -> str:
+        """A wording of a size. A medium size is mostly omitted; small and big never are."""
+        return self.pick(*wordings[size]) if size != "medium" or self.rng.random() < 0.2 else ""
 
 
-def caption(
+Groups = Sequence[tuple[int, ...]]
+"""Indices of the objects that are named together."""
+
+
+def write_caption(
     rng: np.random.Generator,
-    objects: Sequence[Thing],
+    objects: Sequence[CaptionObject],
     counted: bool,
     ground: str,
     relation: str | None,
     language: str,
-    vocabulary: Vocabulary = SHAPES,
-) -> tuple[str, tuple[Word, ...]]:
-    """Say a scene in one of many wordings, keeping account of what each word speaks of.
+    lexicon: Lexicon = SHAPE_LEXICON,
+) -> tuple[str, tuple[CaptionWord, ...]]:
+    """One of the many wordings of a scene's caption, with the objects that each word describes.
 
     Args:
-        counted: the objects are of a kind and are named as one group, "three small green triangles".
-        relation: how the first object lies to the second, if that is to be said.
+        counted: the objects are alike and form one group, as in "three small green triangles".
+        relation: the position of the first object relative to the second, or None to leave it out.
         language: one of `LANGUAGES`.
     """
     groups = [tuple(range(len(objects)))] if counted else [(i,) for i in range(len(objects))]
-    speech = _Speech(rng, vocabulary)
-    {"en": _english, "zh": _chinese}[language](speech, objects, groups, ground, relation)
-    return speech.text, tuple(speech.words)
+    writer = _Writer(rng, lexicon)
+    {"en": _write_english, "zh": _write_chinese}[language](writer, objects, groups, ground, relation)
+    return writer.text, tuple(writer.words)
 
 
-Groups = Sequence[tuple[int, ...]]
-
-
-def _english(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: str, relation: str | None) -> None:
-    rng, say = speech.rng, speech.say
-    shows_ground = ground != "white" or rng.random() < 0.4
-    ground_first = shows_ground and rng.random() < 0.2
-    opening = speech.one_of("", "", "", "a picture of ", "there is ", "draw ")
+def _write_english(
+    writer: _Writer, objects: Sequence[CaptionObject], groups: Groups, ground: str, relation: str | None
+) -> None:
+    rng, write = writer.rng, writer.write
+    names_ground = ground != "white" or rng.random() < 0.4
+    ground_first = names_ground and rng.random() < 0.2
+    opening = writer.pick("", "", "", "a picture of ", "there is ", "draw ")
     if opening == "there is " and len(groups[0]) > 1:
         opening = "there are "
     if ground_first:
-        say("on a ")
-        say(ground, "ground")
-        say(speech.one_of(" background, ", " ground, "))
+        write("on a ")
+        write(ground, "ground")
+        write(writer.pick(" background, ", " ground, "))
     else:
-        say(opening)
+        write(opening)
     for i, group in enumerate(groups):
         if i and relation:
-            say(speech.one_of(" ", " ", " is ") if not opening or ground_first else " ")
-            say(speech.one_of(*RELATIONS[relation]), "relation", (0, 1))
-            say(" ")
+            write(writer.pick(" ", " ", " is ") if not opening or ground_first else " ")
+            write(writer.pick(*RELATIONS[relation]), "relation", (0, 1))
+            write(" ")
         elif i:
-            say(" and " if i == len(groups) - 1 else ", ")
+            write(" and " if i == len(groups) - 1 else ", ")
         o = objects[group[0]]
-        size = speech.size(SIZE_WORDS, o.size)
+        size = writer.pick_size(SIZE_WORDS, o.size)
         if len(group) > 1:
-            say(COUNT_WORDS[len(group)], "count", group)
+            write(COUNT_WORDS[len(group)], "count", group)
         else:
-            say("an" if (size or o.colour or o.shape)[0] in "aeiou" else "a")
+            write("an" if (size or o.colour or o.shape)[0] in "aeiou" else "a")
         if size:
-            say(" ")
-            say(size, "size", group)
+            write(" ")
+            write(size, "size", group)
         if o.colour:
-            say(" ")
-            say(o.colour, "colour", group)
-        say(" ")
-        say(speech.vocabulary.nouns[o.shape].plural if len(group) > 1 else o.shape, "shape", group)
-    if shows_ground and not ground_first:
-        say(speech.one_of(" on a ", ", on a ", " against a "))
-        say(ground, "ground")
-        say(speech.one_of(" background", " ground"))
-    # As people type. Each keeps the length, or adds only behind the last word, so that the words' places hold.
-    manner = rng.random()
-    if manner < 0.3:
-        speech.text = speech.text[0].upper() + speech.text[1:]
-    elif manner < 0.36:
-        speech.text = speech.text.upper()
-    say(speech.one_of("", "", "", ".", "!"))
+            write(" ")
+            write(o.colour, "colour", group)
+        write(" ")
+        write(writer.lexicon.nouns[o.shape].plural if len(group) > 1 else o.shape, "shape", group)
+    if names_ground and not ground_first:
+        write(writer.pick(" on a ", ", on a ", " against a "))
+        write(ground, "ground")
+        write(writer.pick(" background", " ground"))
+    # Capitals and punctuation, as people type them. Neither moves a word: the spans stay valid.
+    style = rng.random()
+    if style < 0.3:
+        writer.text = writer.text[0].upper() + writer.text[1:]
+    elif style < 0.36:
+        writer.text = writer.text.upper()
+    write(writer.pick("", "", "", ".", "!"))
 
 
-def _chinese(speech: _Speech, objects: Sequence[Thing], groups: Groups, ground: str, relation: str | None) -> None:
-    rng, say, grounds = speech.rng, speech.say, speech.vocabulary.grounds
-    shows_ground = ground != "white" or rng.random() < 0.4
-    ground_first = shows_ground and rng.random() < 0.4
+def _write_chinese(
+    writer: _Writer, objects: Sequence[CaptionObject], groups: Groups, ground: str, relation: str | None
+) -> None:
+    rng, write, grounds = writer.rng, writer.write, writer.lexicon.grounds
+    names_ground = ground != "white" or rng.random() < 0.4
+    ground_first = names_ground and rng.random() < 0.4
     if ground_first:
-        say(speech.one_of("", "在"))
-        say(grounds[ground], "ground")
-        say(speech.one_of("背景上有", "背景上，"))
+        write(writer.pick("", "在"))
+        write(grounds[ground], "ground")
+        write(writer.pick("背景上有", "背景上，"))
     else:
-        say(speech.one_of("", "", "", "图中有", "有", "画"))
+        write(writer.pick("", "", "", "图中有", "有", "画"))
     for i, group in enumerate(groups):
         if i:
-            say("在" if relation else ("和" if i == len(groups) - 1 else "、"))
+            write("在" if relation else ("和" if i == len(groups) - 1 else "、"))
         o = objects[group[0]]
-        noun = speech.vocabulary.nouns[o.shape]
+        noun = writer.lexicon.nouns[o.shape]
         counted = CHINESE_NUMERALS[len(group)] + noun.measure
         if len(group) > 1:
-            say(counted, "count", group)
+            write(counted, "count", group)
         elif not (i and relation) or rng.random() < 0.5:
-            say(counted)
-        if size := speech.size(CHINESE_SIZES, o.size):
-            say(size, "size", group)
-            alone = o.colour or len(size) > 1 or noun.chinese[0].startswith(size)  # 小猫, but 很小的猫 and 大的大象
-            say("的" if alone else speech.one_of("的", ""))
+            write(counted)
+        if size := writer.pick_size(CHINESE_SIZES, o.size):
+            write(size, "size", group)
+            particle = o.colour or len(size) > 1 or noun.chinese[0].startswith(size)  # 小猫, but 很小的猫 and 大的大象
+            write("的" if particle else writer.pick("的", ""))
         if o.colour:
-            say(speech.vocabulary.colours[o.colour], "colour", group)
-            say(speech.one_of("的", ""))
-        say(speech.one_of(*noun.chinese), "shape", group)
+            write(writer.lexicon.colours[o.colour], "colour", group)
+            write(writer.pick("的", ""))
+        write(writer.pick(*noun.chinese), "shape", group)
     if relation:
-        say("的")
-        say(speech.one_of(*CHINESE_RELATIONS[relation]), "relation", (0, 1))
-    if shows_ground and not ground_first:
-        say(speech.one_of("，在", "，背景是", "，"))
-        before = speech.text[-1]
-        say(grounds[ground], "ground")
-        say({"在": "背景上", "是": "的"}.get(before, "背景"))
-    say(speech.one_of("", "", "", "。", "！"))
+        write("的")
+        write(writer.pick(*CHINESE_RELATIONS[relation]), "relation", (0, 1))
+    if names_ground and not ground_first:
+        write(writer.pick("，在", "，背景是", "，"))
+        last = writer.text[-1]
+        write(grounds[ground], "ground")
+        write({"在": "背景上", "是": "的"}.get(last, "背景"))
+    write(writer.pick("", "", "", "。", "！"))
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text has a Han character in it."""
+    """Whether a text contains a Han character."""
     return re.search("[\u4e00-\u9fff]", text) is not None
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption says, whatever its wording and language.
+    """The meaning of a caption, independent of wording and language.
 
-    groups: (number, size, colour, shape) of each group of objects, sorted unless a relation gives them an order.
-    relation: how the first group lies to the second, "left of" or "above", or None.
+    groups: (number, size, colour, shape) of each group of objects; sorted, unless a relation defines their order.
+    relation: the position of the first group relative to the second, "left of" or "above", or None.
     """
 
     groups: tuple[tuple[int, str, str, str], ...]
@@ -256,30 +264,31 @@ class Meaning:
     ground: str
 
 
-def meaning(text: str, vocabulary: Vocabulary = SHAPES) -> Meaning | None:
-    """What a caption of this grammar says, in either language, or None for any other text.
+def meaning(text: str, lexicon: Lexicon = SHAPE_LEXICON) -> Meaning | None:
+    """The meaning of a caption in either language, or None if the text does not follow the grammar.
 
-    Case makes no difference, nor does the width of punctuation, which a tokenizer does not keep either.
+    Case and the width of punctuation are ignored, because the tokenizer does not keep them either.
     """
     text = unicodedata.normalize("NFKC", text.strip()).lower()
-    return _meaning_of(text, *_english_grammar(vocabulary)) or _meaning_of(text, *_chinese_grammar(vocabulary))
+    return _meaning_of(text, *_english_grammar(lexicon)) or _meaning_of(text, *_chinese_grammar(lexicon))
 
 
 def _meaning_of(text: str, sentence: re.Pattern, group: re.Pattern, name: Callable[[str], str]) -> Meaning | None:
-    said = sentence.fullmatch(text)
-    if not said:
+    """The meaning of a text by one grammar; `name` maps each wording to the name of what it denotes."""
+    match = sentence.fullmatch(text)
+    if not match:
         return None
     groups = []
-    for found in group.finditer(said["things"]):
+    for found in group.finditer(match["groups"]):
         size = name(found["size"]) if found["size"] else "medium"
         count = int(name(found["count"] or "一"))
         groups.append((count, size, name(found["colour"]), name(found["shape"])))
-    relation = said["relation"] and name(said["relation"])
+    relation = match["relation"] and name(match["relation"])
     if relation in OPPOSITE:
         relation, groups = OPPOSITE[relation], groups[::-1]
     if not relation:
         groups.sort()
-    grounds = [found for key, found in said.groupdict().items() if key.startswith("ground") and found]
+    grounds = [found for key, found in match.groupdict().items() if key.startswith("ground") and found]
     return Meaning(tuple(groups), relation, name(grounds[0]) if grounds else "white")
 
 
@@ -288,52 +297,52 @@ def _any(wordings: Sequence[str]) -> str:
 
 
 @cache
-def _english_grammar(vocabulary: Vocabulary) -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
+def _english_grammar(lexicon: Lexicon) -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
     names = {"a": "1", "an": "1"} | {word: str(count) for count, word in COUNT_WORDS.items()}
     names |= {word: size for size, wordings in SIZE_WORDS.items() for word in wordings}
     names |= {word: relation for relation, wordings in RELATIONS.items() for word in wordings}
-    names |= {noun.plural: name for name, noun in vocabulary.nouns.items()}
+    names |= {noun.plural: name for name, noun in lexicon.nouns.items()}
     sizes = _any([word for wordings in SIZE_WORDS.values() for word in wordings])
-    colour = rf"({_any(list(vocabulary.colours))}) " if vocabulary.colours else "()"
-    nouns = _any([word for name, noun in vocabulary.nouns.items() for word in (name, noun.plural)])
-    thing = rf"\b(an?|two|three) (?:({sizes}) )?{colour}({nouns})\b"
+    colour = rf"({_any(list(lexicon.colours))}) " if lexicon.colours else "()"
+    nouns = _any([word for name, noun in lexicon.nouns.items() for word in (name, noun.plural)])
+    group = rf"\b(an?|two|three) (?:({sizes}) )?{colour}({nouns})\b"
     relations = _any([word for wordings in RELATIONS.values() for word in wordings])
-    ground = rf"(?:{_any(list(vocabulary.grounds))})"
-    plain = re.sub(r"\((?!\?)", "(?:", thing)
+    ground = rf"(?:{_any(list(lexicon.grounds))})"
+    plain = re.sub(r"\((?!\?)", "(?:", group)  # without capturing
     sentence = (
         rf"(?:on an? (?P<ground1>{ground}) (?:back)?ground, |a picture of |there is |there are |draw )?"
-        rf"(?P<things>{plain}(?:(?: is)? (?P<relation>{relations}) {plain}|(?:, {plain})* and {plain})?)"
+        rf"(?P<groups>{plain}(?:(?: is)? (?P<relation>{relations}) {plain}|(?:, {plain})* and {plain})?)"
         rf"(?:(?:,? on| against) an? (?P<ground2>{ground}) (?:back)?ground)?[.!]?"
     )
-    return re.compile(sentence), _named_groups(thing), lambda word: names.get(word, word)
+    return re.compile(sentence), _named_groups(group), lambda word: names.get(word, word)
 
 
 @cache
-def _chinese_grammar(vocabulary: Vocabulary) -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
-    nouns = {name: noun.chinese for name, noun in vocabulary.nouns.items()}
+def _chinese_grammar(lexicon: Lexicon) -> tuple[re.Pattern, re.Pattern, Callable[[str], str]]:
+    nouns = {name: noun.chinese for name, noun in lexicon.nouns.items()}
     names = {word: str(count) for count, word in CHINESE_NUMERALS.items()}
     for wordings in (CHINESE_SIZES, CHINESE_RELATIONS, nouns):
         names |= {word: name for name, words in wordings.items() for word in words}
-    for words in (vocabulary.colours, vocabulary.grounds):
+    for words in (lexicon.colours, lexicon.grounds):
         names |= {word: name for name, word in words.items()}
-    sizes, things, relations = (
+    sizes, shapes, relations = (
         _any([word for words in wordings.values() for word in words])
         for wordings in (CHINESE_SIZES, nouns, CHINESE_RELATIONS)
     )
-    ground = rf"(?:{_any(list(vocabulary.grounds.values()))})"
-    colour = rf"({_any(list(vocabulary.colours.values()))})的?" if vocabulary.colours else "()"
-    # 个 counts anything, as people speak.
-    measure = _any(sorted({"个"} | {noun.measure for noun in vocabulary.nouns.values()}))
-    thing = rf"(?:([{''.join(CHINESE_NUMERALS.values())}])(?:{measure}))?(?:({sizes})的?)?{colour}({things})"
-    plain = re.sub(r"\((?!\?)", "(?:", thing)
+    ground = rf"(?:{_any(list(lexicon.grounds.values()))})"
+    colour = rf"({_any(list(lexicon.colours.values()))})的?" if lexicon.colours else "()"
+    # In speech 个 counts anything.
+    measure = _any(sorted({"个"} | {noun.measure for noun in lexicon.nouns.values()}))
+    group = rf"(?:([{''.join(CHINESE_NUMERALS.values())}])(?:{measure}))?(?:({sizes})的?)?{colour}({shapes})"
+    plain = re.sub(r"\((?!\?)", "(?:", group)  # without capturing
     sentence = (
         rf"(?:在?(?P<ground1>{ground})背景上(?:有|,)|图中有|有|画)?"
-        rf"(?P<things>{plain}(?:在{plain}的(?P<relation>{relations})|(?:、{plain})*和{plain})?)"
+        rf"(?P<groups>{plain}(?:在{plain}的(?P<relation>{relations})|(?:、{plain})*和{plain})?)"
         rf"(?:,在(?P<ground2>{ground})背景上|,背景是(?P<ground3>{ground})的|,(?P<ground4>{ground})背景)?[。!]?"
     )
-    return re.compile(sentence), _named_groups(thing), lambda word: names.get(word, word)
+    return re.compile(sentence), _named_groups(group), lambda word: names.get(word, word)
 
 
-def _named_groups(thing: str) -> re.Pattern:
+def _named_groups(pattern: str) -> re.Pattern:
     names = iter(("count", "size", "colour", "shape"))
-    return re.compile(re.sub(r"\((?!\?)", lambda _: f"(?P<{next(names)}>", thing))
+    return re.compile(re.sub(r"\((?!\?)", lambda _: f"(?P<{next(names)}>", pattern))

@@ -1,4 +1,4 @@
-"""The emoji font: where it lies, its bitmaps, and the grounds that an emoji stands out on.
+"""The emoji font: finding it, its bitmaps, and the grounds that an emoji stands out on.
 
 Noto Color Emoji, SIL Open Font License 1.1.
 """
@@ -10,30 +10,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.scenes.scene import COLOURS
-from pipelines.scenes.scene import GROUNDS as SHAPE_GROUNDS
+from pipelines.scenes.scene import COLOURS, SHAPE_GROUNDS
 
 FONT_FILE = "NotoColorEmoji.ttf"
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
-STRIKE, WIDTH, HEIGHT = 109, 136, 128  # the font holds bitmaps of this width and height, and answers to this size only
+STRIKE, WIDTH, HEIGHT = 109, 136, 128  # the font's only size; width and height of its bitmaps in pixels
 
-GROUNDS = SHAPE_GROUNDS | {name: COLOURS[name] for name in ("yellow", "green", "blue", "pink", "purple")}
-"""Name of a ground -> its colour, the same as in the scenes."""
+EMOJI_GROUNDS = SHAPE_GROUNDS | {name: COLOURS[name] for name in ("yellow", "green", "blue", "pink", "purple")}
+"""Name of a ground -> its colour, as in the world of shapes."""
 
 
 class FontError(ValueError):
-    """There is no emoji font here that Pillow can draw with."""
+    """No emoji font was found that Pillow can draw with."""
 
 
 def find_font(folders: Sequence[str | Path] = FONT_FOLDERS) -> ImageFont.FreeTypeFont:
-    """The emoji font, from the first folder that has it.
+    """The emoji font, from the first folder that contains it.
 
     Raises:
-        FontError: none has it, or only as outlines (COLRv1), of which Pillow draws nothing.
+        FontError: no folder contains it, or only as outlines (COLRv1), which Pillow cannot draw.
     """
     for path in (path for folder in folders for path in sorted(Path(folder).expanduser().rglob(FONT_FILE))):
         with suppress(OSError):
-            font = ImageFont.FreeTypeFont(path, STRIKE)  # truetype() would look elsewhere too
+            font = ImageFont.FreeTypeFont(path, STRIKE)  # truetype() would search other folders too
             if font.getmask("🐄", mode="RGBA").getbbox():
                 return font
     places = ", ".join(map(str, folders))
@@ -41,19 +40,19 @@ def find_font(folders: Sequence[str | Path] = FONT_FOLDERS) -> ImageFont.FreeTyp
 
 
 def clear_grounds(font: ImageFont.FreeTypeFont, emoji: str) -> list[str]:
-    """The grounds that an emoji stands out on: three quarters of it are of other colours. None if the font lacks it."""
-    grounds = np.array(list(GROUNDS.values()), np.float32)
+    """The grounds that differ from three quarters of an emoji's pixels; an empty list if the font lacks the emoji."""
+    grounds = np.array(list(EMOJI_GROUNDS.values()), np.float32)
     glyph = np.asarray(bitmap(font, emoji), np.float32)
-    colours = glyph[glyph[..., 3] == 255][::8, :3]  # (n, 3): one opaque pixel in eight tells enough
+    colours = glyph[glyph[..., 3] == 255][::8, :3]  # (n, 3): one opaque pixel in eight is enough
     if len(colours) == 0:
         return []
     distance = np.linalg.norm(colours[:, None] - grounds, axis=-1)  # (n, grounds)
-    return [name for name, share in zip(GROUNDS, (distance > 100).mean(axis=0), strict=True) if share > 0.75]
+    return [name for name, share in zip(EMOJI_GROUNDS, (distance > 100).mean(axis=0), strict=True) if share > 0.75]
 
 
 def bitmap(font: ImageFont.FreeTypeFont, emoji: str) -> Image.Image:
     """An emoji at the font's own size: RGBA, `WIDTH`×`HEIGHT` pixels."""
-    # Drawn on nothing, its colours come multiplied by their alpha ("RGBa").
+    # On a transparent canvas Pillow draws premultiplied colours ("RGBa").
     drawn = draw_glyph(font, emoji, Image.new("RGBA", (WIDTH, HEIGHT)), (0, 0))
     return Image.frombytes("RGBa", drawn.size, drawn.tobytes()).convert("RGBA")
 

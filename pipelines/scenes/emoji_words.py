@@ -1,8 +1,8 @@
-"""What the emoji of the scenes are called, in English and in Chinese, with the measure words that count them there."""
+"""The names of the emoji in English and Chinese, with the Chinese measure words."""
 
-from pipelines.scenes.captions import CHINESE_COLOURS, CHINESE_GROUNDS, Noun, Vocabulary
+from pipelines.scenes.captions import CHINESE_COLOURS, CHINESE_GROUNDS, Lexicon, Noun
 
-THINGS: dict[str, tuple[str, str, str, str]] = {
+EMOJI: dict[str, tuple[str, str, str, str]] = {
     "cat": ("🐱", "cats", "只", "猫"),
     "dog": ("🐶", "dogs", "只", "狗"),
     "panda": ("🐼", "pandas", "只", "熊猫"),
@@ -70,15 +70,18 @@ THINGS: dict[str, tuple[str, str, str, str]] = {
     "robot": ("🤖", "robots", "个", "机器人"),
     "pumpkin": ("🎃", "pumpkins", "个", "南瓜"),
 }
-"""Name of a thing -> its emoji, several of it, and its measure word and name in Chinese.
+"""Name -> its emoji, its plural, and its measure word and name in Chinese.
 
-Chosen to be told apart at 18 pixels: no two of one outline and colour. The places in this table decide which pairs are
-never shown in training (`emoji_scenes`): add at the end.
+No two share both outline and colour, so that they can be told apart at 18 pixels. The order of this table decides which
+pairs are held out of training (`emoji.is_held_out`): add new rows at the end.
 """
 
-GROUNDS = CHINESE_GROUNDS | {name: CHINESE_COLOURS[name] for name in ("yellow", "green", "blue", "pink", "purple")}
+EMOJI_GROUND_WORDS = CHINESE_GROUNDS | {
+    name: CHINESE_COLOURS[name] for name in ("yellow", "green", "blue", "pink", "purple")
+}
 
-EMOJI = Vocabulary(
-    {name: Noun(plural, (chinese,), measure) for name, (_, plural, measure, chinese) in THINGS.items()}, {}, GROUNDS
+EMOJI_LEXICON = Lexicon(
+    {name: Noun(plural, (chinese,), measure) for name, (_, plural, measure, chinese) in EMOJI.items()},
+    {},
+    EMOJI_GROUND_WORDS,
 )
-"""The words of the emoji scenes."""

@@ -1,6 +1,6 @@
-"""Does a picture show what its caption describes? Checked by exact rules, with no learned model.
+"""Does a picture show what its caption describes? A check by exact rules, without a learned model.
 
-`World.see` finds the objects of a picture; each object of the caption is matched with one of them and compared.
+`World.see` finds the objects of a picture. Each object of the caption is matched with one of them and compared to it.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ GENEVAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "position": (("relation",), ("shape", "relation")),
     "colour_attribution": (("two", "relation"), ("shape", "colour")),
 }
-"""GenEval's tag -> the kinds of prompt it is measured on and the facts that must all be right there.
+"""GenEval's tag -> the kinds of prompt it is measured on, and the facts that must all be correct.
 
-As in GenEval (arXiv 2310.11513), a colour or a place counts only on a thing that is there, and sizes and the ground,
-which it does not ask for, count in all-correct alone. All-correct is measured on every kind, "three" too.
+As in GenEval (arXiv 2310.11513), a colour or a position counts only if the object's shape is correct too. GenEval does
+not ask for sizes and the ground, so they count only in all-correct, which is measured on every kind, including "three".
 """
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing a caption says, or leaves to be assumed, and whether the picture shows it."""
+    """One fact that a caption states or implies, and whether the picture shows it."""
 
     fact: str  # count, shape, colour, size, relation or ground
     text: str
@@ -48,71 +48,76 @@ class Verdict:
 
     @property
     def tags(self) -> dict[str, bool]:
-        """The tags of `GENEVAL` that this kind of prompt is measured on, and whether the picture is right by each.
+        """The tags of `GENEVAL` that apply to this kind of prompt, and whether the picture is correct by each.
 
-        None of colours where things have their own.
+        Emoji have no tags of colours, because their captions name none.
         """
-        said = {check.fact for check in self.checks}
+        checked = {check.fact for check in self.checks}
         return {
             tag: all(check.ok for check in self.checks if check.fact in facts)
             for tag, (kinds, facts) in GENEVAL.items()
-            if self.kind in kinds and said.issuperset(facts)
+            if self.kind in kinds and checked.issuperset(facts)
         }
 
 
-def judge(described: Scene, picture: np.ndarray) -> Verdict:
-    """Check a picture (h, w, 3) uint8 against the scene its caption describes.
+def judge(scene: Scene, picture: np.ndarray) -> Verdict:
+    """Check a picture (h, w, 3) uint8 against the scene that its caption describes.
 
-    Each described object is held against one seen object. What the caption leaves unsaid is checked like the rest: a
-    described scene has its sizes and its ground even where they go without saying.
+    Each expected object is compared with one object found in the picture. A medium size and a white ground are checked
+    even if the caption omits them.
     """
-    sight = WORLDS[described.data].see(picture)
-    matched = [None if i is None else sight.objects[i] for i in _match(described.objects, sight.objects)]
-    found: dict[tuple[str, str], bool] = {}
+    sight = WORLDS[scene.data].see(picture)
+    matched = [None if i is None else sight.objects[i] for i in _match(scene.objects, sight.objects)]
+    results: dict[tuple[str, str], bool] = {}
 
     def check(fact: str, text: str, ok: bool) -> None:
-        # Three green triangles are green only if all of them are.
-        found[fact, text] = found.get((fact, text), True) and ok
+        # "Three green triangles" are green only if all of them are.
+        results[fact, text] = results.get((fact, text), True) and ok
 
-    check("count", f"count: {len(described.objects)}", len(sight.objects) == len(described.objects))
-    for said, seen in zip(described.objects, matched, strict=True):
-        check("shape", said.shape, seen is not None and seen.shape == said.shape)
-        if said.colour:
-            check("colour", f"{said.shape}: {said.colour}", seen is not None and seen.colour == said.colour)
-        check("size", f"{_name_of(said)}: {said.size}", seen is not None and seen.size == said.size)
-    if described.relation:
-        subject, relation, other = described.relation
+    check("count", f"count: {len(scene.objects)}", len(sight.objects) == len(scene.objects))
+    for expected, found in zip(scene.objects, matched, strict=True):
+        check("shape", expected.shape, found is not None and found.shape == expected.shape)
+        if expected.colour:
+            colour_ok = found is not None and found.colour == expected.colour
+            check("colour", f"{expected.shape}: {expected.colour}", colour_ok)
+        check("size", f"{_name_of(expected)}: {expected.size}", found is not None and found.size == expected.size)
+    if scene.relation:
+        subject, relation, other = scene.relation
         a, b = matched[subject], matched[other]
-        # A person accepts any "left of" that is more left than above or below: no margin here.
+        # No margin here: a person accepts any "left of" that is more left than above or below.
         holds = a is not None and b is not None and relation_between(a, b, margin=1.0) == relation
-        names = [_name_of(described.objects[i]) for i in (subject, other)]
+        names = [_name_of(scene.objects[i]) for i in (subject, other)]
         check("relation", f"{names[0]} {relation} {names[1]}", holds)
-    check("ground", f"ground: {described.ground}", sight.ground == described.ground)
-    return Verdict(described.kind, tuple(Check(fact, text, ok) for (fact, text), ok in found.items()))
+    check("ground", f"ground: {scene.ground}", sight.ground == scene.ground)
+    return Verdict(scene.kind, tuple(Check(fact, text, ok) for (fact, text), ok in results.items()))
 
 
 def _name_of(o: Object) -> str:
     return f"{o.colour} {o.shape}".strip()
 
 
-def locate(described: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
-    """Where each described object is, coverage (h, w) in [0, 1], or None where no such thing is in such a colour."""
-    sight = WORLDS[described.data].see(picture)
-    found: list[np.ndarray | None] = []
-    for said, i in zip(described.objects, _match(described.objects, sight.objects), strict=True):
-        there = i is not None and (sight.objects[i].shape, sight.objects[i].colour) == (said.shape, said.colour)
-        found.append(sight.masks[i] if there else None)
-    return found
+def locate(scene: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
+    """The mask of each object of a scene in a picture: its coverage (h, w) in [0, 1].
+
+    None for an object that the picture does not show in its shape and colour.
+    """
+    sight = WORLDS[scene.data].see(picture)
+    masks: list[np.ndarray | None] = []
+    for expected, i in zip(scene.objects, _match(scene.objects, sight.objects), strict=True):
+        found = None if i is None else sight.objects[i]
+        shown = found is not None and (found.shape, found.colour) == (expected.shape, expected.colour)
+        masks.append(sight.masks[i] if shown else None)
+    return masks
 
 
-def _match(described: tuple[Object, ...], seen: tuple[Object, ...]) -> list[int | None]:
-    """For each described object which seen one is held against it, or None where they do not suffice."""
-    # What a thing is goes before its colour, and that before its size, whatever the other two objects gain.
+def _match(expected: tuple[Object, ...], found: tuple[Object, ...]) -> list[int | None]:
+    """The index of the found object that each expected object is compared with; None if there are too few."""
+    # The weights make shape count before colour, and colour before size, even summed over three objects.
     agreement = [
-        [16 * (a.shape == b.shape) + 4 * (a.colour == b.colour) + (a.size == b.size) for b in seen] for a in described
+        [16 * (a.shape == b.shape) + 4 * (a.colour == b.colour) + (a.size == b.size) for b in found] for a in expected
     ]
-    matched: list[int | None] = [None] * len(described)
-    table = np.array(agreement).reshape(len(described), len(seen))
-    for row, column in zip(*linear_sum_assignment(table, maximize=True), strict=True):
+    matched: list[int | None] = [None] * len(expected)
+    scores = np.array(agreement).reshape(len(expected), len(found))
+    for row, column in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
         matched[row] = int(column)
     return matched

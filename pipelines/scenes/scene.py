@@ -1,4 +1,4 @@
-"""A scene: the objects in a picture, where each one is, and the caption that describes them.
+"""A scene: the objects of a picture, their positions, and the caption that describes them.
 
 Lengths and positions are in units of the picture's shorter side, x to the right and y down.
 """
@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.scenes.captions import OPPOSITE, Vocabulary, Word, caption, meaning
-from pipelines.scenes.captions import SHAPES as VOCABULARY
+from pipelines.scenes.captions import OPPOSITE, SHAPE_LEXICON, CaptionWord, Lexicon, meaning, write_caption
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -21,7 +20,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (245, 150, 195),
     "brown": (120, 72, 36),
 }
-GROUNDS: dict[str, tuple[int, int, int]] = {
+SHAPE_GROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (248, 248, 248),
     "gray": (150, 152, 155),
     "black": (24, 24, 28),
@@ -29,19 +28,20 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 KINDS = ("one", "count", "two", "relation", "three")
-"""one object; two or three of a kind; two different ones; the same with their relation; three different ones."""
+"""One object; two or three alike; two different ones; two different ones with their relation; three different ones."""
 
 DIFFERENT = {"one": 1, "count": 1, "two": 2, "relation": 2, "three": 3}
-"""A kind -> how many different things it shows."""
+"""Kind of scene -> number of different objects."""
 
 REVERSED = OPPOSITE | {other: relation for relation, other in OPPOSITE.items()}
+"""Relation -> the same relation with its objects exchanged."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """One thing in the picture: its centre (x, y) and its radius in units of the shorter side.
+    """One object of the picture: its centre (x, y) and its radius in units of the shorter side.
 
-    `shape` is what it is; `colour` is "" for a thing that has colours of its own.
+    `shape` is its noun, "circle" or "cat"; `colour` is "" for an object with its own colours.
     """
 
     shape: str
@@ -54,10 +54,10 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows and what its caption says of it.
+    """The content of a picture and its caption.
 
-    `relation` is (subject, relation, object) where the caption states one; `kind` is one of `KINDS`; `data` is the name
-    of the scenes it is one of, "shapes" for those of this module.
+    `kind` is one of `KINDS`; `relation` is (subject, relation, object) if the caption states one; `data` is the name of
+    its world, one of `worlds.WORLDS`.
     """
 
     kind: str
@@ -65,49 +65,53 @@ class Scene:
     ground: str
     relation: tuple[int, str, int] | None = None
     caption: str = ""
-    words: tuple[Word, ...] = ()
+    words: tuple[CaptionWord, ...] = ()
     data: str = "shapes"
 
 
-def tell(rng: np.random.Generator, untold: Scene, languages: Sequence[str], vocabulary: Vocabulary) -> list[Scene]:
-    """A scene with its caption in each of these languages, as `rng` would have it in each alone."""
-    said = untold.relation and untold.relation[1]
-    state, told = rng.bit_generator.state, []
+def write_captions(rng: np.random.Generator, scene: Scene, languages: Sequence[str], lexicon: Lexicon) -> list[Scene]:
+    """The scene once for each language, with its caption.
+
+    Each language starts from the same state of `rng`: its caption does not depend on the others.
+    """
+    relation = scene.relation and scene.relation[1]
+    state, captioned = rng.bit_generator.state, []
     for language in languages:
         rng.bit_generator.state = state
-        text, words = caption(rng, untold.objects, untold.kind == "count", untold.ground, said, language, vocabulary)
-        told.append(replace(untold, caption=text, words=words))
-    return told
+        counted = scene.kind == "count"
+        text, words = write_caption(rng, scene.objects, counted, scene.ground, relation, language, lexicon)
+        captioned.append(replace(scene, caption=text, words=words))
+    return captioned
 
 
-def kind_of(rng: np.random.Generator) -> str:
-    """One of `KINDS`, in training's mixture."""
+def choose_kind(rng: np.random.Generator) -> str:
+    """One of `KINDS`, in the proportions of the training scenes."""
     return str(rng.choice(KINDS, p=[0.15, 0.2, 0.2, 0.3, 0.15]))
 
 
-def parse_caption(text: str, vocabulary: Vocabulary = VOCABULARY, data: str = "shapes") -> Scene | None:
-    """The scene that a caption describes, its objects without positions; None for a text that describes none."""
-    said = meaning(text, vocabulary)
-    if said is None:
+def parse_caption(text: str, lexicon: Lexicon = SHAPE_LEXICON, data: str = "shapes") -> Scene | None:
+    """The scene that a caption describes, its objects without positions; None if the text describes no scene."""
+    parsed = meaning(text, lexicon)
+    if parsed is None:
         return None
-    groups = [[Object(shape, colour, size)] * count for count, size, colour, shape in said.groups]
+    groups = [[Object(shape, colour, size)] * count for count, size, colour, shape in parsed.groups]
     objects = tuple(o for group in groups for o in group)
-    relation = (0, said.relation, len(groups[0])) if said.relation else None
-    alone = "count" if len(objects) > 1 else "one"
-    kind = "relation" if relation else {1: alone, 2: "two"}.get(len(groups), "three")
-    return Scene(kind, objects, said.ground, relation, text, data=data)
+    relation = (0, parsed.relation, len(groups[0])) if parsed.relation else None
+    single = "count" if len(objects) > 1 else "one"
+    kind = "relation" if relation else {1: single, 2: "two"}.get(len(groups), "three")
+    return Scene(kind, objects, parsed.ground, relation, text, data=data)
 
 
 def place(
     rng: np.random.Generator, kind: str, objects: Sequence[Object], reach: float, gap: float
 ) -> tuple[tuple[Object, ...], tuple[int, str, int] | None]:
-    """Put each object somewhere inside the picture and clear of the others, and state a relation that holds.
+    """The objects at random positions inside the picture, without overlap, and a relation that holds between them.
 
-    reach: half the side of an object's box for a radius of 1; gap: the least distance between two boxes.
+    reach: half the side of an object's box for a radius of 1; gap: smallest distance between two boxes.
     """
     reaches = reach * np.array([o.radius for o in objects])  # (objects,)
     while True:
-        # Many layouts at a time: three big objects rarely fall clear of one another.
+        # 64 layouts at a time, because three big objects rarely fit.
         centres = rng.uniform(0.01 + reaches[:, None], 0.99 - reaches[:, None], (64, len(objects), 2))
         distance = np.abs(centres[:, :, None] - centres[:, None]).max(axis=-1)  # (64, objects, objects)
         clear = distance > reaches[:, None] + reaches + gap
@@ -124,17 +128,17 @@ def place(
 
 
 def _in_reading_order(objects: tuple[Object, ...]) -> tuple[Object, ...]:
-    """From left to right, or from top to bottom where they spread further that way, as people name what they see.
+    """The objects from left to right, or from top to bottom if they spread further vertically, as people list them.
 
-    Where the things of a relation lie depends on its word and on their order together and on neither alone, which
-    is next to unlearnable by descent, as parities are. Lists teach order alone first.
+    The layout of a relation depends on its word and on the order of its objects together, but on neither alone. Like a
+    parity, that is hard to learn by gradient descent. Lists in reading order teach the meaning of order first.
     """
     spread = np.ptp([(o.x, o.y) for o in objects], axis=0)
     return tuple(sorted(objects, key=lambda o: o.x if spread[0] > spread[1] else o.y))
 
 
 def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:
-    """How `a` lies to `b` along the axis that dominates by `margin`, or None where it is neither."""
+    """The position of `a` relative to `b` along the dominant axis, or None if neither dominates by `margin`."""
     dx, dy = a.x - b.x, a.y - b.y
     if abs(dx) > margin * abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -143,10 +147,10 @@ def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:
     return None
 
 
-def word_mask(word: Word, masks: np.ndarray) -> np.ndarray | None:
-    """Where a word's meaning lies, (h, w) in [0, 1], or None for a relation, which lies nowhere.
+def word_mask(word: CaptionWord, masks: np.ndarray) -> np.ndarray | None:
+    """The region a word describes, (h, w) in [0, 1], or None for a relation, which has no region.
 
-    masks: what `render` gave for the scene, (objects, h, w).
+    masks: those that `render` returns for the scene, (objects, h, w).
     """
     if word.kind == "relation":
         return None

@@ -1,4 +1,4 @@
-"""Captioned pictures without end: a scene, its picture, a mask per object and a mask per word, all exact.
+"""The world of shapes: endless scenes of coloured shapes, each with a rendered picture and an exact mask per object.
 
 A scene is a pure function of (seed, index). Its caption (`captions`) names everything visible.
 
@@ -13,10 +13,20 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.scenes.captions import SHAPES as VOCABULARY
-from pipelines.scenes.scene import COLOURS, DIFFERENT, GROUNDS, REVERSED, Object, Scene, kind_of, place, tell
+from pipelines.scenes.captions import SHAPE_LEXICON
+from pipelines.scenes.scene import (
+    COLOURS,
+    DIFFERENT,
+    REVERSED,
+    SHAPE_GROUNDS,
+    Object,
+    Scene,
+    choose_kind,
+    place,
+    write_captions,
+)
 
-SIZES: dict[str, float] = {"small": 0.09, "medium": 0.13, "big": 0.18}
+SHAPE_SIZES: dict[str, float] = {"small": 0.09, "medium": 0.13, "big": 0.18}
 """Name of a size -> radius of the shape, half the width of its box."""
 
 
@@ -64,11 +74,11 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
         ("square", "brown"),
     }
 )
-"""(shape, colour) pairs that no training scene shows: what a model draws for them, it has composed."""
+"""(shape, colour) pairs that no training scene shows: a model that draws them composes them."""
 
 
 SWAPS = {"colours": "two", "relation": "relation"}
-"""What is exchanged between the two scenes of a minimal pair -> the kind of scene that it is done with."""
+"""What is exchanged between the two scenes of a minimal pair -> the kind of scene for such pairs."""
 
 
 def scene(
@@ -79,14 +89,14 @@ def scene(
     language: str = "en",
     swap: str | None = None,
 ) -> Scene:
-    """The scene at place `index` of the endless series `seed`.
+    """The scene number `index` of the endless series `seed`.
 
     Args:
-        kind: one of `KINDS`, or None for training's mixture of them.
+        kind: one of `scene.KINDS`, or None for the training mixture.
         held_out: False never shows a pair of `HELD_OUT`; True shows one in every scene, for testing.
-        language: of the caption, one of `captions.LANGUAGES`; the picture is the same in all.
-        swap: one of `SWAPS`: that exchanged, of a scene with two different objects, and all else as without it, the
-            wording of the caption too.
+        language: language of the caption, one of `captions.LANGUAGES`; the picture is the same in all.
+        swap: one of `SWAPS`, for a scene with two different objects: their colours exchanged or their relation
+            reversed, and everything else unchanged, including the wording of the caption.
     """
     return tellings(seed, index, (language,), kind, held_out, swap)[0]
 
@@ -99,16 +109,16 @@ def tellings(
     held_out: bool = False,
     swap: str | None = None,
 ) -> list[Scene]:
-    """A `scene` once in each of these languages: to place its things anew for each would take longer than to say it."""
+    """The same `scene` with a caption in each of several languages: faster than to make the scene once per language."""
     rng = np.random.default_rng((seed, index))
-    kind = kind_of(rng) if kind is None else kind
-    ground = str(rng.choice(list(GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
-    described = _describe_objects(rng, kind, held_out)
-    sized = [replace(o, radius=SIZES[o.size] * rng.uniform(0.95, 1.05)) for o in described]
+    kind = choose_kind(rng) if kind is None else kind
+    ground = str(rng.choice(list(SHAPE_GROUNDS), p=[0.4, 0.2, 0.2, 0.2]))
+    unsized = _describe_objects(rng, kind, held_out)
+    sized = [replace(o, radius=SHAPE_SIZES[o.size] * rng.uniform(0.95, 1.05)) for o in unsized]
     objects, relation = place(rng, kind, sized, reach=1.15, gap=0.02)  # a diamond is the tallest shape for its radius
     if swap:
         objects, relation = _swapped(objects, relation, swap)
-    return tell(rng, Scene(kind, objects, ground, relation), languages, VOCABULARY)
+    return write_captions(rng, Scene(kind, objects, ground, relation), languages, SHAPE_LEXICON)
 
 
 def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> list[Object]:
@@ -116,9 +126,9 @@ def _describe_objects(rng: np.random.Generator, kind: str, held_out: bool) -> li
     different = DIFFERENT[kind]
     chosen = [pairs[i] for i in rng.choice(len(pairs), different, replace=False)]
     if held_out:
-        left_out = sorted(HELD_OUT)
-        chosen[int(rng.integers(different))] = left_out[int(rng.integers(len(left_out)))]
-    sizes = rng.choice(list(SIZES), different, p=[0.3, 0.4, 0.3])
+        unseen = sorted(HELD_OUT)
+        chosen[int(rng.integers(different))] = unseen[int(rng.integers(len(unseen)))]
+    sizes = rng.choice(list(SHAPE_SIZES), different, p=[0.3, 0.4, 0.3])
     objects = [Object(shape, colour, str(size)) for (shape, colour), size in zip(chosen, sizes, strict=True)]
     return objects * int(rng.integers(2, 4)) if kind == "count" else objects
 
@@ -130,23 +140,23 @@ def _swapped(
     if swap == "colours":
         return (replace(a, colour=b.colour), replace(b, colour=a.colour)), relation
     assert swap == "relation" and relation
-    # Mirrored, they are as far apart and as far from the edge as they were.
-    across = relation[1] in ("left of", "right of")
-    mirrored = tuple(replace(o, x=1 - o.x) if across else replace(o, y=1 - o.y) for o in objects)
+    # Mirroring keeps their distances to each other and to the edges.
+    horizontal = relation[1] in ("left of", "right of")
+    mirrored = tuple(replace(o, x=1 - o.x) if horizontal else replace(o, y=1 - o.y) for o in objects)
     return mirrored, (relation[0], REVERSED[relation[1]], relation[2])
 
 
-def render(described: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, np.ndarray]:
+def render(scene: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene, anti-aliased.
 
-    size: a side, or (height, width), in pixels -> picture (h, w, 3) uint8 and the coverage of each object,
-    (objects, h, w) float32 in [0, 1], which is its exact mask.
+    size: a side, or (height, width), in pixels -> picture (h, w, 3) uint8 and the exact mask of each object, its
+    coverage (objects, h, w) float32 in [0, 1].
     """
     height, width = (size, size) if isinstance(size, int) else size
     picture = np.empty((height, width, 3), np.float32)
-    picture[:] = GROUNDS[described.ground]
-    masks = np.zeros((len(described.objects), height, width), np.float32)
-    for mask, o in zip(masks, described.objects, strict=True):
+    picture[:] = SHAPE_GROUNDS[scene.ground]
+    masks = np.zeros((len(scene.objects), height, width), np.float32)
+    for mask, o in zip(masks, scene.objects, strict=True):
         box, covered = _coverage(o.shape, *_pixels(o, height, width), height, width)
         mask[box] = covered
         picture[box] += covered[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture[box])
@@ -155,12 +165,12 @@ def render(described: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarr
 
 def _pixels(o: Object, height: int, width: int) -> tuple[float, float, float]:
     side = min(height, width)
-    # The longer side spreads the places out and leaves the sizes alone.
+    # Positions stretch with the longer side; sizes do not.
     return o.x * width, o.y * height, o.radius * side
 
 
 def coverage(shape: str, x: float, y: float, radius: float, height: int, width: int) -> np.ndarray:
-    """How much of each pixel a shape covers, (h, w) float32 in [0, 1]; centre and radius in pixels."""
+    """The share of each pixel that a shape covers, (h, w) float32 in [0, 1]; centre and radius in pixels."""
     out = np.zeros((height, width), np.float32)
     box, covered = _coverage(shape, x, y, radius, height, width)
     out[box] = covered
@@ -170,8 +180,8 @@ def coverage(shape: str, x: float, y: float, radius: float, height: int, width: 
 def _coverage(
     shape: str, x: float, y: float, radius: float, height: int, width: int
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """`coverage` of the rows and columns that can have any, and which these are."""
-    fine = 16  # samples across a pixel: Pillow's polygon draws its border too, half a sample too many all around
+    """(rows and columns of the shape's box, its coverage there): everywhere else the coverage is 0."""
+    fine = 16  # samples per pixel side; Pillow's polygon includes its border, so it is half a sample too large
     left, top = math.floor(x - 1.3 * radius), math.floor(y - 1.3 * radius)
     box = math.ceil(2.6 * radius) + 2
     canvas = Image.new("L", (box * fine, box * fine))

@@ -1,8 +1,9 @@
-"""Captions beside pictures, in a table, in files of their own or in folders' names -> rows."""
+"""Files -> rows. Captions come from tables, from files beside the pictures, or from the names of folders."""
 
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,25 +15,25 @@ from pipelines.sources.findings import ERROR, NOTE, WARNING, DataError, Finding,
 from pipelines.sources.rows import Row, Source, make_row
 from pipelines.sources.tables import CAPTIONS, FILE_NAME, TABLES, read_table
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM", "AVIF", "JPEG2000")
-"""Kinds of picture that are read, as Pillow calls them. It knows others, some of which start programs."""
+PICTURE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM", "AVIF", "JPEG2000")
+"""Picture formats that are read, by Pillow's names. Pillow knows others, some of which start programs."""
 
 NOT_READ = (".heic", ".heif", ".jxl", ".svg", ".eps", ".pdf", ".psd", ".dng", ".cr2", ".nef", ".arw", ".tga")
-"""Endings of pictures people have that are of another kind."""
+"""File endings of other picture formats that people have."""
 
 EXAMPLE = '{"file_name": "cat.png", "text": "a black cat"}'
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's ending is that of a picture of a kind that is read."""
-    return Image.registered_extensions().get(PurePosixPath(name).suffix.lower()) in FORMATS
+def is_picture(name: str, formats: Collection[str] = PICTURE_FORMATS) -> bool:
+    """Whether a file's ending is that of one of these picture formats."""
+    return Image.registered_extensions().get(PurePosixPath(name).suffix.lower()) in formats
 
 
 def read_files(source: str, files: Files) -> Source:
-    """The rows of a folder or an archive: of its tables; else of captions beside the pictures; else of folders' names.
+    """The rows of a folder or an archive: from its tables, else from captions beside pictures, else from folder names.
 
     Raises:
-        DataError: it has no pictures or no captions.
+        DataError: no pictures or no captions are found.
     """
     rows = _Gathering(files)
     pictures = [name for name in files.readers if is_picture(name)]
@@ -46,36 +47,36 @@ def read_files(source: str, files: Files) -> Source:
             rows.read_table(table)
         for name in pictures:
             if name not in rows.used:
-                rows.find(WARNING, "no row", name, "", "no table names it: it is left out")
+                rows.find(WARNING, "no row", name, "", "no table names this picture: it is not used")
     elif beside:
-        for name in sorted(pictures, key=lambda name: name not in beside):  # a mask has no caption, but is used
+        for name in sorted(pictures, key=lambda name: name not in beside):  # a mask has no caption but is used by a row
             if name in beside or name not in rows.used:
                 rows.read_beside(name, beside.get(name))
         for name in files.readers:
             if name.endswith(".txt") and name not in beside.values():
-                rows.find(NOTE, "no picture", name, "", "a text with no picture of its name, not read")
+                rows.find(NOTE, "no picture", name, "", "no picture has the name of this text: it is not read")
     else:
         rows.read_folder_names(pictures)
     for name in files.readers:
         if PurePosixPath(name).suffix.lower() in NOT_READ:
-            rows.find(WARNING, "not read", name, "", "a picture of a kind that is not read: save it as PNG or JPEG")
+            rows.find(WARNING, "not read", name, "", "this picture format is not read: save it as PNG or JPEG")
     findings = rows.findings + [f for name, f in files.refused.items() if name not in rows.used] + files.findings
     if not rows.rows and not any(finding.severity == ERROR for finding in findings):
-        raise DataError(f"{source} has no captions: add a metadata.jsonl with one line a picture, {EXAMPLE}")
+        raise DataError(f"{source} has no captions: add a metadata.jsonl with one line per picture, {EXAMPLE}")
     return Source(rows.rows, findings)
 
 
 def _beside(name: str, files: Files) -> str | None:
-    """The file with a picture's caption: of its name, with another ending."""
+    """The file with a picture's caption: the same name with another ending."""
     stem = str(PurePosixPath(name).with_suffix(""))
-    # WebDataset ends a sample's name at its first dot, so that "7.rgb.png" goes with "7.txt".
+    # In WebDataset a sample's name ends at the first dot, so "7.rgb.png" goes with "7.txt".
     folder, short = PurePosixPath(name).parent, PurePosixPath(name).name.split(".", 1)[0]
     candidates = [base + ending for base in (stem, str(folder / short)) for ending in (".txt", ".json")]
     return next((candidate for candidate in candidates if candidate in files.readers), None)
 
 
 class _Gathering:
-    """Gathers the rows of a set of files, and what is found."""
+    """The rows and findings of a set of files, gathered file by file."""
 
     def __init__(self, files: Files):
         self.files = files
@@ -87,7 +88,7 @@ class _Gathering:
         self.findings.append(Finding(severity, kind, name, where, what))
 
     def read_table(self, table: str) -> None:
-        """The rows of one table; what they name lies below the table's folder."""
+        """Add the rows of one table. The files they name are relative to the table's folder."""
         try:
             data = self.files.readers[table]()
         except OSError as error:
@@ -108,28 +109,28 @@ class _Gathering:
                 bad.append((number, values))
             self._read_line(PurePosixPath(table).parent, where, values)
         needed = {f"'{FILE_NAME}'": FILE_NAME in columns, "'text'": any(column in columns for column in CAPTIONS)}
-        if lines and (lacking := [name for name, there in needed.items() if not there]):
-            # Once for the table, not once a line.
-            said = {f"{table}:{number}" for number, _ in bad}
-            self.findings = [f for f in self.findings if f.where not in said]
+        if lines and (missing := [name for name, present in needed.items() if not present]):
+            # One finding for the table instead of one per line.
+            covered = {f"{table}:{number}" for number, _ in bad}
+            self.findings = [f for f in self.findings if f.where not in covered]
             have = ", ".join(sorted(map(repr, columns))[:10])
-            self.find(ERROR, "no column", table, "", f"no column {' and no '.join(lacking)}, only {have}")
+            self.find(ERROR, "no column", table, "", f"no column {' and no '.join(missing)}, only {have}")
         elif not lines and not any(f.name == table for f in self.findings):
-            self.find(ERROR, "no captions", table, "", f"an empty table: one line a picture is meant, {EXAMPLE}")
+            self.find(ERROR, "no captions", table, "", f"the table is empty: expected one line per picture, {EXAMPLE}")
 
     def _read_line(self, folder: PurePosixPath, where: str, values: dict[str, Any]) -> None:
         file_name = values.get(FILE_NAME)
         if not isinstance(file_name, str) or not file_name:
-            self.find(ERROR, "no file name", printable(str(file_name))[:80], where, "the row names no picture")
+            self.find(ERROR, "no file name", printable(str(file_name))[:80], where, "the row's file_name is not text")
             return
         if name := self._resolve(folder, file_name, where):
             self._add(name, where, values, folder)
 
     def _resolve(self, folder: PurePosixPath, file_name: str, where: str) -> str | None:
-        """The name among our files of what a table calls a file, if there is one."""
+        """The name among `files` of the file that a table names; None, with a finding, if it cannot be used."""
         shown = file_name[:200]
         if leads_elsewhere(file_name.replace("\\", "/")):
-            self.find(ERROR, "leaves the folder", shown, where, "files are only taken from within the folder")
+            self.find(ERROR, "leaves the folder", shown, where, "only files inside the folder are read")
             return None
         choices = [os.path.normpath(folder / choice) for choice in (file_name, file_name.replace("\\", "/"))]
         names = [choice.replace(os.sep, "/") for choice in choices]
@@ -140,13 +141,13 @@ class _Gathering:
                 self.used |= set(names)
                 self.find(ERROR, refusal.kind, shown, where, refusal.what)
             else:
-                self.find(ERROR, "no file", shown, where, "there is no such file")
+                self.find(ERROR, "no file", shown, where, "not found")
         return found
 
     def read_beside(self, name: str, caption: str | None) -> None:
-        """A picture whose caption is in a .txt of its name, or in a .json with the columns of tables."""
+        """Add a picture whose caption is in a .txt of the same name, or in a .json with the columns of tables."""
         if caption is None:
-            self.find(ERROR, "no caption", name, "", "no .txt of its name is beside it")
+            self.find(ERROR, "no caption", name, "", "no .txt or .json of the same name is beside it")
             return
         try:
             data = self.files.readers[caption]()
@@ -162,29 +163,29 @@ class _Gathering:
             try:
                 values = json.loads(text)
             except (ValueError, RecursionError) as error:
-                self.find(ERROR, "bad line", name, caption, f"no JSON: {error}"[:200])
+                self.find(ERROR, "bad line", name, caption, f"not JSON: {error}"[:200])
                 return
         if not isinstance(values, dict):
-            self.find(ERROR, "bad line", name, caption, 'no JSON object: {"text": …} is meant')
+            self.find(ERROR, "bad line", name, caption, 'not a JSON object: expected {"text": …}')
             return
         self._add(name, caption, values, PurePosixPath(name).parent)
 
     def read_folder_names(self, pictures: list[str]) -> None:
-        """Pictures whose captions are the names of the folders they lie in."""
+        """Add pictures whose captions are the names of their folders."""
         folders = {PurePosixPath(name).parent.name for name in pictures} - {""}
         if not folders:
             return
         shown = ", ".join(sorted(folders)[:5]) + (", …" if len(folders) > 5 else "")
-        self.find(NOTE, "folder names", "captions", "", f"there are none, so folders' names are taken: {shown}")
+        self.find(NOTE, "folder names", "captions", "", f"not found, so the names of folders are used: {shown}")
         for name in pictures:
             folder = PurePosixPath(name).parent
             if folder.name:
                 self._add(name, f"{folder}/", {"text": re.sub(r"[-_\s]+", " ", folder.name)}, folder)
             else:
-                self.find(ERROR, "no caption", name, "", "it lies in no folder whose name would say what it shows")
+                self.find(ERROR, "no caption", name, "", "not in a folder whose name could be its caption")
 
     def _add(self, name: str, where: str, values: dict[str, Any], folder: PurePosixPath) -> None:
-        """Add the row of a picture, unless its values are none that a row can have."""
+        """Add the row of a picture, or findings if its values are wrong."""
         self.used.add(name)
         row, findings = make_row(name, where, values, self.files.readers[name])
         self.findings += findings
@@ -198,7 +199,7 @@ class _Gathering:
     def _masks(
         self, name: str, where: str, value: Any, caption: str, folder: PurePosixPath
     ) -> tuple[dict[str, Reader] | None, list[str]]:
-        """Readers of the masks of a row's phrases, or None and why there can be none."""
+        """Readers of a row's masks by phrase and no messages, or None and what is wrong."""
         if value is None or value == "":
             return {}, []
         try:
@@ -220,5 +221,5 @@ class _Gathering:
                 self.used.add(found)
                 masks[phrase] = self.files.readers[found]
             else:
-                wrong.append(f"{path[:80]!r}, the mask of {phrase[:40]!r}, cannot be had")
+                wrong.append(f"{path[:80]!r}, the mask of {phrase[:40]!r}, cannot be used")
         return (None if wrong else masks), wrong

@@ -1,6 +1,6 @@
-"""Everything that is to be known of people's data before it is trained on, at once: each file is read and decoded.
+"""The check of somebody's data before training: every file is read and decoded once, and everything found is reported.
 
-Findings and a few dozen bytes a picture are kept, no picture. Nothing of the data is ever changed.
+Findings and a few dozen bytes per picture are kept in memory, but no picture. The data is never changed.
 """
 
 import os
@@ -37,16 +37,16 @@ from pipelines.sources.rows import Row
 from pipelines.tokenizer import MAX_TOKENS, train_tokenizer
 from unet_xattn.words import WORD
 
-CHUNK = 32
-"""Rows a process gets at a time."""
+ROWS_AT_ONCE = 32
+"""Rows a worker process gets at a time."""
 
 FEW = 256
-"""Rows that are looked at before other processes would have started."""
+"""Rows that one process checks before others would have started."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of captions with their counts, how many captions have how many words, how many captions differ."""
+    """Counts of the words of captions, of captions by their number of words, and of different captions."""
 
     words: Counter[str]
     lengths: Counter[int]
@@ -63,24 +63,24 @@ class Vocabulary:
         return cls(words, lengths, len(set(captions)))
 
     def lines(self, count: int = 12) -> list[str]:
-        """What it amounts to, for a person."""
+        """A summary of at most three lines."""
         if not self.words:
             return []
         rare = sorted(word for word, times in self.words.items() if times == 1)
         often = ", ".join(f"{word} {times:,}" for word, times in self.words.most_common(count))
-        once = f", {len(rare):,} of them once: {', '.join(rare[:count])}" + (", …" if len(rare) > count else "")
+        once = f", {len(rare):,} of them used once: {', '.join(rare[:count])}" + (", …" if len(rare) > count else "")
         low, high = min(self.lengths), max(self.lengths)
         middle = statistics.median_low(self.lengths.elements())
         return [
             f"{len(self.words):,} different words{once if rare else ''}.",
             f"Most frequent: {often}.",
-            f"Captions have {low:,} to {high:,} words, {middle:,} in the median.",
+            f"Captions have {low:,} to {high:,} words (median {middle:,}).",
         ]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a look through a source gave: the rows that can be used, digest and sides filled in, and all findings."""
+    """The result of checking a source: the usable rows, with digest and sides filled in, and all findings."""
 
     source: str
     rows: list[Row]
@@ -92,35 +92,35 @@ class Report:
         return of_severity(self.findings, ERROR)
 
     def summary(self) -> list[str]:
-        """A few lines on all of it."""
+        """A few lines about the source as a whole."""
         left_out = len({(finding.name, finding.where) for finding in self.errors})
         opens = f"{left_out:,} cannot be used." if left_out else "Every picture opens."
         counts = [len(of_severity(self.findings, severity)) for severity in (ERROR, WARNING, NOTE)]
-        said = [f"{len(self.rows):,} pictures, {self.vocabulary.different:,} different captions. {opens}"]
+        summary = [f"{len(self.rows):,} pictures, {self.vocabulary.different:,} different captions. {opens}"]
         if any(counts):
-            said.append("{:,} errors, {:,} warnings, {:,} notes.".format(*counts))
+            summary.append("{:,} errors, {:,} warnings, {:,} notes.".format(*counts))
         if self.rows:
             low, high = (choose(self.rows, key=lambda row: row.width * row.height) for choose in (min, max))
-            said.append(f"Pictures have {low.width}×{low.height} to {high.width}×{high.height} pixels.")
-        return said + [printable(line) for line in self.vocabulary.lines()]
+            summary.append(f"Pictures have {low.width}×{low.height} to {high.width}×{high.height} pixels.")
+        return summary + [printable(line) for line in self.vocabulary.lines()]
 
     def table(self) -> str:
-        """All findings, a line each: every error; of other kinds that come often, the first."""
+        """The findings, one per line: every error, and the first of each kind of warning or note."""
         return "\n".join(lines(self.findings))
 
     def raise_if_unfit(self, on_bad: str) -> None:
-        """Raise DataError, in a line, if there is nothing to train on, or errors that are not to be skipped."""
+        """Raise DataError if no row can be used, or if there are errors and `on_bad` is not "skip"."""
         if self.rows and (on_bad == "skip" or not self.errors):
             return
         first = [str(finding).removeprefix("error: ") for finding in self.errors[:5]]
         more = f"; and {len(self.errors) - 5:,} more" if len(self.errors) > 5 else ""
         if not self.rows:
             raise DataError(f"{self.source} has no picture that can be used: {'; '.join(first)}{more}")
-        advice = "mend them, or leave them out with --on-bad skip"
+        advice = "correct them, or skip these pictures with --on-bad skip"
         raise DataError(f"{self.source} has {len(self.errors):,} errors, {advice}: {'; '.join(first)}{more}")
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the pictures, every finding included."""
+        """Everything except the pictures, including every finding."""
         return {
             "source": self.source,
             "pictures": len(self.rows),
@@ -143,19 +143,19 @@ def check(
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """`examine` a source before it is trained on; with `progress`, its errors and warnings are printed.
+    """`examine` a source before training on it. With `progress`, errors and warnings are printed.
 
     Args:
-        on_bad: "fail", or "skip" to leave out the rows with errors.
+        on_bad: "fail", or "skip" to leave out rows with errors.
 
     Raises:
-        DataError: the source cannot be read, or has no row that can be used, or errors and they are not to be skipped.
+        DataError: the source cannot be read, has no usable row, or has errors and `on_bad` is "fail".
     """
     check_on_bad(on_bad)
     report = examine(source, size=size, streaming=streaming, limit=limit, workers=workers, progress=progress)
     if progress:
-        grave = [finding for finding in report.findings if finding.severity != NOTE]
-        print(*lines(grave), *report.summary()[:2], sep="\n")
+        printed = [finding for finding in report.findings if finding.severity != NOTE]
+        print(*lines(printed), *report.summary()[:2], sep="\n")
     report.raise_if_unfit(on_bad)
     return report
 
@@ -169,14 +169,14 @@ def examine(
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """Read every file of a source once and say all that is found.
+    """Read every file of a source once and report everything found.
 
     Args:
-        source: what `sources.read_source` takes, and so are `streaming` and `limit`.
-        size: side of the pictures trained on, in pixels.
-        workers: processes; as many as there are cores if None, but none beside this one for few pictures, or where
-            other threads run.
-        progress: show a bar, on a terminal.
+        source, streaming, limit: as in `read.read_source`.
+        size: side of the pictures in training, in pixels.
+        workers: number of processes. If None, one per core, but only this one for few pictures or outside the main
+            thread.
+        progress: show a progress bar on a terminal.
 
     Raises:
         DataError: the source as a whole cannot be read.
@@ -184,7 +184,7 @@ def examine(
     rows, findings = read_source(source, streaming, limit)
     kept: list[Row] = []
     outlines: list[int] = []
-    shaped: list[int] = []  # which of those kept are not flat
+    shaped: list[int] = []  # places in `kept` of the pictures that are not flat
     tints = bytearray()
     findings = list(findings)
     for row, look in zip(rows, _looks(rows, size, workers, progress), strict=True):
@@ -203,61 +203,61 @@ def examine(
 
 
 def _looks(rows: Sequence[Row], size: int, workers: int | None, progress: bool) -> Iterator[Look]:
-    """What is seen of each row, in order."""
+    """A look at each row, in order."""
     alone = len(rows) < FEW or threading.current_thread() is not threading.main_thread()
     workers = workers or (1 if alone else os.cpu_count() or 1)
-    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    chunks = [rows[i : i + ROWS_AT_ONCE] for i in range(0, len(rows), ROWS_AT_ONCE)]
     look = partial(look_at_all, size=size)
     with tqdm(total=len(rows), desc="check", unit="picture", disable=None if progress else True) as bar:
 
-        def told(looks: Iterable[list[Look]]) -> Iterator[Look]:
+        def counted(looks: Iterable[list[Look]]) -> Iterator[Look]:
             for several in looks:
                 bar.update(len(several))
                 yield from several
 
         if workers == 1:
-            yield from told(map(look, chunks))
+            yield from counted(map(look, chunks))
             return
-        pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts)
+        pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts)
         try:
-            yield from told(pool.map(look, chunks))
+            yield from counted(pool.map(look, chunks))
         except BrokenProcessPool as error:
-            raise DataError("a process that read pictures was ended from outside: too little memory?") from error
+            raise DataError("a process that read pictures was killed, perhaps for lack of memory") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl+C is sent to all of a terminal's processes, and is the first one's to act on."""
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl+C, which a terminal sends to all processes: the main process acts on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _same(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Pictures of equal content."""
+    """Findings on files of equal content."""
     first: dict[str, Row] = {}
     for row in rows:
-        before = first.setdefault(row.digest, row)
-        if before is row:
+        earlier = first.setdefault(row.digest, row)
+        if earlier is row:
             continue
-        other = "" if row.caption == before.caption else ", with another caption"
-        if row.name == before.name:
-            yield Finding(NOTE, "several captions", row.name, row.where, f"named before, in {before.where}{other}")
+        other = "" if row.caption == earlier.caption else ", with another caption"
+        if row.name == earlier.name:
+            yield Finding(NOTE, "several captions", row.name, row.where, f"also named in {earlier.where}{other}")
         else:
-            yield Finding(WARNING, "duplicate", row.name, row.where, f"the same file as {before.name}{other}")
+            yield Finding(WARNING, "duplicate", row.name, row.where, f"the same file as {earlier.name}{other}")
 
 
 def _alike(rows: Sequence[Row], shaped: Sequence[int], outlines: Sequence[int], tints: bytes) -> Iterator[Finding]:
-    """Pictures that look alike and are not of equal content."""
+    """Findings on pictures that look alike without equal content."""
     colours = np.frombuffer(tints, np.uint8).reshape(-1, 48)
-    for later, earlier in alike(np.array(outlines, np.uint64), colours).items():
-        row, before = rows[shaped[later]], rows[shaped[earlier]]
-        if row.digest != before.digest:
-            yield Finding(WARNING, "near-duplicate", row.name, row.where, f"looks like {before.name}")
+    for late, early in alike(np.array(outlines, np.uint64), colours).items():
+        row, earlier = rows[shaped[late]], rows[shaped[early]]
+        if row.digest != earlier.digest:
+            yield Finding(WARNING, "near-duplicate", row.name, row.where, f"looks like {earlier.name}")
 
 
 def _over_long(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Captions and translations of which a model made for these captions would read the beginning only."""
-    long = [  # the start, the end and a first space are tokens of their own, and no other is shorter than a character
+    """Findings on captions and translations with more tokens than a model trained on these captions reads."""
+    long = [  # start, end and the first space are tokens; every other token is at least one character
         (row, what, text)
         for row in rows
         for what, text in (("caption", row.caption), ("translation", row.translation))
@@ -269,5 +269,5 @@ def _over_long(rows: Sequence[Row]) -> Iterator[Finding]:
     for row, what, text in long:
         count = len(tokenizer(text, verbose=False)["input_ids"])
         if count > MAX_TOKENS:
-            most = f"{count} tokens, of which the first {MAX_TOKENS - 1} are read"
-            yield Finding(WARNING, f"long {what}", row.name, row.where, most)
+            detail = f"{count} tokens, only the first {MAX_TOKENS - 1} are read"
+            yield Finding(WARNING, f"long {what}", row.name, row.where, detail)

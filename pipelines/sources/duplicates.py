@@ -1,7 +1,7 @@
-"""Which pictures look alike, out of very many, without comparing each with each.
+"""Pictures that look alike, found among very many without comparing every pair.
 
-Outlines of 64 bits that differ in three or fewer agree in at least three of six blocks of bits, so it is enough to
-sort by each choice of three and compare neighbours (Manku, Jain & Das Sarma, "Detecting Near-Duplicates for Web
+Outlines of 64 bits that differ in three bits or fewer agree in at least three of six blocks of bits. So it is enough to
+sort by each choice of three blocks and compare neighbours (Manku, Jain & Das Sarma, "Detecting Near-Duplicates for Web
 Crawling", WWW 2007).
 """
 
@@ -10,24 +10,24 @@ from itertools import combinations, pairwise
 import numpy as np
 
 MOST_BITS = 3
-"""Of 64, by which the outlines of pictures that look alike may differ."""
+"""Bits, of 64, in which the outlines of similar pictures may differ."""
 
 MOST_TINT = 6
-"""Levels out of 255 by which their colours may differ, in the mean."""
+"""Levels, out of 255, by which their colours may differ on average."""
 
 NEIGHBOURS = 8
-"""How many of those next to it, of equal blocks, an outline is compared with: what bounds the time on odd data."""
+"""Following outlines of equal blocks that each is compared with. This bounds the time on unusual data."""
 
 _EDGES = (0, 11, 22, 33, 44, 54, 64)
 _BLOCKS = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(_EDGES)]
 
 
 def alike(outlines: np.ndarray, tints: np.ndarray) -> dict[int, int]:
-    """Which pictures look like an earlier one: place -> the first such place.
+    """The pictures that look like an earlier one: place -> the first place it looks like.
 
     Args:
-        outlines: (N,) uint64, `look.Look.outline`.
-        tints: (N, 48) uint8, `look.Look.tints`.
+        outlines: `look.Look.outline`, (N,) uint64.
+        tints: `look.Look.tints`, (N, 48) uint8.
     """
     first = np.arange(len(outlines))
     by_outline = np.argsort(outlines, kind="stable")
@@ -50,5 +50,5 @@ def alike(outlines: np.ndarray, tints: np.ndarray) -> dict[int, int]:
 
 
 def _bits(numbers: np.ndarray) -> np.ndarray:
-    """How many bits of each uint64 are set."""
+    """The number of bits set in each uint64."""
     return np.unpackbits(numbers[:, None].view(np.uint8), axis=1).sum(axis=1)

@@ -1,4 +1,4 @@
-"""The files of a folder, a zip or a tar, by their names, read in place: nothing is ever unpacked over anything."""
+"""The files of a folder, a zip or a tar by their names, read in place: no archive is unpacked over other files."""
 
 import gzip
 import os
@@ -18,15 +18,15 @@ from pipelines.sources.findings import ERROR, WARNING, DataError, Finding
 Reader = Callable[[], bytes]
 
 LARGEST = 2**28
-"""Bytes of one file that are read into memory."""
+"""Limit, in bytes, of one file. Files are read into memory in full."""
 
 MOST_RATIO, SMALL = 100, 2**24
-"""How many times its size an archive may unpack to, once that is more than `SMALL` bytes. Pictures hardly shrink."""
+"""Limit of unpacked by packed size, where the unpacked size exceeds `SMALL` bytes. Pictures are compressed already."""
 
 
 @dataclass
 class Files:
-    """Names with `/` between folders -> readers, sorted; and what lies there too but is not read, and why."""
+    """Names, with `/` between folders -> readers, sorted by name; and files that are not read, with the reasons."""
 
     readers: dict[str, Reader] = field(default_factory=dict)
     refused: dict[str, Finding] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Files:
 
 
 class Spool:
-    """A temporary file of this process, removed when nobody holds it any more or the process ends."""
+    """A temporary file, removed when its last reference goes or the process ends."""
 
     def __init__(self) -> None:
         handle, self.path = tempfile.mkstemp(prefix="unet-xattn-")
@@ -47,18 +47,18 @@ class Spool:
     def __fspath__(self) -> str:
         return self.path
 
-    def __reduce__(self) -> tuple:  # another process only reads it
+    def __reduce__(self) -> tuple:  # another process may read the file, but never removes it
         return str, (self.path,)
 
 
 def _remove(path: str, owner: int) -> None:
-    if os.getpid() == owner:  # not in a forked worker
+    if os.getpid() == owner:  # a forked worker inherits the finalizer
         Path(path).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Gives a stretch of a file when called; without a size, the rest of it. Raises OSError."""
+    """A reader of `size` bytes of a file from `offset`, or of the rest of the file. Raises OSError."""
 
     path: str | Spool
     offset: int = 0
@@ -77,9 +77,9 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class ZipPart:
-    """Gives a member of a zip when called, from a handle of its own, so that processes do not disturb each other.
+    """A reader of one member of a zip. Each call opens the file anew, so that processes do not share a position in it.
 
-    Raises OSError, also where the content is not what the zip's index says of it.
+    Raises OSError, also where size or checksum differ from the zip's index.
     """
 
     path: str
@@ -90,34 +90,34 @@ class ZipPart:
             file.seek(self.member.header_offset)
             header = file.read(30)
             if header[:4] != b"PK\x03\x04" or len(header) < 30:
-                raise OSError("not where the zip's index says")
+                raise OSError("cannot be unpacked: not found where the zip's index says")
             file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
             try:
                 with zipfile.ZipExtFile(file, "r", self.member) as unpacked:  # type: ignore[arg-type]
                     data = unpacked.read(self.member.file_size)
-                    unpacked.read(1)  # at the end it compares the checksum
+                    unpacked.read(1)  # reading past the end compares the checksum
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise OSError(f"cannot be unpacked: {error}") from error
         if len(data) < self.member.file_size:
-            raise OSError("cannot be unpacked: less of it than the zip's index says")
+            raise OSError("cannot be unpacked: shorter than the zip's index says")
         return data
 
 
 def leads_elsewhere(name: str) -> bool:
-    """Whether a name, with `/` between folders, leads out of the folder it is said in."""
+    """Whether a name, with `/` between folders, leads out of the folder it is relative to."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/|[A-Za-z][\w+.-]*://", name) is not None
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file is hidden, or what a Mac or Windows adds to every zip or folder by itself."""
+    """Whether a file is hidden, or one that macOS or Windows adds to zips and folders."""
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
     return hidden or parts[:1] == ("__MACOSX",) or parts[-1:] in (("Thumbs.db",), ("desktop.ini",))
 
 
 def open_folder(folder: Path) -> Files:
-    """The files of a folder and of those within. A link that leads out of it is refused, and links to folders."""
+    """The files of a folder and of its subfolders. Links to folders and links out of the folder are refused."""
     files, root = Files(), os.path.realpath(folder)
 
     def unreadable(error: OSError) -> None:
@@ -126,7 +126,7 @@ def open_folder(folder: Path) -> Files:
     for place, folders, names in os.walk(folder, onerror=unreadable):
         for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
             shown = _relative(os.path.join(place, name), folder)
-            files.refuse(shown, "", "link", "a link to a folder, which is not followed: copy it here")
+            files.refuse(shown, "", "link", "a link to a folder, which is not followed: copy the folder here")
         folders[:] = sorted(name for name in folders if not is_clutter(name))
         for name in sorted(names):
             path = os.path.join(place, name)
@@ -136,7 +136,7 @@ def open_folder(folder: Path) -> Files:
             if os.path.islink(path) and not _inside(os.path.realpath(path), root):
                 files.refuse(shown, "", "leaves the folder", f"a link to {os.path.realpath(path)}", ERROR)
             elif not os.path.exists(path):
-                files.refuse(shown, "", "link", "leads nowhere")
+                files.refuse(shown, "", "link", "a broken link")
             elif not os.path.isfile(path):
                 files.refuse(shown, "", "no file", "a pipe, a socket or a device")
             else:
@@ -153,41 +153,54 @@ def _inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def open_zip(path: Path) -> Files:
+def open_zip(path: Path, most_files: int | None = None, most_bytes: int | None = None) -> Files:
     """The files of a zip.
 
+    Args:
+        most_files: limit on the number of files.
+        most_bytes: limit on their size, unpacked.
+
     Raises:
-        DataError: it is no zip, or unpacks to far more than pictures do.
+        DataError: the file is not a zip, exceeds a limit, or unpacks to far more than pictures do.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            members = [member for member in archive.infolist() if not member.is_dir()]
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
-    _check_ratio(path, sum(member.file_size for member in members))
     files = Files()
+    parts: dict[str, ZipPart] = {}
     for member in members:
         name = member.filename.replace("\\", "/")
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if member.is_dir() or not _take(files, name, path.name, member.file_size):
+        if not _take(files, name, path.name, member.file_size):
             continue
-        if kind not in (0, stat.S_IFREG):
-            files.refuse(name, path.name, "link", "a link or a device, left out")
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            files.refuse(name, path.name, "link", "a link or a device, which is not read")
         elif member.flag_bits & 1:
             files.refuse(name, path.name, "locked", "locked with a password: pack it without one", ERROR)
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            files.refuse(name, path.name, "unreadable", "packed by a method other than deflate", ERROR)
+            files.refuse(name, path.name, "unreadable", "compressed by a method other than deflate", ERROR)
+        elif parts.pop(name, None) or name in files.refused:
+            files.refuse(name, path.name, "twice", "the archive has several files of this name", ERROR)
         else:
-            files.readers[name] = ZipPart(str(path), member)
-    files.readers = dict(sorted(files.readers.items()))
+            parts[name] = ZipPart(str(path), member)
+    size = sum(part.member.file_size for part in parts.values())
+    if most_files is not None and len(parts) > most_files:
+        raise DataError(f"{path} holds {len(parts):,} files, the limit is {most_files:,}")
+    if most_bytes is not None and size > most_bytes:
+        raise DataError(f"{path} unpacks to {size / 2**20:,.0f} MiB, the limit is {most_bytes / 2**20:,.0f} MiB")
+    # Overlapping members claim more bytes than the file has, and bytes of no member may pad the file.
+    packed = min(os.path.getsize(path), sum(member.compress_size for member in members))
+    _check_ratio(path, sum(member.file_size for member in members), packed)
+    files.readers.update(sorted(parts.items()))
     return files
 
 
 def open_tar(path: Path) -> Files:
-    """The files of a tar. A .tar.gz, where nothing can be found again, is kept unpacked, as one temporary file.
+    """The files of a tar. A .tar.gz is decompressed to one temporary tar, because gzip has no random access.
 
     Raises:
-        DataError: it is neither, or unpacks to far more than pictures do.
+        DataError: the file is neither, or unpacks to far more than pictures do.
     """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -197,28 +210,28 @@ def open_tar(path: Path) -> Files:
         with tarfile.open(plain, "r:") as archive:
             size = os.path.getsize(plain)
             for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every one
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member in memory
                 count += 1
                 name = member.name.removeprefix("./")
                 if member.isdir() or not _take(files, name, path.name, member.size):
                     continue
                 if not member.isreg() or member.issparse():
-                    files.refuse(name, path.name, "link", "a link or a device, left out")
+                    files.refuse(name, path.name, "link", "a link or a device, which is not read")
                 elif member.offset_data + member.size > size:
                     files.refuse(name, path.name, "truncated", "the archive ends within it", ERROR)
                 else:
                     files.readers[name] = FilePart(plain, member.offset_data, member.size)
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:  # its numbers may be any
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:  # a header may hold any number
         if not count:
             raise DataError(f"{path} cannot be read as a tar: {error}") from error
-        what = f"damaged after {count:,} members, the rest is not read: {error}"
+        what = f"damaged after {count:,} members, and the rest is not read: {error}"
         files.findings.append(Finding(ERROR, "truncated", path.name, "", what))
     files.readers = dict(sorted(files.readers.items()))
     return files
 
 
 def _take(files: Files, name: str, where: str, size: int) -> bool:
-    """Whether a member of an archive is one to go on with: not clutter, nor refused for its name or size."""
+    """Whether to read a member of an archive: it is not clutter, and its name and size are not refused."""
     if leads_elsewhere(name):
         files.refuse(name, where, "leaves the folder", "its name leads out of the archive", ERROR)
     elif size > LARGEST:
@@ -228,19 +241,19 @@ def _take(files: Files, name: str, where: str, size: int) -> bool:
     return False
 
 
-def _check_ratio(path: Path, size: int) -> None:
-    if size > SMALL and size > MOST_RATIO * os.path.getsize(path):
+def _check_ratio(path: Path, size: int, packed: int) -> None:
+    if size > SMALL and size > MOST_RATIO * packed:
         raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size, which pictures do not")
 
 
 def _gunzip(path: Path) -> Spool:
-    spool, size = Spool(), 0
+    spool, size, packed_size = Spool(), 0, os.path.getsize(path)
     try:
         with gzip.open(path) as packed, open(spool, "wb") as plain:
-            while piece := packed.read(2**20):
-                size += len(piece)
-                _check_ratio(path, size)
-                plain.write(piece)
+            while chunk := packed.read(2**20):
+                size += len(chunk)
+                _check_ratio(path, size, packed_size)
+                plain.write(chunk)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} cannot be unpacked: {error}") from error
     return spool

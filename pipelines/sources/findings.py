@@ -1,22 +1,22 @@
-"""What is found in the data somebody gave, a line each."""
+"""Findings: what is wrong with, or notable about, the data somebody gave, one line each."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-"""The row cannot be used; it can, but look at it; nothing to do: said is how it is handled."""
+"""Severities. Error: the row cannot be used. Warning: it can, but deserves a look. Note: how the row is handled."""
 
 SHOWN = 20
-"""Of one kind of warning or note. Errors are all shown."""
+"""Findings printed of one kind of warning or note. Errors are all printed."""
 
 
 class DataError(ValueError):
-    """What is wrong with the data somebody gave."""
+    """The data somebody gave cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found: how grave it is, its kind in a word or two, the picture, where that was said, and what it is."""
+    """One finding: severity, kind in a word or two, the picture's name, the place of its caption, and details."""
 
     severity: str
     kind: str
@@ -30,37 +30,37 @@ class Finding:
 
 
 def printable(text: str) -> str:
-    """A text on one line of any terminal: what cannot be printed, or drives a terminal, is spelt out."""
+    """A text on one line, safe for any terminal: unprintable and control characters are escaped."""
     shown = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return "".join(shown)
 
 
 def of_severity(findings: Iterable[Finding], severity: str) -> list[Finding]:
-    """Those of one severity, in order."""
+    """The findings of one severity, in order."""
     return [finding for finding in findings if finding.severity == severity]
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
-    """A line for each finding, the gravest first; warnings and notes of a kind that comes often are cut short."""
+    """One line per finding, errors first. Of each kind of warning or note, `SHOWN` lines and a count of the rest."""
     kinds: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         kinds.setdefault((finding.severity, finding.kind), []).append(finding)
-    said: list[str] = []
+    printed: list[str] = []
     for severity in (ERROR, WARNING, NOTE):
         for (_, kind), alike in ((key, found) for key, found in kinds.items() if key[0] == severity):
             shown = alike if severity == ERROR else alike[:SHOWN]
-            said += map(str, shown)
+            printed += map(str, shown)
             if len(alike) > len(shown):
-                said.append(f"{severity}: {kind}: {len(alike) - len(shown):,} more")
-    return said
+                printed.append(f"{severity}: {kind}: {len(alike) - len(shown):,} more")
+    return printed
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """Findings as JSON can hold them, whatever their names are made of."""
+    """Findings for JSON. Names with unpaired surrogates, which UTF-8 cannot encode, are escaped."""
     return [{key: printable(value) for key, value in asdict(finding).items()} for finding in findings]
 
 
 def check_on_bad(on_bad: str) -> None:
-    """Raise DataError if this is no answer to what becomes of rows with errors."""
+    """Raise DataError unless `on_bad` is "fail" or "skip"."""
     if on_bad not in ("fail", "skip"):
-        raise DataError(f"on-bad must be fail or skip, got {on_bad!r}")
+        raise DataError(f"--on-bad must be fail or skip, got {on_bad!r}")

@@ -1,41 +1,46 @@
-"""Captioned pictures as people keep them -> rows.
+"""A source of captioned pictures -> rows.
 
-A source is a folder, a .zip or .tar of one, shards of WebDataset, or a set that `datasets` knows. Nothing of it is
-changed, and no picture is read yet: `pipelines.sources.check` does that.
+A source is a folder, a .zip or .tar of one, shards of WebDataset, or a set of `datasets`. It is never changed. Pictures
+are not read here: `pipelines.sources.check` reads them.
 """
 
 import glob
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from pipelines.sources.captioned import is_picture, read_files
 from pipelines.sources.files import open_folder, open_tar, open_zip
 from pipelines.sources.findings import ERROR, DataError, Finding, printable
-from pipelines.sources.rows import Row, Source
+from pipelines.sources.rows import Source
 from pipelines.sources.sets import is_name, is_saved, read_set
 from pipelines.sources.tables import TABLES
 
-__all__ = ["DataError", "Row", "Source", "read_source"]
+MOST_NAMES = 100_000
+"""Limit on the file names that the braces of a pattern stand for."""
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def read_source(source: str | os.PathLike, streaming: bool = False, limit: int | None = None) -> Source:
-    """The rows of captioned pictures of any kind we know.
+    """The rows of a source of captioned pictures.
 
     Args:
         source: a folder, a .zip, .tar or .tar.gz of one, shards of WebDataset (a folder of .tar files, or a pattern
-            such as "shards/{000..009}.tar"), a folder that `datasets` has saved, or a set's name on the hub.
-        streaming: take the rows of a set of `datasets` as they come; what is beyond `limit` is never downloaded.
-        limit: the first rows only.
+            such as "shards/{000..009}.tar"), a folder saved by `datasets`, or a set's name on the hub.
+        streaming: take the rows of a set of `datasets` as they arrive; rows after `limit` are never downloaded.
+        limit: how many rows to take; all if None.
 
     Raises:
-        DataError: there is no such source, it holds no pictures or no captions, or it cannot be read at all.
+        DataError: the source is not found, has no pictures or no captions, or cannot be read at all.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be 1 or more, got {limit}")
     if streaming and limit is None:
-        raise DataError("streaming needs a limit: how many pictures to take")
+        raise DataError("streaming needs a limit on the number of pictures")
     try:
         found = _read(source, streaming, limit)
     except OSError as error:
@@ -52,7 +57,7 @@ def _read(source: str | os.PathLike, streaming: bool, limit: int | None) -> Sour
         files = open_folder(path)
         pictures = any(map(is_picture, files.readers))
         endings = {PurePosixPath(name).suffix for name in files.readers if PurePosixPath(name).name not in TABLES}
-        if not pictures and ".parquet" in endings:  # a set of `datasets` as it lies on the hub
+        if not pictures and ".parquet" in endings:  # the files of a set of `datasets`, as on the hub
             return read_set(name, streaming, limit)
         shards = [path / name for name in files.readers if name.endswith((".tar", ".tar.gz", ".tgz"))]
         return read_shards(shown, shards) if shards and not pictures else read_files(shown, files)
@@ -65,33 +70,40 @@ def _read(source: str | os.PathLike, streaming: bool, limit: int | None) -> Sour
     if re.search(r"[*?{\[]", name):
         shards = [Path(found) for pattern in expand_braces(name) for found in sorted(glob.glob(pattern))]
         if not shards:
-            raise DataError(f"no file is called {shown}")
+            raise DataError(f"no file matches {shown}")
         return read_shards(shown, shards)
     if is_name(name):
         return read_set(name, streaming, limit)
-    raise DataError(f"there is no {shown}: give a folder of captioned pictures, or a .zip or .tar of one")
+    raise DataError(f"{shown} not found: give a folder of captioned pictures, or a .zip or .tar of one")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """A shell's braces: "{a,b}.tar" -> "a.tar", "b.tar"; "{08..10}" counts from 08 to 10."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", found[1])
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        if not 0 <= last - first < 100_000:
-            raise DataError(f"{printable(found[0])} counts to no end: from a number to a larger one is meant")
-        choices = [f"{number:0{len(numbers[1])}}" for number in range(first, last + 1)]
-    else:
-        choices = found[1].split(",")
-    return [
-        rest for choice in choices for rest in expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
-    ]
+    """The names a shell's braces stand for: "{a,b}.tar" -> "a.tar", "b.tar"; "{08..10}" counts from 08 to 10."""
+    names = [pattern]
+    while _BRACES.search(names[0]):  # expanding a pair of braces leaves the same other pairs in every name
+        names = list(dict.fromkeys(islice(chain.from_iterable(map(_expand_once, names)), MOST_NAMES + 1)))
+        if len(names) > MOST_NAMES:
+            raise DataError(f"{printable(pattern)} stands for more than {MOST_NAMES:,} files")
+    return names
+
+
+def _expand_once(pattern: str) -> Iterator[str]:
+    """A pattern with its first innermost braces expanded, one name after another."""
+    found = _BRACES.search(pattern)
+    assert found
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1])
+    if not numbers:
+        yield from (before + choice + after for choice in found[1].split(","))
+        return
+    first, last = int(numbers[1]), int(numbers[2])
+    if last < first:
+        raise DataError(f"{printable(found[0])} must count upwards")
+    yield from (f"{before}{number:0{len(numbers[1])}}{after}" for number in range(first, last + 1))
 
 
 def read_shards(source: str, shards: list[Path]) -> Source:
-    """The rows of tars, one after another, in each of which a caption's file lies beside its picture."""
+    """The rows of several tars, one tar after another."""
     rows, findings = [], []
     for shard in shards:
         try:

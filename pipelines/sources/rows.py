@@ -1,4 +1,4 @@
-"""A row: one captioned picture, and what may be said of it."""
+"""A row: one captioned picture with its translation, masks and weight."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -10,37 +10,37 @@ from pipelines.sources.findings import ERROR, Finding
 from pipelines.sources.tables import CAPTIONS, is_utf8
 
 MOST_CHARACTERS = 10_000
-"""Of a caption. Longer ones are no captions."""
+"""Limit on the length of a caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One captioned picture as somebody keeps it. Its files are read when asked for, not before.
+    """One captioned picture of a source. Its files are not read before they are needed.
 
-    `read` and the values of `masks` give a picture file's bytes, and can be pickled. Raises nothing but OSError.
+    `read` and the values of `masks` return the bytes of a picture file, can be pickled, and raise only OSError.
     """
 
     name: str  # the picture's path in its source, "cats/1.png"
-    where: str  # where its caption stands, "metadata.jsonl:3", "cats/1.txt"
+    where: str  # the place of its caption, "metadata.jsonl:3", "cats/1.txt"
     caption: str
     read: Callable[[], bytes]
-    translation: str = ""  # the same in another language, if somebody has said it
-    masks: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # a phrase of the caption -> where it is
-    weight: float = 1.0  # how often it comes, relative to others
-    digest: str = ""  # sha256 of the picture's file; this and what follows once it has been looked at
-    width: int = 0  # in pixels, as it is shown: turned as its EXIF says
+    translation: str = ""  # the caption in another language, if given
+    masks: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)  # phrase of the caption -> its mask's file
+    weight: float = 1.0  # how often the row appears, relative to others
+    digest: str = ""  # sha256 of the picture's file; like the sides, known once `check` has read the file
+    width: int = 0  # in pixels, after the rotation that EXIF asks for
     height: int = 0
 
 
 class Source(NamedTuple):
-    """The rows of a source that can be said without looking at pictures, and what was found on the way."""
+    """The rows of a source before any picture is read, and the findings so far."""
 
     rows: list[Row]
     findings: list[Finding]
 
 
 def make_row(name: str, where: str, values: Mapping[str, Any], read: Reader) -> tuple[Row | None, list[Finding]]:
-    """A row of these values, without masks; None where they cannot be one's, and what is wrong with them."""
+    """A row of these values, without masks, and no findings; or None and what is wrong with the values."""
     caption = next((values[column] for column in CAPTIONS if column in values), None)
     wrong = list(_wrong_text(caption, "caption"))
     translation, weight = values.get("translation"), values.get("weight")
@@ -53,7 +53,7 @@ def make_row(name: str, where: str, values: Mapping[str, Any], read: Reader) -> 
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= 1e6:
-        wrong.append(("bad weight", f"a weight must be a number above 0, up to a million, got {str(weight)[:40]!r}"))
+        wrong.append(("bad weight", f"expected a number above 0, up to a million, got {str(weight)[:40]!r}"))
     if wrong:
         return None, [Finding(ERROR, kind, name, where, what) for kind, what in wrong]
     return Row(name, where, str(caption).strip(), read, str(translation).strip(), {}, number), []
@@ -61,11 +61,11 @@ def make_row(name: str, where: str, values: Mapping[str, Any], read: Reader) -> 
 
 def _wrong_text(text: Any, what: str) -> Iterator[tuple[str, str]]:
     if text is None:
-        yield f"no {what}", "there is none"
+        yield f"no {what}", f"the row has no {what}"
     elif not isinstance(text, str):
-        yield f"no {what}", f"text is meant, got {str(text)[:40]!r}, a {type(text).__name__}"
+        yield f"no {what}", f"expected text, got {str(text)[:40]!r}, a {type(text).__name__}"
     elif not text.strip():
-        yield f"no {what}", "it is empty"
+        yield f"no {what}", f"the {what} is empty"
     elif not is_utf8(text):
         yield "not UTF-8", f"the {what} is not UTF-8 text: {text[:40]!r}"
     elif len(text) > MOST_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Sets that `datasets` knows, saved to disk or on the Hugging Face hub -> rows."""
+"""Sets of the `datasets` library, saved to disk or on the Hugging Face hub -> rows."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pipelines.sources.rows import Source, make_row
 from pipelines.sources.tables import CAPTIONS
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
-"""What the column of pictures may be called, where none says that it is one."""
+"""Names of the column of pictures, where no column has the type of pictures."""
 
 TEXTS = (*CAPTIONS, "txt")
 OTHERS = ("translation", "weight")
@@ -23,9 +23,9 @@ SPLIT = "train"
 
 @dataclass(frozen=True, slots=True)
 class SetPart:
-    """Gives the picture of one row of a set when called. Raises OSError."""
+    """A reader of the picture of one row of a set. Raises OSError."""
 
-    column: Any  # datasets.Dataset of this column only; a chunk of rows pickles it once, as the names of its files
+    column: Any  # datasets.Dataset of this column only; rows pickled together share it, as the names of its files
     index: int
 
     def __call__(self) -> bytes:
@@ -34,7 +34,7 @@ class SetPart:
 
 
 def is_name(name: str) -> bool:
-    """Whether this can be a set's name on the hub, "owner/name", and is no mistyped path."""
+    """Whether this can be a set's name on the hub, "owner/name", rather than a mistyped path."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).parent.exists()
 
 
@@ -44,12 +44,12 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_set(name: str, streaming: bool = False, limit: int | None = None) -> Source:
-    """The rows of a set's split "train", or of its only one: a column of pictures, and one called text or caption.
+    """The rows of a set's split "train", or of its only split: a column of pictures, and one called text or caption.
 
-    With `streaming` the first `limit` rows are taken as they come, and kept in one temporary file.
+    With `streaming` the first `limit` rows are taken as they arrive and kept in one temporary file.
 
     Raises:
-        DataError: there is no such set, it cannot be loaded, or has no such columns.
+        DataError: the set is not found, cannot be loaded, or lacks these columns.
     """
     rows = _load(name, streaming)
     if not streaming:
@@ -66,7 +66,7 @@ def read_set(name: str, streaming: bool = False, limit: int | None = None) -> So
         return _stream(islice(chain([first], coming), limit), image, text)
     except DataError:
         raise
-    except Exception as error:  # what a hub, its file systems and builders may raise is no one family
+    except Exception as error:  # a hub, its file systems and builders raise unrelated types
         raise _unloadable(name, error) from error
 
 
@@ -87,12 +87,12 @@ def _load(name: str, streaming: bool) -> Any:
 
 
 def _unloadable(name: str, error: Exception) -> DataError:
-    said = " ".join(str(error.__cause__ or error).split())[:300]
-    return DataError(f"{printable(name)} cannot be loaded as a set of datasets: {type(error).__name__}: {said}")
+    message = " ".join(str(error.__cause__ or error).split())[:300]
+    return DataError(f"{printable(name)} cannot be loaded by datasets: {type(error).__name__}: {message}")
 
 
 def _columns(name: str, features: Mapping[str, Any] | None, names: Iterable[str]) -> tuple[str, str]:
-    """The columns with the pictures and with the captions."""
+    """The names of the columns with the pictures and with the captions."""
     from datasets import Image
 
     names = list(names)
@@ -100,13 +100,13 @@ def _columns(name: str, features: Mapping[str, Any] | None, names: Iterable[str]
     image = next((column for column in (*images, *IMAGES) if column in names), None)
     text = next((column for column in TEXTS if column in names), None)
     if image is None or text is None:
-        lacking = "pictures ('image')" if image is None else "captions ('text' or 'caption')"
-        raise DataError(f"{printable(name)} has no column of {lacking}, only {', '.join(map(repr, names))}")
+        missing = "pictures ('image')" if image is None else "captions ('text' or 'caption')"
+        raise DataError(f"{printable(name)} has no column of {missing}, only {', '.join(map(repr, names))}")
     return image, text
 
 
 def _undecoded(rows: Any, image: str) -> Any:
-    """The same rows, with a picture's bytes in place of the picture."""
+    """The same rows, with the bytes of a picture in place of the picture."""
     from datasets import Image
 
     decoded = rows.features is not None and isinstance(rows.features.get(image), Image)
@@ -115,9 +115,9 @@ def _undecoded(rows: Any, image: str) -> Any:
 
 def _gather(rows: Any, image: str, text: str) -> Source:
     pictures = _undecoded(rows.select_columns([image]), image)
-    said = rows.select_columns([column for column in (text, *OTHERS) if column in rows.column_names])
+    texts = rows.select_columns([column for column in (text, *OTHERS) if column in rows.column_names])
     found = Source([], [])
-    for index, values in enumerate(said):
+    for index, values in enumerate(texts):
         _add(found, index, values, text, SetPart(pictures, index))
     return found
 
@@ -138,14 +138,14 @@ def _stream(rows: Iterable[Mapping], image: str, text: str) -> Source:
 
 
 def _add(found: Source, index: int, values: Mapping[str, Any], text: str, read: Reader) -> None:
-    told = {"text": values.get(text)} | {column: values.get(column) for column in OTHERS}
-    row, wrong = make_row(f"{SPLIT}/{index}", f"row {index}", told, read)
+    columns = {"text": values.get(text)} | {column: values.get(column) for column in OTHERS}
+    row, wrong = make_row(f"{SPLIT}/{index}", f"row {index}", columns, read)
     found.rows.extend([row] if row else [])
     found.findings.extend(wrong)
 
 
 def picture_bytes(value: Any) -> bytes:
-    """The bytes of what a column of pictures holds when it is not decoded. Raises OSError."""
+    """The bytes of an undecoded value of a column of pictures. Raises OSError."""
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes):
         path = value.get("path") if isinstance(value, Mapping) else None
@@ -158,7 +158,7 @@ def picture_bytes(value: Any) -> bytes:
 
 
 def _fetch(path: str) -> bytes:
-    """A picture that a set names and does not hold: on the hub, or in what was downloaded of it, and nowhere else."""
+    """A picture that a set names instead of holding it. It is read from the hub or its cache, and from nowhere else."""
     import datasets
     import fsspec
 
@@ -168,9 +168,9 @@ def _fetch(path: str) -> bytes:
             raise OSError(f"the set names a file outside it, {PurePosixPath(path).name[:80]!r}")
         return FilePart(path)()
     if not re.fullmatch(r"(zip://[^:]*::)?hf://.*", path):
-        raise OSError(f"the set names a file where none is fetched, {path[:80]!r}")
+        raise OSError(f"the set names a file that is not on the hub, {path[:80]!r}")
     try:
         with fsspec.open(path, "rb") as file:
             return file.read(LARGEST + 1)
-    except Exception as error:  # file systems raise what they like
+    except Exception as error:  # file systems raise unrelated types
         raise OSError(f"cannot be fetched: {error}") from error

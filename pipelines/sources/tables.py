@@ -1,4 +1,4 @@
-"""Tables of captions, as people write them -> rows of Python values, each with its line."""
+"""Tables of captions, as people and programs write them -> lines of Python values with their numbers."""
 
 import csv
 import io
@@ -11,16 +11,16 @@ TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 FILE_NAME, CAPTIONS = "file_name", ("text", "caption")
 COLUMNS = (FILE_NAME, *CAPTIONS, "translation", "weight", "masks")
-"""What is read of a table. The caption is in the first of `CAPTIONS` that it has."""
+"""The columns read of a table. The caption is in the first of `CAPTIONS` that the table has."""
 
 Line = tuple[int, dict[str, Any] | str]
-"""A line's number from 1 on, and its values, or what is wrong with it."""
+"""A line's number, from 1, and its values or what is wrong with the line."""
 
 
 def read_table(name: str, data: bytes) -> Iterator[Line]:
-    """The lines of a .jsonl, .csv or .parquet file, one after another. Whatever it holds, nothing is raised.
+    """The lines of a .jsonl, .csv or .parquet file, one after another. No content makes this raise.
 
-    Text that is no UTF-8 comes with surrogates in place of the bytes that are none; `is_utf8` tells.
+    Bytes that are not UTF-8 become surrogates in the text, which `is_utf8` detects.
     """
     read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[PurePosixPath(name).suffix]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") and read is not _parquet:
@@ -29,7 +29,7 @@ def read_table(name: str, data: bytes) -> Iterator[Line]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it holds no surrogate."""
+    """Whether a text can be encoded as UTF-8, that is, has no surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -44,15 +44,15 @@ def _jsonl(data: bytes) -> Iterator[Line]:
         try:
             values = json.loads(line.decode("utf-8", "surrogateescape"))
         except (ValueError, RecursionError) as error:
-            yield number, f"no JSON: {error}"
+            yield number, f"not JSON: {error}"
             continue
-        yield number, values if isinstance(values, dict) else 'no JSON object: {"file_name": …, "text": …} is meant'
+        yield number, values if isinstance(values, dict) else 'not a JSON object: expected {"file_name": …, "text": …}'
 
 
 def _csv(data: bytes) -> Iterator[Line]:
     text = data.decode("utf-8", "surrogateescape")
     head = text.split("\n", 1)[0]
-    # Where a comma is for decimals, spreadsheets put semicolons between cells.
+    # Spreadsheets separate cells by semicolons in countries where the comma marks decimals.
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     begin = 1
     try:
@@ -60,12 +60,12 @@ def _csv(data: bytes) -> Iterator[Line]:
         begin = table.line_num + 1
         for row in table:
             if None in row:
-                yield begin, "more cells than there are columns: a text with commas needs quotes"
+                yield begin, "more cells than columns: a text with commas needs quotes"
             else:
                 yield begin, {key.strip(): value for key, value in row.items()}
-            begin = table.line_num + 1  # a cell in quotes may hold several lines
+            begin = table.line_num + 1  # a quoted cell may span several lines
     except csv.Error as error:
-        yield begin, f"no csv, and nothing after it is read: {error}"
+        yield begin, f"not csv, and no later line is read: {error}"
 
 
 def _parquet(data: bytes) -> Iterator[Line]:
@@ -85,11 +85,11 @@ def _parquet(data: bytes) -> Iterator[Line]:
                 number += 1
                 yield number, dict(zip(columns, row, strict=True))
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        yield 1, f"no parquet: {error}"
+        yield 1, f"not parquet: {error}"
 
 
 def _values(column: Any) -> list:
-    """A column's values; text that is no UTF-8 as `read_table` says, where Arrow would raise."""
+    """A column's values. Text that is not UTF-8 is decoded as in `read_table`, where Arrow would raise."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):

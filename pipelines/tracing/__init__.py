@@ -1,1 +1,1 @@
-"""Looking into a pipeline: trace, attribute, verify, follow one query, heat maps as pictures."""
+"""Inspecting a pipeline: trace, attribute, verify, follow one query, and heat maps as pictures."""

@@ -1,4 +1,4 @@
-"""Recording what a pipeline's cross-attention does, while it draws or on a picture that is there, and proof of it.
+"""Record a pipeline's cross-attention while it draws or on an existing picture, and verify the recording.
 
 Shapes: B batch, H heads, N positions, T tokens, D width of a layer.
 """
@@ -17,24 +17,24 @@ from pipelines.components import to_tensor
 from pipelines.pictures import fit_picture
 from pipelines.text_to_image import TextToImagePipeline, active_traces
 from unet_xattn import AttentionTrace, flow
-from unet_xattn.recording import BUDGET
+from unet_xattn.recording import TRACE_BYTES
 
 
 @contextmanager
 def trace(
-    pipe: DiffusionPipeline, keep: str | Collection[str] = "mean", budget: int = BUDGET
+    pipe: DiffusionPipeline, keep: str | Collection[str] = "mean", budget: int = TRACE_BYTES
 ) -> Iterator[AttentionTrace]:
-    """Record the next call of `pipe` (a later call inside the block starts anew).
+    """Record the next call of `pipe`; a later call inside the block replaces the recording.
 
         with trace(pipe) as attention:
             image = pipe("a red circle left of a blue square").images[0]
         attention.heatmap("circle")
 
-    Other threads that use the same pipeline are not recorded. `keep` is what to keep apart and
-    `budget` the bytes that may take, see `AttentionTrace`.
+    Other threads that use the same pipeline are not recorded. `keep` names the axes that are not averaged, and `budget`
+    limits the bytes of the recording; see `AttentionTrace`.
 
     Raises:
-        TypeError: a pipeline of a kind that cannot be recorded.
+        TypeError: not a pipeline that can be recorded.
     """
     _check_kind(pipe)
     attention = AttentionTrace(keep, budget)
@@ -55,24 +55,24 @@ def attribute(
     seed: int = 0,
     keep: str | Collection[str] = "mean",
 ) -> AttentionTrace:
-    """Where a caption's words lie in a picture that is already there.
+    """Attribute the regions of an existing picture to the words of a caption.
 
-    The picture is brought to the size the model was trained at (`fit_picture`) and noised to several levels; what the
-    UNet reads while it looks at each of them is recorded. A trace's "step" is here the place of a level in `levels`.
+    The picture is resized to the model's training size (`fit_picture`) and noised to several levels. The UNet's
+    attention at each level is recorded. In this trace a "step" is the index of a level in `levels`.
 
     Args:
-        levels: noise levels in (0, 1); at low ones outlines are plain to see, at high ones the words matter more.
-        draws: draws of the noise at each level, over which the attention is averaged.
+        levels: noise levels in (0, 1); at low levels outlines are sharp, at high levels the words matter more.
+        draws: number of noise samples per level; the attention is averaged over them.
 
     Raises:
         ValueError: an empty or too long caption, or a level or number out of its range.
-        TypeError: a pipeline of a kind that cannot be recorded.
+        TypeError: not a pipeline that can be recorded.
     """
     _check_kind(pipe)
     if not caption.strip():
-        raise ValueError("the caption is empty: say what the picture shows")
+        raise ValueError("the caption is empty: describe the picture")
     if not levels or not all(0 < level < 1 for level in levels):
-        raise ValueError(f"noise levels lie between 0 and 1, got {tuple(levels)}")
+        raise ValueError(f"noise levels must lie between 0 and 1, got {tuple(levels)}")
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
     size = pipe.picture_size
@@ -99,11 +99,11 @@ def attribute(
 
 @dataclass(frozen=True)
 class Verification:
-    """How far recording is from the truth, each the largest difference found.
+    """The largest deviations of a recording, over all layers.
 
-    `rows`: a position's weights and 1. `outputs`: a layer's output without recording and what its recorded weights
-    give, as a share of the output's largest value. `picture`: a pixel drawn with recording and without, of 1.
-    `threads`: a weight of a picture recorded alone and while another is recorded in another thread.
+    `rows`: of the sum of a position's weights from 1. `outputs`: of a layer's output computed from its recorded weights
+    from its real output, relative to the largest value of that output. `picture`: of a pixel in [0, 1] with recording
+    from one without. `threads`: of a weight recorded while another thread records from one recorded alone.
     """
 
     layers: int
@@ -117,19 +117,19 @@ class Verification:
 def verify(
     pipe: DiffusionPipeline, prompt: str = "a red circle left of a blue square", steps: int = 4, tolerance: float = 1e-3
 ) -> Verification:
-    """Prove on this very pipeline that what `trace` records is what the model does.
+    """Check on this pipeline that `trace` records exactly what the model computes.
 
     Raises:
-        RuntimeError: a layer did not report, or something differs by more than `tolerance`; the message says what.
-        TypeError: a pipeline of a kind that cannot be recorded.
+        RuntimeError: a layer was not recorded, or a deviation exceeds `tolerance`; the message names it.
+        TypeError: not a pipeline that can be recorded.
     """
     _check_kind(pipe)
 
-    def draw(words: str, recorded: bool) -> tuple[Tensor, AttentionTrace]:
+    def draw(text: str, recorded: bool) -> tuple[Tensor, AttentionTrace]:
         generator = torch.Generator().manual_seed(0)
         attention = AttentionTrace()
         images = pipe(
-            words,
+            text,
             num_inference_steps=steps,
             generator=generator,
             output_type="pt",
@@ -160,20 +160,20 @@ def _compare_layers(pipe: TextToImagePipeline, prompt: str) -> tuple[float, floa
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     noise = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0)).to(memory)
     weights: dict[str, Tensor] = {}
-    read: dict[str, tuple[Tensor, Tensor]] = {}  # layer -> what its cross-attention was given and gave
+    passed: dict[str, tuple[Tensor, Tensor]] = {}  # layer -> memory and output of its cross-attention
     pipe.unet(noise, 500, memory, token_mask, record=lambda layer, w, _: weights.update({layer: w}))
     modules = {layer: pipe.unet.get_submodule(f"{layer}.attention.cross_attention") for layer in weights}
     with ExitStack() as hooks:
         for layer, module in modules.items():
             handle = module.register_forward_hook(
-                lambda module, inputs, out, layer=layer: read.update({layer: (inputs[1], out)})
+                lambda module, inputs, out, layer=layer: passed.update({layer: (inputs[1], out)})
             )
             hooks.callback(handle.remove)
         pipe.unet(noise, 500, memory, token_mask)
     rows, outputs = [], []
     for layer, module in modules.items():
-        given, out = read[layer]
-        _, v = module.keys_values(given)
+        layer_memory, out = passed[layer]
+        _, v = module.keys_values(layer_memory)
         again = module.to_out(module.combine_heads(weights[layer] @ v))
         rows.append((weights[layer].float().sum(dim=-1) - 1).abs().max())
         outputs.append((again - out).abs().max() / out.abs().max().clamp_min(1e-12))
@@ -182,4 +182,4 @@ def _compare_layers(pipe: TextToImagePipeline, prompt: str) -> tuple[float, floa
 
 def _check_kind(pipe: DiffusionPipeline) -> None:
     if not isinstance(pipe, TextToImagePipeline):
-        raise TypeError(f"attention is recorded of a TextToImagePipeline, not of a {type(pipe).__name__}")
+        raise TypeError(f"only a TextToImagePipeline can be recorded, got a {type(pipe).__name__}")

@@ -1,10 +1,10 @@
-"""One query followed through one head of cross-attention: its q, every token's k, the weights, V and what comes out.
+"""One query followed through one head of cross-attention: its q, every token's k, the weights, V and the output.
 
-The memory has two readers, and a reading is of one pass of either: every place of a picture asks (the UNet), or every
-token of a translation as it is written (the decoder). The same `MultiHeadAttention` answers both.
+The memory has two readers. In the UNet every position of the picture is a query; in the text decoder every token of the
+translation is. Both use the same `MultiHeadAttention`. A `Reading` holds one pass of one layer.
 
-Shapes: H heads, N queries (positions of a layer's grid, or tokens that are written), T tokens of memory, D width of the
-layer, E = D/H width of one head, M width of the memory, C channels, h×w pixels.
+Shapes: H heads, N queries (positions of a layer's grid, or target tokens), T tokens of memory, D width of the layer,
+E = D/H width of one head, M width of the memory, C channels, h×w pixels.
 """
 
 import threading
@@ -24,10 +24,10 @@ from unet_xattn.attention import MultiHeadAttention
 
 @dataclass(frozen=True)
 class Query:
-    """Every number between one query and its answer, in one head: eq. 1 of arXiv 1706.03762 for one row of Q.
+    """All values between one query and its output, in one head: eq. 1 of arXiv 1706.03762 for one row of Q.
 
     tokens: the T tokens of the memory. q (E,), k (T, E), products = q·k (T,), scaled = products / √E (T,),
-    mask (T,), True = may be read, weights = softmax(scaled) (T,), v (T, E), out = Σ weights·v (E,).
+    mask (T,), True = may be attended, weights = softmax(scaled) (T,), v (T, E), out = Σ weights·v (E,).
     """
 
     tokens: tuple[str, ...]
@@ -43,10 +43,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Reading:
-    """What all queries of one layer asked of the memory in one pass, all heads, in fp32 on the CPU.
+    """One pass of one cross-attention layer: all queries and heads, in fp32 on the CPU.
 
-    layer: its name. tokens: of the memory. x (N, D) and memory (T, M): what the layer was given. q (H, N, E) is x
-    projected by its `to_q`; k and v (H, T, E) are the memory projected by its `to_k` and `to_v`. mask (T,).
+    layer: name of the layer. tokens: the T tokens of the memory. x (N, D) and memory (T, M): the layer's inputs.
+    q (H, N, E): x projected by `to_q`; k and v (H, T, E): the memory projected by `to_k` and `to_v`. mask (T,).
     """
 
     layer: str
@@ -62,7 +62,7 @@ class Reading:
         """Follow the query of a position, 0 to N-1, through a head, 0 to H-1.
 
         Raises:
-            ValueError: there is no such position or head.
+            ValueError: the position or the head does not exist.
         """
         heads, positions, width = self.q.shape
         _check_index("head", head, heads)
@@ -75,11 +75,11 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A picture and its way there: `states[s]` (1, C, h, w) is what the UNet saw at step s, noise at first.
+class Trajectory:
+    """A generated picture and the sampler's path to it: `states[s]` (1, C, h, w) is the UNet's input at step s.
 
     `noise` is the noise level of each step, from 1 to nearly 0; `picture` and `seen(step)` are (h, w, 3) uint8.
-    `decode` makes pictures of states, which a VAE's latents are not yet.
+    `decode` turns a state into a picture: a latent model's states are not pictures yet.
     """
 
     prompt: str
@@ -90,7 +90,7 @@ class Drawing:
     decode: Callable[[Tensor], Tensor]
 
     def seen(self, step: int) -> Tensor:
-        """The noisy picture the UNet saw at a step."""
+        """The UNet's input at a step, as a noisy picture."""
         return _pixels(self.decode(self.states[step]))
 
 
@@ -104,21 +104,21 @@ class PictureReading(Reading):
     size: tuple[int, int]
 
     def place(self, x: int, y: int) -> int:
-        """The position in which a pixel lies, x to the right and y down.
+        """The position that contains a pixel, x to the right and y down.
 
         Raises:
             ValueError: the pixel lies outside the picture.
         """
         height, width = self.size
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"there is no pixel ({x}, {y}) in a picture of {width}×{height}")
+            raise ValueError(f"pixel ({x}, {y}) lies outside the picture of {width}×{height}")
         rows, columns = self.grid
         return y * rows // height * columns + x * columns // width
 
 
 @dataclass(frozen=True)
 class TextReading(Reading):
-    """A reading of the decoder: position n asks where to look when it writes `written[n]`, the last one the end."""
+    """A reading of the decoder: position n is the query that writes `written[n]`; the last one writes the end token."""
 
     text: str
     translation: str
@@ -128,13 +128,13 @@ class TextReading(Reading):
 @torch.no_grad()
 def draw_states(
     pipe: TextToImagePipeline, prompt: str, seed: int = 0, steps: int | None = None, guidance: float | None = None
-) -> Drawing:
-    """Draw a picture, the very one `pipe` draws of this seed, and keep what the UNet saw at each step.
+) -> Trajectory:
+    """Draw the picture that `pipe` draws with this seed, and keep the UNet's input at each step.
 
-    Steps and guidance are the model's own where they are not given.
+    Steps and guidance default to the model's own.
 
     Raises:
-        ValueError: what the pipeline refuses; the message says what, in one line.
+        ValueError: the pipeline refuses an argument; the message is one line.
     """
     size, device = pipe.unet.config.sample_size, pipe._execution_device
     generator = torch.Generator().manual_seed(seed)
@@ -159,27 +159,27 @@ def draw_states(
     noise = tuple(float(timestep) / pipe.scheduler.config.num_train_timesteps for timestep in timesteps)
     picture = _pixels(pipe.decode_latents(states.pop()))
     decode = torch.no_grad()(pipe.decode_latents)
-    return Drawing(prompt, picture, tuple(states), tuple(timesteps), noise, decode)
+    return Trajectory(prompt, picture, tuple(states), tuple(timesteps), noise, decode)
 
 
 @torch.no_grad()
-def follow_picture(pipe: TextToImagePipeline, drawing: Drawing, step: int, layer: str) -> PictureReading:
-    """What one of `unet.attention_layers` read at a step, 0 to steps-1, of a drawing.
+def follow_picture(pipe: TextToImagePipeline, trajectory: Trajectory, step: int, layer: str) -> PictureReading:
+    """The reading of one of `unet.attention_layers` at a step, 0 to steps-1, of a trajectory.
 
-    The step's pass is repeated with the prompt alone: guidance adds a pass with the negative prompt beside it, and
-    the two meet only behind the UNet.
+    The pass of that step is repeated for the prompt alone. Guidance adds a pass for the negative prompt, but the two
+    are only combined after the UNet.
 
     Raises:
-        ValueError: there is no such step or layer.
+        ValueError: the step or the layer does not exist.
     """
-    _check_index("step", step, len(drawing.states))
+    _check_index("step", step, len(trajectory.states))
     if layer not in pipe.unet.attention_layers:
-        raise ValueError(f"there is no layer {layer!r}: choose one of {', '.join(pipe.unet.attention_layers)}")
-    memory, token_mask = pipe.encode_prompt([drawing.prompt])
+        raise ValueError(f"layer {layer!r} does not exist: choose one of {', '.join(pipe.unet.attention_layers)}")
+    memory, token_mask = pipe.encode_prompt([trajectory.prompt])
     module = pipe.unet.get_submodule(f"{layer}.attention.cross_attention")
-    state = drawing.states[step]
-    read = _projections(module, lambda: pipe.unet(state, drawing.timesteps[step], memory, token_mask))
-    tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(drawing.prompt, verbose=False)["input_ids"])
+    state = trajectory.states[step]
+    read = _projections(module, lambda: pipe.unet(state, trajectory.timesteps[step], memory, token_mask))
+    tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(trajectory.prompt, verbose=False)["input_ids"])
     height, width = state.shape[-2:]
     return PictureReading(
         layer=layer,
@@ -187,7 +187,7 @@ def follow_picture(pipe: TextToImagePipeline, drawing: Drawing, step: int, layer
         mask=token_mask[0].cpu(),
         **read,
         step=step,
-        noise=drawing.noise[step],
+        noise=trajectory.noise[step],
         grid=pipe.unet.attention_grids(height, width)[layer],
         size=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor),
     )
@@ -195,21 +195,21 @@ def follow_picture(pipe: TextToImagePipeline, drawing: Drawing, step: int, layer
 
 @torch.no_grad()
 def follow_text(pipe: TranslationPipeline, text: str, layer: str) -> TextReading:
-    """What a decoder layer, "decoder.0" the first, read while it wrote the translation of a text.
+    """The reading of a decoder layer, "decoder.0" the first, for the translation of a text.
 
-    The finished sentence is read once more, all tokens at a time, each seeing only those before it.
+    The finished translation passes through the decoder once more, all tokens at once, under the causal mask.
 
     Raises:
-        ValueError: there is no such layer, or the pipeline refuses the text; the message says what, in one line.
+        ValueError: the layer does not exist, or the pipeline refuses the text; the message is one line.
     """
     decoder = pipe.text_encoder.decoder
     if layer not in decoder_layers(pipe):
-        raise ValueError(f"there is no layer {layer!r}: choose one of {', '.join(decoder_layers(pipe))}")
+        raise ValueError(f"layer {layer!r} does not exist: choose one of {', '.join(decoder_layers(pipe))}")
     (translation,) = pipe(text)
-    spelled = pipe.tokenizer.convert_tokens_to_ids
+    ids = pipe.tokenizer.convert_tokens_to_ids
     device = pipe._execution_device
-    source = torch.tensor([spelled(translation.source_tokens)], device=device)  # (1, T)
-    target = torch.tensor([[pipe.tokenizer.bos_token_id, *spelled(translation.tokens[:-1])]], device=device)  # (1, N)
+    source = torch.tensor([ids(translation.source_tokens)], device=device)  # (1, T)
+    target = torch.tensor([[pipe.tokenizer.bos_token_id, *ids(translation.tokens[:-1])]], device=device)  # (1, N)
     memory = pipe.text_encoder.encode(source)
     module = decoder[int(layer.rpartition(".")[2])].cross_attention
     read = _projections(module, lambda: pipe.text_encoder.decode(target, memory))
@@ -225,40 +225,40 @@ def follow_text(pipe: TranslationPipeline, text: str, layer: str) -> TextReading
 
 
 def decoder_layers(pipe: TranslationPipeline) -> list[str]:
-    """Names of the decoder's layers, in the order they run."""
+    """The names of the decoder's layers, in the order they run."""
     return [f"decoder.{i}" for i in range(len(pipe.text_encoder.decoder))]
 
 
 def _projections(module: MultiHeadAttention, run: Callable[[], object]) -> dict[str, Tensor]:
-    """What a module's projections are given and give while `run` runs, for the only row of the batch.
+    """The inputs and outputs of a module's projections during `run`, for the only row of the batch.
 
-    Hooks on the instance's own `to_q`, `to_k` and `to_v`, so that the numbers are those the model computes with; a
-    pass in another thread is not heard.
+    Hooks on this instance's `to_q`, `to_k` and `to_v` give the very numbers that the model computes with. Passes in
+    other threads are ignored.
     """
-    heard: dict[str, tuple[Tensor, Tensor]] = {}
+    captured: dict[str, tuple[Tensor, Tensor]] = {}
     thread = threading.get_ident()
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def capture(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
             if threading.get_ident() == thread:
-                heard[name] = inputs[0], out
+                captured[name] = inputs[0], out
 
         return hook
 
     with ExitStack() as hooks:
         for name in ("to_q", "to_k", "to_v"):
-            hooks.callback(getattr(module, name).register_forward_hook(listen(name)).remove)
+            hooks.callback(getattr(module, name).register_forward_hook(capture(name)).remove)
         run()
-    (x, q), (memory, k), (_, v) = (heard[name] for name in ("to_q", "to_k", "to_v"))
-    split = {"q": module.split_heads(q), "k": module.split_heads(k), "v": module.split_heads(v)}  # (1, H, N or T, E)
-    return {name: tensor[0].float().cpu() for name, tensor in ({"x": x, "memory": memory} | split).items()}
+    (x, q), (memory, k), (_, v) = (captured[name] for name in ("to_q", "to_k", "to_v"))
+    heads = {"q": module.split_heads(q), "k": module.split_heads(k), "v": module.split_heads(v)}  # (1, H, N or T, E)
+    return {name: tensor[0].float().cpu() for name, tensor in ({"x": x, "memory": memory} | heads).items()}
 
 
 def _pixels(latents: Tensor) -> Tensor:
-    """(1, 3, h, w) in [-1, 1] -> (h, w, 3) uint8; what lies beyond is cut off."""
+    """(1, 3, h, w) in [-1, 1] -> (h, w, 3) uint8; values outside the range are clipped."""
     return ((latents[0].float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
 
 
-def _check_index(what: str, index: int, count: int) -> None:
+def _check_index(axis: str, index: int, count: int) -> None:
     if not 0 <= index < count:
-        raise ValueError(f"there is no {what} {index}: they go from 0 to {count - 1}")
+        raise ValueError(f"{axis} {index} does not exist: choose 0 to {count - 1}")

@@ -1,36 +1,40 @@
-"""Heat maps as pictures: over the picture they explain, and all words of a prompt on one sheet.
+"""Heat maps as pictures: one over its picture, or all words of a prompt on one sheet.
 
 Shapes: h×w pixels.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.drawing import colour_map, label_font
-from pipelines.text_to_text import Translation, readable
+from pipelines.drawing import colour_map, label_font, readable
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
+if TYPE_CHECKING:
+    from pipelines.text_to_text import Translation
+
 
 def overlay(picture: Image.Image, heat: np.ndarray, opacity: float = 0.75) -> Image.Image:
-    """A heat map (h, w) in [0, 1] laid over a picture of that size."""
+    """A heat map (h, w) in [0, 1], blended over a picture of the same size."""
     heated = Image.fromarray(colour_map(heat))
     return Image.blend(picture.convert("RGB"), heated.resize(picture.size), opacity)
 
 
 def drawn(attention: AttentionTrace, image: int = 0) -> Image.Image:
-    """The picture a trace was recorded of.
+    """The picture that belongs to a trace.
 
     Raises:
-        ValueError: the recording was broken off before there was one.
+        ValueError: the recording stopped before the picture was finished.
     """
     if attention.pictures is None:
-        raise ValueError("this trace holds no picture: its recording did not come to an end")
+        raise ValueError("this trace holds no picture, because its recording was not finished: record it again")
     return Image.fromarray(attention.pictures[image].numpy())
 
 
 def word_overlay(attention: AttentionTrace, word: Word, image: int = 0, side: int = 512) -> Image.Image:
-    """One word's heat map over its picture, `side` pixels long, above a colour bar to the word's peak."""
+    """One word's heat map over its picture, `side` pixels long, with a colour bar from 0 to the word's peak."""
     picture, heat = drawn(attention, image), attention.heatmap(word, image=image).numpy()
     peak = max(float(heat.max()), 1e-12)
     large = overlay(picture, heat / peak).resize(_fit(picture.size, side), Image.Resampling.NEAREST)
@@ -43,10 +47,11 @@ def word_overlay(attention: AttentionTrace, word: Word, image: int = 0, side: in
 def word_sheet(
     attention: AttentionTrace, image: int = 0, tile: int = 192, step: int | None = None, title: str = "picture"
 ) -> Image.Image:
-    """The picture, then a heat map over it for each word of its prompt, labelled, each scaled to its own peak.
+    """The picture, then a labelled heat map over it for each word of its prompt, each scaled to its own peak.
 
-    The label gives the peak: the largest share of the attention the word got anywhere. A single `step`, which must
-    have been kept apart, is scaled to the word's peak over all steps, so that the sheets of steps compare.
+    The label gives the peak: the word's largest share of the attention at any position. The maps of a single `step`
+    are scaled to the word's peak over all steps, so that sheets of different steps can be compared. The trace must have
+    kept the steps.
     """
     picture, words = drawn(attention, image), attention.words_of(image)
     heats = [attention.heatmap(word, image=image, step=step).numpy() for word in words]
@@ -60,7 +65,7 @@ def word_sheet(
 
 
 def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, columns: int = 10) -> Image.Image:
-    """A row of heat maps for each word, over steps evenly chosen from all that were kept apart.
+    """A row of heat maps for each word, at evenly spaced steps of those that the trace kept.
 
     Each word is scaled to its own peak over all steps.
     """
@@ -77,7 +82,7 @@ def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, column
 
 
 def step_frames(attention: AttentionTrace, image: int = 0, tile: int = 128) -> list[Image.Image]:
-    """A `word_sheet` for each step that was kept apart, to be played one after another."""
+    """A `word_sheet` for each step that the trace kept, as the frames of an animation."""
     count = len(attention.steps)
     return [
         word_sheet(attention, image, tile, step, f"step {i} of {count}") for i, step in enumerate(attention.steps, 1)
@@ -85,13 +90,13 @@ def step_frames(attention: AttentionTrace, image: int = 0, tile: int = 128) -> l
 
 
 def _peaks(attention: AttentionTrace, image: int) -> list[float]:
-    """Each word's largest share of the attention at any place and any single step.
+    """Each word's largest share of the attention at any position and any single step.
 
     Raises:
-        ValueError: no steps were kept apart.
+        ValueError: the trace did not keep the steps.
     """
     if not attention.steps:
-        raise ValueError("steps were averaged while recording: trace with keep='step' to see them apart")
+        raise ValueError("steps were averaged during recording: trace with keep='step' to keep them")
     return [
         max(float(attention.heatmap(word, image=image, step=step).max()) for step in attention.steps)
         for word in attention.words_of(image)
@@ -114,24 +119,26 @@ def _sheet(tiles: list[tuple[str, Image.Image]], columns: int, tile: int) -> Ima
         x, y = gap + i % columns * (width + gap), gap + i // columns * (height + label + gap)
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
         draw.text((x + 2, y + height + 3), text, fill=(20, 20, 20), font=font)
-    _colour_bar(sheet, gap, "of the attention: each word's own peak", font)
+    _colour_bar(sheet, gap, "each word's peak share of the attention", font)
     return sheet
 
 
-def _colour_bar(sheet: Image.Image, margin: int, most: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
-    """A colour bar along the bottom of a sheet, from nothing to `most`."""
+def _colour_bar(
+    sheet: Image.Image, margin: int, largest: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> None:
+    """A colour bar along the bottom of a sheet, from 0 to the label of the largest value."""
     draw, y = ImageDraw.Draw(sheet), sheet.height - 24
     width = max(16, min(160, sheet.width // 4))
     bar = Image.fromarray(np.broadcast_to(colour_map(np.linspace(0, 1, width)), (14, width, 3)).copy())
     draw.text((margin + 2, y), "0", fill=(20, 20, 20), font=font)
     sheet.paste(bar, (margin + 16, y + 3))
-    draw.text((margin + width + 22, y), most, fill=(20, 20, 20), font=font)
+    draw.text((margin + width + 22, y), largest, fill=(20, 20, 20), font=font)
 
 
-def alignment_sheet(translation: Translation, cell: int = 26) -> Image.Image:
-    """Where each token that was written looked: a row for each, a column for each token of the source.
+def alignment_sheet(translation: "Translation", cell: int = 26) -> Image.Image:
+    """The attention of each target token (rows) to each source token (columns), as a picture.
 
-    The mean over layers and heads, dark where there was no attention; every row sums to one.
+    The mean over layers and heads; every row sums to one, and dark cells have no attention.
     """
     weights = translation.attention.mean(dim=(0, 1)).numpy()  # (T, S)
     font = label_font([*translation.tokens, *translation.source_tokens], 16)

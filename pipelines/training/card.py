@@ -1,6 +1,6 @@
-"""A run's model as others get it: a card that says what it is, and its folder on the hub.
+"""Publishing a run's model: the model card, and the upload to the hub.
 
-What people wrote, captions and names, is text in a card and never markup.
+Captions and names that people wrote are text in a card and never markup.
 """
 
 import json
@@ -20,24 +20,24 @@ from pipelines.runs.rows import read_rows
 from pipelines.text_to_image import TextToImagePipeline
 
 CARD, PICTURE = "README.md", "sample.png"
-"""The card, and the sheet of sample pictures it shows: files beside a model's `model_index.json`."""
+"""Files beside a model's `model_index.json`: the card, and the sheet of sample pictures that it shows."""
 
 
 def publish(folder: Path, repo: str) -> str:
-    """Upload the model of a run, with its card, to a repository of the hub, which is made if it is not there.
+    """Upload the model of a run, with its card, to a repository on the hub. A missing repository is created.
 
-    What goes up is the pipeline, the card and its picture: no log, no checkpoint, no training picture. A card in the
-    folder goes up as it is; a run that has none yet gets one for the upload.
+    The upload has the pipeline, the card and its picture, but no log, no checkpoint and no training picture. A card in
+    the folder is uploaded as it is; for a run without one, a card is written for the upload.
 
     Returns:
         The address of the repository.
 
     Raises:
-        ValueError: the folder holds no whole model, or no card nor a run to write one of.
-        OSError: the hub did not take it.
+        ValueError: the folder has no complete model, or neither a card nor a run to write one from.
+        OSError: the upload failed.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give that of a run, as `train` leaves it")
+        raise ValueError(f"{folder} is not a folder: give the folder of a run, as `train` saves it")
     pipe = TextToImagePipeline.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as name:
         upload = Path(name)
@@ -57,13 +57,13 @@ def write_card(run: Path, folder: Path) -> None:
     """Write the card of a run, and the sheet of its last sample pictures, into a folder.
 
     Raises:
-        ValueError: it is no run; or there is a card already, which may be somebody's own.
+        ValueError: `run` is not the folder of a run, or there is a card already, which somebody may have edited.
     """
     settings_file = run / SETTINGS
     if not settings_file.is_file():
-        raise ValueError(f"{run} is no run that a card could be written of: it has no {SETTINGS}")
+        raise ValueError(f"{run} is not the folder of a run: it has no {SETTINGS} to write a card from")
     if (folder / CARD).exists():
-        raise ValueError(f"{folder / CARD} is there already: it is left as it is")
+        raise ValueError(f"{folder / CARD} exists already and is not overwritten: remove it to write a new card")
     settings = json.loads(settings_file.read_text())
     log, validation = read_rows(run / LOG), read_rows(run / VALIDATION)
     last = validation[-1] if validation else {}
@@ -86,27 +86,27 @@ def _sections(
     memorised: dict[str, Any],
     shown: list[str],
 ) -> list[str]:
-    """The card, paragraph by paragraph."""
+    """The paragraphs of a card."""
     side = settings["config"]["size"]
     sections = [
         f"# {plain(name)}",
-        f"Draws pictures of {side}×{side} pixels from sentences like those it was trained on. It needs unet-xattn, "
-        "with which one can also see and measure which word drew which region:",
+        f"This model draws pictures of {side}×{side} pixels from sentences like those it was trained on. It needs "
+        "unet-xattn, which also shows and measures which word drew which region:",
         "```python\nfrom pipelines import TextToImagePipeline\n\n"
         'pipe = TextToImagePipeline.from_pretrained("…")  # this folder, or its id on the hub\n'
         'pipe("…").images[0]\n```',
     ]
     if shown:
         captions = "\n".join(f"{i}. {plain(caption)}" for i, caption in enumerate(shown, 1))
-        sections += [f"![Sample pictures]({PICTURE})", "Row by row, from captions of held-out examples:", captions]
+        sections += [f"![Sample pictures]({PICTURE})", "The captions of held-out examples, row by row:", captions]
     sections += ["## How it was made", *_made(settings, log, validation)]
     sections += ["## Figures", *_figures(validation)] if validation else []
     sections += ["## Does it copy?", _memorised(memorised)] if memorised else []
     sections += [
         "## Limits",
-        "It knows the words and the kind of pictures it was trained on and nothing else; words it has never read do "
-        "not help it. It was not checked for what its data may hold of people or of others' works. Nobody has chosen a "
-        "licence for it yet: whoever publishes it adds `license: …` to the head of this file.",
+        "The model knows only the words and the kind of pictures that it was trained on; other words do not help it. "
+        "Its data was not checked for pictures of people or for works of others. No licence has been chosen yet: "
+        "whoever publishes the model adds `license: …` to the head of this file.",
     ]
     return sections
 
@@ -119,8 +119,8 @@ def _made(settings: dict[str, Any], log: dict[str, Any], validation: dict[str, A
     return [
         "\n".join(f"- {plain(key)} of the data: {plain(value)}" for key, value in data.items()),
         f"{step:,} of {config['steps']:,} steps of {config['batch_size']} pictures in "
-        f"{in_words(log.get('seconds', 0))}, on {plain(settings.get('machine', 'a machine nobody noted'))}, "
-        f"by {plain(settings.get('code', 'a version nobody noted'))}. Its settings:",
+        f"{in_words(log.get('seconds', 0))}, on {plain(settings.get('machine', 'an unknown machine'))}, "
+        f"by {plain(settings.get('code', 'an unknown version'))}. Its settings:",
         _indented(json.dumps(config | named, indent=1)),
     ]
 
@@ -131,12 +131,12 @@ def _figures(validation: dict[str, Any]) -> list[str]:
     shares = []
     if "agreement" in validation:
         right = round(validation["agreement"] * validation["judged"])
-        shares.append(f"{right} of {validation['judged']} samples show all their caption says, by exact rules.")
+        shares.append(f"{right} of {validation['judged']} samples show everything in their caption, by exact rules.")
     if "pointing" in validation:
-        shares.append(f"{100 * validation['pointing']:.1f} % of the words' maps peak where the word's thing is.")
+        shares.append(f"{100 * validation['pointing']:.1f} % of the words' maps peak on the word's object.")
     return [
-        "Loss of the flow on held-out examples, by noise level. Where shuffled captions cost no more than the right "
-        "ones, the model does not read its text.",
+        "The loss of the flow on held-out examples, by noise level. If it is no higher with shuffled captions than "
+        "with the right ones, the model does not read its text.",
         "\n".join(["| noise | right captions | shuffled captions |", "|:--|--:|--:|", *rows]),
         *shares,
     ]
@@ -144,8 +144,8 @@ def _figures(validation: dict[str, Any]) -> list[str]:
 
 def _memorised(report: dict[str, Any]) -> str:
     lines = [
-        f"Samples nearer to one of the {report['training_pictures']:,} training pictures than 95 % of "
-        f"{report['held_out_pictures']['n']} held-out pictures are, 5 % if it copies nothing:"
+        f"The share of samples that are nearer to one of the {report['training_pictures']:,} training pictures than "
+        f"95 % of {report['held_out_pictures']['n']} held-out pictures are. It is 5 % for a model that copies nothing:"
     ]
     for name in ("training_captions", "validation_captions"):
         e = report[name]
@@ -155,15 +155,15 @@ def _memorised(report: dict[str, Any]) -> str:
 
 
 def plain(text: object) -> str:
-    """Somebody's text as one line of Markdown that says just that: all punctuation is escaped, markup and HTML too."""
+    """Text that somebody wrote, as one line of Markdown: all punctuation is escaped, and so are markup and HTML."""
     return re.sub(rf"([{re.escape(string.punctuation)}])", r"\\\1", " ".join(str(text).split()))
 
 
 def _indented(text: str) -> str:
-    """Text as a block of code, which nothing in it can end."""
+    """Text as an indented block of code, which no content can end."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _no_path(name: str) -> str:
-    """A name without the folders of the machine it was used on."""
+    """A name without the folders of the machine that the run was on."""
     return Path(name).name if Path(name).is_absolute() else name

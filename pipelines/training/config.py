@@ -1,66 +1,109 @@
-"""What a training run is told."""
+"""The settings of a training run, and their options on the command line.
 
-from dataclasses import dataclass
+Nothing here imports torch or numpy, so that `--help` answers at once.
+"""
 
-from pipelines.pictures import FITS
-from pipelines.scenes.worlds import WORLDS
+from dataclasses import MISSING, Field, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.scenes import WORLD_NAMES
 from pipelines.sources.findings import check_on_bad
+
+RUNS = Path("runs")
+"""The folder of the runs, below the folder that the page or the command is started in."""
+
+FITS = ("crop", "pad")
+"""How a picture is brought to another shape, see `pictures.load_picture`."""
+
+SOURCES = "a folder, a .zip or .tar of one, WebDataset shards, or a dataset's name on the hub"
+
+
+def option(default: Any = MISSING, **shown: Any) -> Any:
+    """A setting with an option on the command line. Other settings can only be changed from Python.
+
+    Args:
+        shown: arguments of `typer.Option`, and "flag" where the option is not named after the setting.
+    """
+    return field(default=default, kw_only=default is MISSING, metadata=shown)
+
+
+def flag_of(setting: Field) -> str:
+    """The option of a setting on the command line, or the setting's own name if it has no option."""
+    return setting.metadata.get("flag", f"--{setting.name.replace('_', '-')}") if setting.metadata else setting.name
 
 
 @dataclass(frozen=True)
 class Saving:
-    """When a run saves besides at its validations and its end, and what it keeps."""
+    """When a run saves checkpoints, in addition to those at its validations and its end, and which ones it keeps."""
 
-    save_every: int = 0  # steps between checkpoints; 0: no more than there are validations
-    save_minutes: float = 10.0  # a step that ends so long after the last checkpoint leaves one; 0: none does
-    keep: int = 2  # the last checkpoints kept
-    milestone: int = 0  # steps between checkpoints that are kept for good; 0: none is
+    save_every: int = option(0, help="Steps between checkpoints, in addition to those of --every; 0: none.")
+    save_minutes: float = option(10.0, help="Save when the last checkpoint is this many minutes old; 0: never.")
+    keep: int = option(2, help="How many of the last checkpoints to keep.")
+    milestone: int = option(0, help="Steps between checkpoints that are kept for good; 0: none.")
 
     def __post_init__(self) -> None:
-        for name, least in (("save_every", 0), ("save_minutes", 0), ("keep", 1), ("milestone", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        self._check_least(save_every=0, save_minutes=0, keep=1, milestone=0)
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether to save after `step` steps, `seconds` after the last time."""
+        """Whether to save after `step` steps, `seconds` after the last checkpoint."""
         by_steps = any(every and step % every == 0 for every in (self.save_every, self.milestone))
         return by_steps or 0 < self.save_minutes * 60 <= seconds
 
     def is_milestone(self, step: int) -> bool:
         return self.milestone > 0 and step % self.milestone == 0
 
+    def _flag(self, name: str) -> str:
+        return flag_of(self.__dataclass_fields__[name])
+
+    def _check_least(self, **leasts: float) -> None:
+        for name, least in leasts.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{self._flag(name)} must be {least} or more, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class TrainConfig(Saving):
-    """What a run is. The same settings, machine and thread count give the same weights."""
+    """The settings of a run. The same settings, machine and number of threads give the same weights."""
 
-    data: str = "shapes"  # "shapes", "emoji", or captioned pictures: what `sources.read_source` takes
-    on_bad: str = "fail"  # or "skip", of rows that cannot be used
-    streaming: bool = False  # take a hub set's pictures as they come, so many as `limit` says
-    limit: int | None = None  # of pictures
-    out: str = "runs/first"
-    begin_from: str = ""  # a model whose weights and vocabulary the run starts with; from nothing if there is none
-    distill: str = ""  # a teacher: what it draws in many steps is learnt in few, beginning from its weights
-    few_steps: int = 4  # those
-    steps: int = 4_000
-    batch_size: int = 64  # of all processes together
-    accumulate: int = 1  # parts a batch is worked on in, one after the other: less memory, the same step
-    seed: int = 0
-    size: int = 64  # side of the pictures, in pixels
-    text_encoder: str = ""  # a CLIP or T5 of transformers to read with, as it is; one of our own is trained if none
-    vae: str = ""  # a VAE of diffusers whose latents are drawn; pictures themselves if there is none
-    buckets: bool = False  # leave wide and upright pictures so, at about as many pixels as a square one has
-    fit: str = "crop"  # what becomes of a picture of another shape: "crop" to its middle, or "pad" with white
-    flip: bool = False  # show half of the pictures as in a mirror
-    learning_rate: float = None  # type: ignore[assignment]  # its highest; unless given, what `_usual_rate` says
-    warmup: int = 200  # steps of rising learning rate; it falls over the last third
+    data: str = option("shapes", help=f"'shapes', 'emoji', or captioned pictures: {SOURCES}.")
+    out: str = option(
+        str(RUNS / "first"), help="Folder of the run: model, checkpoints, samples and logs.", metavar="<path>"
+    )
+    begin_from: str = option(
+        "", flag="--from", help="Initialise from the weights and vocabulary of this model, not at random."
+    )
+    distill: str = option("", help="Distil this model into one that draws in few steps and without guidance.")
+    few_steps: int = option(4, help="Sampling steps of the distilled model.")
+    steps: int = option(4_000, help="Training steps.")
+    learning_rate: float = option(
+        None,  # `_usual_rate`
+        help="Peak learning rate; it rises first, and falls to 0 over the last third.",
+        show_default="0.004, with --from 0.001, with --distill 0.0005",
+    )
+    batch_size: int = option(64, help="Pictures per step, over all processes.")
+    seed: int = option(0, help="Random seed of the run.")
+    size: int = option(64, help="Side of the pictures in pixels.")
+    text_encoder: str = option("", help="Read prompts with this CLIP or T5, which stays frozen: a folder or a hub id.")
+    vae: str = option("", help="Draw latents of this VAE of diffusers, which stays frozen: a folder or a hub id.")
+    buckets: bool = option(False, help="Keep the shapes of wide and upright pictures, at about size² pixels.")
+    fit: str = option("crop", help="Bring other shapes to size: crop (keep the middle) or pad (with white).")
+    flip: bool = option(False, help="Mirror half of the pictures.")
+    on_bad: str = option("fail", help="With pictures that cannot be used: fail, or skip them.")
+    streaming: bool = option(False, help="Read a dataset of the hub as it arrives, up to --limit pictures.")
+    limit: int | None = option(None, help="Use only this many pictures, the first ones.")
+    caption_dropout: float = option(
+        None,  # `_usual_dropout`
+        help="Share of captions that are left empty in training; guidance needs them.",
+        show_default="0.1, for scenes and with --distill 0",
+    )
+    mask_weight: float = option(0.3, help="Weight of the loss on masks, if the data has masks; 0 turns it off.")
+    every: int = option(1000, help="Steps between validations, samples and checkpoints.")
+    accumulate: int = option(1, help="Split each batch into this many parts: the same step in less memory.")
+    warmup: int = 200  # steps
     weight_decay: float = 0.01
-    # Share of captions left out, without which there is nothing to guide away from; unless given, `_usual_dropout`'s.
-    caption_dropout: float = None  # type: ignore[assignment]
-    mask_weight: float = 0.3  # weight of the token loss where the data has masks; 0 turns it off
-    text_weight: float = 0.1  # weight of writing the translation from the memory where the data has one
-    ema_sigma: float = 0.1  # relative width of the averaging window
-    every: int = 1000  # steps between validations, sample pictures and checkpoints
+    text_weight: float = 0.1  # of the loss on the translation, if the data has translations
+    ema_sigma: float = 0.1  # width of the averaging window, relative to the length of the run
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,24 +111,20 @@ class TrainConfig(Saving):
             object.__setattr__(self, "learning_rate", self._usual_rate())
         if self.caption_dropout is None:
             object.__setattr__(self, "caption_dropout", self._usual_dropout())
-        leasts = {"steps": 1, "batch_size": 2, "accumulate": 1, "seed": 0, "size": 16, "warmup": 0, "every": 1}
-        leasts["few_steps"] = 1
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        self._check_least(steps=1, batch_size=2, accumulate=1, seed=0, size=16, warmup=0, every=1, few_steps=1)
         if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate must be at most the batch size, {self.batch_size}, got {self.accumulate}")
+            raise ValueError(f"--accumulate must be at most --batch-size, {self.batch_size}, got {self.accumulate}")
         if self.seed >= 2**31:
-            raise ValueError(f"seed must be below 2³¹, got {self.seed}: seeds from there on are kept for validation")
+            raise ValueError(f"--seed must be below 2³¹, got {self.seed}: larger seeds are kept for validation")
         if self.fit not in FITS:
-            raise ValueError(f"fit must be {' or '.join(FITS)}, got {self.fit!r}")
+            raise ValueError(f"--fit must be {' or '.join(FITS)}, got {self.fit!r}")
         check_on_bad(self.on_bad)
         if self.distill and self.begin_from:
-            raise ValueError(f"--distill begins from {self.distill} itself: leave out --from")
+            raise ValueError(f"--distill already initialises from {self.distill}: leave out --from")
         if self.distill and any(getattr(self, n) != getattr(TrainConfig, n) for n in ("mask_weight", "text_weight")):
             raise ValueError(
-                "a student learns from pictures of its own, whose masks nobody knows, and reads as its teacher does: "
-                "leave mask_weight and text_weight as they are"
+                "--distill trains on pictures of the teacher, which have no masks, and keeps its text encoder: "
+                "leave --mask-weight and text_weight at their defaults"
             )
         for name, low, high in (
             ("learning_rate", 1e-9, 1.0),
@@ -96,39 +135,37 @@ class TrainConfig(Saving):
             ("ema_sigma", 0.001, 0.28),
         ):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
+                raise ValueError(f"{self._flag(name)} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
     def _usual_rate(self) -> float:
-        """The gentler the more is known at the beginning: a student's is that of the bundled `shapes-fast`."""
+        """Lower where the run starts from trained weights. The student's is that of the bundled `shapes-fast`."""
         return 5e-4 if self.distill else 1e-3 if self.begin_from else 4e-3
 
     def _usual_dropout(self) -> float:
-        """None where pictures are drawn without guidance: scenes, obeyed soonest so, and whatever a student draws."""
-        return 0.0 if self.data in WORLDS or self.distill else 0.1
+        """Zero for models that draw without guidance: those of scenes, which learn fastest so, and students."""
+        return 0.0 if self.data in WORLD_NAMES or self.distill else 0.1
 
 
 @dataclass(frozen=True)
 class TextConfig(Saving):
-    """What a run is. The same settings, machine and thread count give the same weights."""
+    """The settings of a run on pairs of sentences. The same settings, machine and threads give the same weights."""
 
-    pairs: str = "pairs.tsv"  # a file, see `read_pairs`
-    out: str = "runs/text"
-    steps: int = 4000  # at most
-    batch_size: int = 64  # of all processes together
-    seed: int = 0
+    pairs: str = option(help="A .tsv with two columns, or a .jsonl of source and target; UTF-8.", metavar="<path>")
+    out: str = option(str(RUNS / "text"), help="Folder of the run: model and checkpoints.", metavar="<path>")
+    steps: int = option(4000, help="Training steps, at most.")
+    batch_size: int = option(64, help="Pairs per step, over all processes.")
+    seed: int = option(0, help="Random seed of the run.")
+    every: int = option(250, help="Steps between validations.")
+    patience: int = option(6, help="Stop after this many validations without a lower loss.")
+    skip_bad: bool = option(False, help="Leave out lines that cannot be used instead of refusing the file.")
     width: int = 192
-    layers: int = 3  # of the encoder, and again of the decoder
+    layers: int = 3  # of the encoder, and as many of the decoder
     dropout: float = 0.1
-    learning_rate: float = 1e-3
-    warmup: int = 200
+    learning_rate: float = 1e-3  # its peak
+    warmup: int = 200  # steps
     weight_decay: float = 0.01
     ema_sigma: float = 0.1
-    every: int = 250  # steps between validations
-    patience: int = 6  # validations without a better loss before it stops
-    skip_bad: bool = False  # leave bad lines out instead of refusing the file
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("steps", 1), ("batch_size", 2), ("seed", 0), ("layers", 1), ("every", 1), ("patience", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        self._check_least(steps=1, batch_size=2, seed=0, layers=1, every=1, patience=1)

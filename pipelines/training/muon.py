@@ -1,7 +1,7 @@
-"""Muon: steps that turn every direction of a weight matrix alike, for less loss in as many pictures.
+"""Muon: orthogonalised momentum, which lowers the loss further than AdamW on as many pictures.
 
-Shapes: n matrices of one shape, (n, rows, columns); a convolution's weights are a matrix of its output channels by all
-that each of them reads.
+Shapes: n matrices of one shape, (n, rows, columns). The weights of a convolution are a matrix with a row for each
+output channel and a column for each input that it reads.
 """
 
 from collections import defaultdict
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from pipelines.training.sharding import piece_of, whole
+from pipelines.training.sharding import full, shard_like
 
 
 class Muon(AdamW):
-    """Muon for matrices (arXiv 2502.16982, algorithm 1, with Nesterov's momentum), AdamW for all else.
+    """Muon for matrices (arXiv 2502.16982, algorithm 1, with Nesterov's momentum), AdamW for all other parameters.
 
-    Muon is meant for what lies between layers. A network's first and last layer, its embeddings, biases and norms
-    are AdamW's. The same learning rate suits both: Muon's step is given the size that AdamW's has (its eq. 4).
+    Muon suits the matrices between layers. AdamW steps a network's first and last layer, its embeddings, biases and
+    norms. Both use the same learning rate, because Muon's step is scaled to the size of AdamW's (eq. 4 there).
 
     Args:
-        groups: of parameters, as torch's; groups of matrices say `"orthogonal": True`.
+        groups: parameter groups, as torch's; groups of matrices have `"orthogonal": True`.
         momentum: share of the last step's momentum that is kept.
-        dtype: of the matrix products that orthogonalise a step; bf16 suffices where it is fast.
+        dtype: number format of the matrix products that orthogonalise a step; bf16 suffices where it is fast.
     """
 
     def __init__(
@@ -40,40 +40,40 @@ class Muon(AdamW):
         self.momentum, self.dtype = momentum, dtype
         for group in self.param_groups:
             for parameter in group["params"] if group.get("orthogonal") else ():
-                step = torch.zeros((), device=parameter.device)  # AdamW asks every state for one
+                step = torch.zeros((), device=parameter.device)  # AdamW expects one in every state
                 self.state[parameter] = {"step": step, "momentum": torch.zeros_like(parameter)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both; the matrices' gradients are used up."""
-        assert closure is None, "a step is taken on gradients that are there"
+        """Step all parameters; the gradients of the matrices are cleared."""
+        assert closure is None, "closures are not supported"
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)  # many small products at once cost less
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)  # one batched product costs less than many
             for weight in group["params"] if group.get("orthogonal") else ():
                 if weight.grad is not None:
-                    alike[weight.shape].append(weight)
-            for weights in alike.values():
+                    by_shape[weight.shape].append(weight)
+            for weights in by_shape.values():
                 torch._foreach_add_([self.state[w]["step"] for w in weights], 1)
                 gradients: list[Tensor] = [w.grad for w in weights]  # type: ignore[misc]
                 momenta = [self.state[w]["momentum"] for w in weights]
                 torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-                # Nesterov's. Under FSDP every process turns the whole matrices and keeps its pieces of what comes out.
-                ahead = torch.stack([whole(t) for t in torch._foreach_lerp(gradients, momenta, self.momentum)])
+                # Nesterov's. Under FSDP each process orthogonalises the full matrices and keeps its shards of them.
+                ahead = torch.stack([full(t) for t in torch._foreach_lerp(gradients, momenta, self.momentum)])
                 steps = orthogonal(ahead.flatten(2), self.dtype)
                 size = group["lr"] * 0.2 * max(steps.shape[1:]) ** 0.5
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                turned = [piece_of(step, w) for step, w in zip(steps.view_as(ahead), weights, strict=True)]
-                torch._foreach_add_(weights, turned, alpha=-size)
+                shards = [shard_like(step, w) for step, w in zip(steps.view_as(ahead), weights, strict=True)]
+                torch._foreach_add_(weights, shards, alpha=-size)
                 for weight in weights:
-                    weight.grad = None  # AdamW passes over what has no gradient
+                    weight.grad = None  # AdamW skips parameters without a gradient
         return super().step()
 
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """About the nearest matrices with orthonormal rows (or columns, the shorter side), (n, rows, columns) as they came.
+    """Approximately the nearest matrices (n, rows, columns) with orthonormal rows, or columns where these are shorter.
 
-    Five Newton–Schulz steps with the coefficients of Muon's reference, which bring every singular value to between
-    0.7 and 1.2 rather than to 1: that is faster and makes no difference to training.
+    Five Newton–Schulz steps with the coefficients of Muon's reference implementation. They bring every singular value
+    to between 0.7 and 1.2 instead of to 1, which is faster and makes no difference to training.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.shape[1] <= matrices.shape[2]

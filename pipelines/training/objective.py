@@ -1,4 +1,4 @@
-"""What is trained for pictures, and what one batch costs.
+"""The model that is trained on pictures, and its losses.
 
 Shapes: B batch, T tokens, S tokens of a translation, M width of the memory, V words of the vocabulary.
 """
@@ -15,9 +15,9 @@ from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
 
 class Losses(NamedTuple):
-    """What one batch costs, a scalar each: the flow, the cross-attention outside the masks, and the translation.
+    """The losses of a batch, one scalar each: flow, cross-attention outside the masks, and translation.
 
-    The first two are means over pictures, the last over real tokens.
+    The first two are means over pictures, the last is a mean over real tokens.
     """
 
     flow: Tensor
@@ -25,14 +25,14 @@ class Losses(NamedTuple):
     text: Tensor
 
     def weighed(self, shares: "Losses") -> "Losses":
-        """Each times its share."""
+        """Each loss times its share."""
         return Losses(*(loss * share for loss, share in zip(self, shares, strict=True)))
 
 
 class TextToImageModel(nn.Module):
-    """What is trained: the text encoder and the memory's readers, the UNet and, where it has one, its own decoder.
+    """The networks that are trained: a text encoder, the UNet that reads its memory, and the text decoder, if any.
 
-    Without a text encoder it is the UNet alone, and the memory comes from one that is not trained (`frozen.Frozen`).
+    Without a text encoder this is the UNet alone, and a frozen text encoder makes the memory (`frozen.Frozen`).
     """
 
     def __init__(self, text_encoder: Transformer | None, unet: CrossAttentionUNet):
@@ -40,21 +40,21 @@ class TextToImageModel(nn.Module):
         self.text_encoder = text_encoder
         self.unet = unet
 
-    def pace(self, name: str) -> float:
-        """How many times the run's learning rate a parameter has; here all have just that."""
+    def lr_scale(self, name: str) -> float:
+        """The factor of a parameter's learning rate, relative to the run's."""
         return 1.0
 
     def memory(self, batch: Batch) -> Tensor:
-        """What the text encoder makes of the captions, (B, T, M)."""
+        """The text encoder's output for the captions, (B, T, M)."""
         assert self.text_encoder is not None
         return self.text_encoder.encode(batch.ids, batch.token_mask)
 
     def forward(self, batch: Batch, use_masks: bool = True, memory: Tensor | None = None) -> Losses:
-        """One memory, read twice: by image positions on the way to a picture, and to say the caption otherwise.
+        """The losses of a batch. Both the UNet and the text decoder read the memory.
 
-        With `use_masks` every cross-attention layer of the UNet is held against the masks, in pure noise too: where
-        nothing is anywhere yet, a word's best map is where its thing will be, and that has to come from the text.
-        `memory` (B, T, M) is read where it is given, and else the text encoder's.
+        With `use_masks` every cross-attention layer of the UNet is compared with the masks, at all noise levels. In
+        pure noise nothing is visible yet, so the position of a word's object has to come from the text.
+        `memory` (B, T, M), if given, replaces the text encoder's.
         """
         memory = self.memory(batch) if memory is None else memory
         token_losses: list[Tensor] = []
@@ -67,24 +67,24 @@ class TextToImageModel(nn.Module):
             noisy, batch.times * flow.TRAIN_TIMESTEPS, memory, batch.token_mask, record=record if use_masks else None
         ).sample
         flow_loss = flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times).mean()
-        nothing = flow_loss.new_zeros(())
-        tokens = torch.stack(token_losses).mean() if token_losses else nothing
-        text = nothing
+        zero = flow_loss.new_zeros(())
+        tokens = torch.stack(token_losses).mean() if token_losses else zero
+        text = zero
         if self.text_encoder is not None and can_translate(self.text_encoder):
             text = text_loss(self.text_encoder, memory, batch.token_mask, batch.target_ids, batch.target_mask)
         return Losses(flow_loss, tokens, text)
 
 
-def split(batch: Batch, parts: int) -> list[tuple[Batch, Losses]]:
-    """A batch in parts, with the share that each part's losses have in the whole batch's.
+def microbatches(batch: Batch, count: int) -> list[tuple[Batch, Losses]]:
+    """A batch in parts, each with the shares of its losses in those of the batch.
 
-    The flow and the masks count by pictures, the translation by its tokens: parts of as many pictures have not as many.
+    Flow and masks count by pictures. The translation counts by tokens, because equal parts differ in their number.
     """
-    chunks = [Batch(*values) for values in zip(*(value.chunk(parts) for value in vars(batch).values()), strict=True)]
-    said = [chunk.target_mask[:, 1:].sum() for chunk in chunks]
+    chunks = [Batch(*values) for values in zip(*(value.chunk(count) for value in vars(batch).values()), strict=True)]
     pictures = [batch.times.new_tensor(len(chunk.times) / len(batch.times)) for chunk in chunks]
-    tokens = torch.stack(said).sum().clamp_min(1)
-    return [(chunk, Losses(n, n, s / tokens)) for chunk, n, s in zip(chunks, pictures, said, strict=True)]
+    tokens = [chunk.target_mask[:, 1:].sum() for chunk in chunks]
+    total = torch.stack(tokens).sum().clamp_min(1)
+    return [(chunk, Losses(p, p, t / total)) for chunk, p, t in zip(chunks, pictures, tokens, strict=True)]
 
 
 def text_loss(

@@ -1,11 +1,13 @@
-"""What a training run is made of: its data, its networks, and the pipeline that they become."""
+"""The parts of a training run: its data, its networks, and the pipeline made of them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.components import TextEncoder, Vae, find_text_encoder, find_vae, memory_width, scale_factor
+from pipelines.components import TextEncoder, Vae, check_size, find_text_encoder, find_vae, memory_width, scale_factor
+from pipelines.data.batches import Collator
 from pipelines.data.pictures import PictureExamples
 from pipelines.data.scenes import SceneExamples
 from pipelines.data.stream import Examples
@@ -14,25 +16,26 @@ from pipelines.runs.processes import this_process
 from pipelines.samplers import SAMPLERS, TRAINED_FOR
 from pipelines.scenes.worlds import WORLDS
 from pipelines.sources.check import check
-from pipelines.text_to_image import TextToImagePipeline, locate
+from pipelines.text_to_image import TextToImagePipeline, find_model
 from pipelines.tokenizer import train_tokenizer
 from pipelines.training.config import TrainConfig
+from pipelines.training.distill import Distillation
 from pipelines.training.frozen import Frozen
 from pipelines.training.objective import TextToImageModel
-from unet_xattn import CrossAttentionUNet, Transformer
+from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 
 def build(
     config: TrainConfig, examples: Examples, translates: bool
 ) -> tuple[PreTrainedTokenizerFast, TextEncoder, CrossAttentionUNet, Vae | None]:
-    """The networks of a run: new ones for these examples, those it names, or those of the model it begins from.
+    """The networks of a run: new ones for these examples, those it names, or those of the model it initialises from.
 
     Raises:
-        ValueError: one that is named is not there, or the model to begin from brings its own.
+        ValueError: a named network was not found, or the model to initialise from has its own.
     """
     if begin_from := config.begin_from or config.distill:
         if config.text_encoder or config.vae:
-            raise ValueError(f"{begin_from} brings its own networks: leave out --text-encoder and --vae")
+            raise ValueError(f"{begin_from} has its own networks: leave out --text-encoder and --vae")
         pipe = TextToImagePipeline.from_pretrained(begin_from)
         pipe.unet.register_to_config(sample_size=config.size // pipe.vae_scale_factor)
         return pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
@@ -52,8 +55,38 @@ def build(
     return tokenizer, text_encoder, unet, vae
 
 
+def make_model(
+    config: TrainConfig, text_encoder: TextEncoder, unet: CrossAttentionUNet, vae: Vae | None, device: torch.device
+) -> tuple[TextToImageModel, Frozen]:
+    """The networks that are trained, with their losses, and the frozen encoders in front of them.
+
+    Raises:
+        ValueError: the networks cannot draw pictures of the run's size.
+    """
+    check_size(unet, vae, config.size, config.size)
+    trains_text = isinstance(text_encoder, Transformer)
+    networks = text_encoder if trains_text else None, unet.to(memory_format=torch.channels_last)
+    model = Distillation(*networks, config.few_steps) if config.distill else TextToImageModel(*networks)
+    frozen = Frozen(
+        None if trains_text else text_encoder.to(device),
+        None if vae is None else vae.to(device),
+        None if config.data in WORLDS else Path(config.out) / "latents",  # no scene comes twice
+    )
+    return model.to(device), frozen
+
+
+def make_collator(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerFast, unet: CrossAttentionUNet, vae: Vae | None
+) -> Collator:
+    """The collator of a run, with masks on the finest grid of the UNet that attends to the text."""
+    factor = scale_factor(vae)
+    cell = factor * unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)  # pixels
+    shift = flow.time_shift(config.size // factor)
+    return Collator(tokenizer, config.seed, config.caption_dropout, cell, shift)
+
+
 def load_examples(config: TrainConfig) -> Examples:
-    """The data a run names: the endless scenes, or captioned pictures."""
+    """The data of a run: the endless scenes, or captioned pictures."""
     if config.data in WORLDS:
         return SceneExamples(config.size, config.seed, config.data)
     found = check(
@@ -71,8 +104,11 @@ def load_examples(config: TrainConfig) -> Examples:
 
 
 def size_multiple(begin_from: str) -> int:
-    """What sides the model of a run can draw are multiples of; the model itself is made once the captions are known."""
-    settings = CrossAttentionUNet.load_config(locate(begin_from), subfolder="unet") if begin_from else {}
+    """The number whose multiples are the sides of pictures that a run's model can draw.
+
+    It is needed before the model is built, because that needs the captions.
+    """
+    settings = CrossAttentionUNet.load_config(find_model(begin_from), subfolder="unet") if begin_from else {}
     with torch.device("meta"):  # no weights
         return CrossAttentionUNet.from_config(settings).size_multiple
 
@@ -80,7 +116,7 @@ def size_multiple(begin_from: str) -> int:
 def as_pipeline(
     tokenizer: PreTrainedTokenizerFast, model: TextToImageModel, frozen: Frozen, config: TrainConfig
 ) -> TextToImagePipeline:
-    """A pipeline on these very weights (not a copy), told how what the run trains draws best."""
+    """A pipeline that shares the weights of `model` and has the settings with which it draws best."""
     text_encoder = model.text_encoder or frozen.text_encoder
     settings: dict[str, Any] = {"guidance_scale": 1.0, "guidable": config.caption_dropout > 0}
     if config.distill:

@@ -1,12 +1,11 @@
-"""Models too large to be trained whole: under FSDP each process holds a piece of every weight, average and moment.
+"""FSDP, for models too large for one process: each holds a shard of every weight, average and moment.
 
-Pieces are `DTensor`s, cut along the first dimension. What is saved and what draws samples is whole, on the main
-process.
+Shards are `DTensor`s, cut along the first dimension. `state.TrainState` decides between these and full tensors.
 """
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
@@ -17,14 +16,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+Parts: TypeAlias = tuple[nn.Module, AveragedModel, Optimizer]
+"""A model, the average of its weights, and its optimizer."""
+
 BLOCKS = {"UNetBlock", "EncoderLayer", "DecoderLayer"}
 """Classes of modules whose weights are gathered together, just before they are needed."""
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
-    """FSDP as this package trains with it, if `accelerate launch --use_fsdp` asked for it.
+    """The settings of FSDP, if `accelerate launch --use_fsdp` asked for it.
 
-    Weights and gradients travel in fp32, and bf16 is autocast's alone, as without FSDP: so both train alike.
+    Weights and gradients travel in fp32 and only autocast uses bf16, so the results are those of training without FSDP.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
@@ -36,76 +38,61 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
     )
 
 
-def whole(piece: Tensor) -> Tensor:
-    """A tensor of which each process has a piece, on all of them, which must all ask for it; any other as it is."""
-    return piece.full_tensor() if isinstance(piece, DTensor) else piece
+def full(tensor: Tensor) -> Tensor:
+    """The full tensor of a shard, whose processes must all call this; a tensor that is not sharded as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def piece_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's piece of a tensor that all have, cut as `like` is; the tensor itself where that is whole."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a full tensor, cut as `like` is; the full tensor if `like` is not sharded."""
     if not isinstance(like, DTensor):
         return tensor
     mesh = like.device_mesh
-    tensor = tensor.detach().to(mesh.device_type).contiguous()  # as pieces are: fused steps walk them side by side
+    tensor = tensor.detach().to(mesh.device_type).contiguous()  # as shards are: fused steps walk both side by side
     return distribute_tensor(tensor, mesh, like.placements, src_data_rank=None)
 
 
-def prepare(
-    accelerator: Accelerator,
-    model: nn.Module,
-    ema: AveragedModel,
-    optimizer: Optimizer,
-    new_optimizer: Callable[[Any], Optimizer],
-) -> tuple[nn.Module, AveragedModel, Optimizer]:
-    """What is to be trained, averaged and stepped in place of these: the same, or under FSDP pieces of them.
+def shard(accelerator: Accelerator, parts: Parts, new_optimizer: Callable[[Any], Optimizer]) -> Parts:
+    """Shards of a full model, average and optimizer, to train.
 
-    Under FSDP the whole ones are left for `gather` to fill: the average on the main process's device, the model and the
-    moments in its main memory, and nothing on other processes. `new_optimizer` makes one for a copy of the model.
+    The full ones stay for `gather` to fill: the average on the main process's device, the model and the moments in its
+    main memory. Other processes keep no memory for them. `new_optimizer` makes the optimizer of a model.
     """
-    if not accelerator.is_fsdp2:
-        model, optimizer = accelerator.prepare(model, optimizer)
-        return model, ema, optimizer
+    model, ema, optimizer = parts
     names = {type(module).__name__ for module in model.modules()}
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(names & BLOCKS)
     copy = deepcopy(model)
     for parameter in copy.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP takes no other
-    cut, stepping = accelerator.prepare(copy, new_optimizer(copy))
-    stepping.state.clear()  # of weights that were whole
+        parameter.data = parameter.data.contiguous()  # FSDP takes no other memory format
+    sharded_model, sharded_optimizer = accelerator.prepare(copy, new_optimizer(copy))
+    sharded_optimizer.state.clear()  # it belongs to the full weights
     averages = []
-    for parameter, average, piece in zip(model.parameters(), ema.module.parameters(), cut.parameters(), strict=True):
-        averages.append(nn.Parameter(piece_of(average, piece), requires_grad=False))
+    triples = zip(model.parameters(), ema.module.parameters(), sharded_model.parameters(), strict=True)
+    for parameter, average, sharded in triples:
+        averages.append(nn.Parameter(shard_like(average, sharded), requires_grad=False))
         for name, value in optimizer.state[parameter].items():
-            stepping.state[piece][name] = value if name == "step" else piece_of(value, piece)
-    moving = AveragedModel(nn.ParameterList(averages), multi_avg_fn=ema.multi_avg_fn)
-    moving.n_averaged.copy_(ema.n_averaged)
+            sharded_optimizer.state[sharded][name] = value if name == "step" else shard_like(value, sharded)
+    sharded_ema = AveragedModel(nn.ParameterList(averages), multi_avg_fn=ema.multi_avg_fn)
+    sharded_ema.n_averaged.copy_(ema.n_averaged)
     optimizer.state.clear()
     model.to("cpu" if accelerator.is_main_process else "meta")
     if not accelerator.is_main_process:
         ema.to("meta")
-    return cut, moving, stepping
+    return sharded_model, sharded_ema, sharded_optimizer
 
 
 @torch.no_grad()
-def gather(
-    accelerator: Accelerator,
-    pieces: tuple[nn.Module, AveragedModel, Optimizer],
-    wholes: tuple[nn.Module, AveragedModel, Optimizer],
-) -> None:
-    """Bring the whole model, average and optimizer on the main process up to date; all processes must ask for it.
-
-    `pieces` are what `prepare` made of `wholes`. Where those are the same there is nothing to do.
-    """
-    if not accelerator.is_fsdp2:
-        return
-    (cut, moving, stepping), (model, ema, optimizer) = pieces, wholes
-    for weight, piece in zip(model.parameters(), cut.parameters(), strict=True):
-        found = {name: whole(value) for name, value in stepping.state[piece].items()} | {"": whole(piece)}
+def gather(accelerator: Accelerator, shards: Parts, parts: Parts) -> None:
+    """Copy shards into the full model, average and optimizer of the main process; every process must call it."""
+    (sharded_model, sharded_ema, sharded_optimizer), (model, ema, optimizer) = shards, parts
+    for weight, sharded in zip(model.parameters(), sharded_model.parameters(), strict=True):
+        moments = {name: full(value) for name, value in sharded_optimizer.state[sharded].items()}
+        full_weight = full(sharded)
         if accelerator.is_main_process:
-            weight.copy_(found.pop(""))
-            optimizer.state[weight] = {name: value.to(weight.device, copy=True) for name, value in found.items()}
-    for average, piece in zip(ema.module.parameters(), moving.module.parameters(), strict=True):
-        found_average = whole(piece)
+            weight.copy_(full_weight)
+            optimizer.state[weight] = {name: value.to(weight.device, copy=True) for name, value in moments.items()}
+    for average, sharded in zip(ema.module.parameters(), sharded_ema.module.parameters(), strict=True):
+        full_average = full(sharded)
         if accelerator.is_main_process:
-            average.copy_(found_average)
-    ema.n_averaged.copy_(moving.n_averaged)
+            average.copy_(full_average)
+    ema.n_averaged.copy_(sharded_ema.n_averaged)

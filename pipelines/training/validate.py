@@ -1,4 +1,4 @@
-"""What a run is worth so far: losses one can compare, and pictures of prompts that stay the same.
+"""Validation of a run on the way: comparable losses, and pictures of the same prompts every time.
 
 Shapes: B batch, T tokens, h×w pixels.
 """
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from pipelines.components import can_translate, to_tensor
 from pipelines.data.batches import Batch, Collator
@@ -29,7 +30,7 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels of the validation loss."""
 
 SHEET_COLUMNS = 8
-"""Sample pictures side by side on a sheet, if there are so many."""
+"""The most sample pictures in a row of a sheet."""
 
 
 @torch.no_grad()
@@ -42,12 +43,13 @@ def validate(
 ) -> dict[str, float]:
     """Losses on fixed pictures at fixed noise levels and seeds, with their own captions and with each other's.
 
-    Pictures of one shape go through the model together, whatever order they come in.
+    If the loss is no higher with shuffled captions, the model does not read the text. Pictures of one shape are batched
+    together, whatever their order. `frozen` has the frozen encoders of the run, if any.
 
-    If the shuffled captions cost no more than the right ones, the model does not read the text. Where the data has
-    masks, of the words' mean maps over all layers at noise 0.3: `pointing`, the share that peak in their mask, and
-    `iou`, map and mask where each is at least half its peak. Where the model translates: `text loss`, as in training.
-    `frozen` is what the model is trained behind, if anything.
+    Returns:
+        `loss LEVEL` and `loss LEVEL shuffled`. If the data has masks, measures of the words' maps at noise 0.3, means
+        over all layers: `pointing`, the share of maps that peak in their mask, and `iou`, of map and mask where each is
+        at least half its peak. If the model translates, `text loss`, as in training.
     """
     model.eval()
     captions = [e.caption for e in examples]
@@ -63,9 +65,9 @@ def validate(
             losses, hits, overlaps, text_losses = [], [], [], []
             for chunk in chunks:
                 pictures = to_tensor(np.stack([examples[i].picture for i in chunk]))
-                said = [places[i] for i in chunk]
-                read = collator.read([captions[i] for i in said], [regions[i] for i in chunk], pictures.shape[2:])
-                target = collator.write([examples[i].translation for i in said])
+                rows = [places[i] for i in chunk]
+                read = collator.read([captions[i] for i in rows], [regions[i] for i in chunk], pictures.shape[2:])
+                target = collator.write([examples[i].translation for i in rows])
                 noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed_of(chunk[0])))
                 times = torch.full((len(pictures),), level)
                 batch, memory = Batch(pictures, noise, times, *read, *target).to(device), None
@@ -84,9 +86,9 @@ def validate(
                 ).sample
                 losses.append(flow.loss(prediction, flow.velocity(batch.pictures, batch.noise), batch.times))
                 if level == 0.3 and not name:
-                    heat, there = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
-                    hits.append(grounding.points_inside(heat, batch.masks)[there])
-                    overlaps.append(grounding.iou(heat, batch.masks)[there])
+                    heat, visible = torch.stack(maps).mean(dim=0), batch.masks.flatten(2).amax(dim=-1) >= 0.5
+                    hits.append(grounding.points_inside(heat, batch.masks)[visible])
+                    overlaps.append(grounding.iou(heat, batch.masks)[visible])
                 writer = model.text_encoder
                 if level == LEVELS[0] and not name and writer is not None and can_translate(writer):
                     text_losses.append(text_loss(writer, memory, batch.token_mask, batch.target_ids, batch.target_mask))
@@ -105,20 +107,25 @@ def _upsampled(weights: Tensor, grid: tuple[int, int], shape: tuple[int, int]) -
     return F.interpolate(maps, shape, mode="bilinear")
 
 
-def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder: Path, step: int) -> dict[str, float]:
-    """Draw the examples' captions, from the same noise every time, and see what has become of the words.
+def fitting(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+    """The examples whose captions are no longer than the model reads."""
+    return [e for e in examples if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length]
 
-    Leaves `step-NNNNNN.png`, the pictures on a sheet, and `words-NNNNNN.png`, the first caption's words with their
-    maps (`overlay.word_sheet`); nothing without examples.
+
+def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder: Path, step: int) -> dict[str, float]:
+    """Draw pictures of the examples' captions, from the same noise every time, and judge them if they are scenes.
+
+    Writes `step-NNNNNN.png`, a sheet of the pictures, and `words-NNNNNN.png`, the maps of the first caption's words
+    (`overlay.word_sheet`). Without examples it does nothing.
 
     Returns:
-        Where every caption describes a scene: `agreement`, the share of pictures that show all their caption says, by
-        the judge's rules, and `judged`, out of how many. Else nothing.
+        If every caption describes a scene: `agreement`, the share of pictures that show everything in their caption by
+        the judge's rules, and `judged`, the number of pictures. Otherwise nothing.
     """
     if not examples:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    trained = [network for network in (pipe.unet, pipe.text_encoder) if network.training]  # others stay as they are
+    trained = [network for network in (pipe.unet, pipe.text_encoder) if network.training]  # frozen ones stay so
     for network in trained:
         network.eval()
     seeds = [torch.Generator().manual_seed(i) for i in range(len(examples))]
@@ -129,7 +136,7 @@ def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder:
         network.train()
     pictures = (images * 255).round().astype(np.uint8)  # (B, h, w, 3)
     sheet_of(pictures).save(folder / f"step-{step:06d}.png")
-    with suppress(ValueError):  # no font here draws Chinese: that is no reason to stop training
+    with suppress(ValueError):  # no font with Chinese was found: training goes on
         word_sheet(attention, tile=112).save(folder / f"words-{step:06d}.png")
     described = [e.scene for e in examples if e.scene is not None]
     if len(described) < len(examples):
@@ -139,7 +146,7 @@ def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder:
 
 
 def sheet_of(pictures: np.ndarray) -> Image.Image:
-    """Pictures (B, h, w, 3) uint8 side by side, in rows of `SHEET_COLUMNS`; what is left of the last row is black."""
+    """Pictures (B, h, w, 3) uint8 side by side, in rows of `SHEET_COLUMNS`; the rest of the last row is black."""
     columns = min(SHEET_COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     black = np.zeros((rows * columns - len(pictures), *pictures.shape[1:]), np.uint8)

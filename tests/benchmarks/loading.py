@@ -1,10 +1,10 @@
-"""How long training waits for its pictures, what they cost the processor, and how much memory they take.
+"""The time training waits for its pictures, the processor time they cost, and the memory they take.
 
     python tests/benchmarks/loading.py --out loading.json
 
-On two kinds of data, synthetic picture files of 64×64 pixels and the endless scenes: real training steps of the
-default model, each timed apart from the wait for its batch, which another process makes meanwhile. Memory is that of a
-process that decodes all files and goes once through them, first for a tenth of them.
+The data is of two kinds: synthetic picture files of 64×64 pixels, and the endless scenes. Training steps of the default
+model are timed separately from the wait for their batches, which another process makes meanwhile. Memory is that of a
+process that decodes all files and reads each once, first for a tenth of them.
 """
 
 import argparse
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.bench.speed import machine
 from pipelines.data.batches import Batch, Collator, batches
 from pipelines.data.pictures import PictureExamples
 from pipelines.data.scenes import SceneExamples
 from pipelines.data.stream import Examples
-from pipelines.sources.read import Row
+from pipelines.runs.machine import machine
+from pipelines.sources.rows import Row
 from pipelines.training.objective import TextToImageModel
 from pipelines.training.parts import build
 from pipelines.training.recipe import attention_kernel, bf16_is_fast, muon
@@ -41,7 +41,7 @@ WARM_UP = 2
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Colourful PNG files, each different, the same every time."""
+    """Write colourful PNG files, all different and the same every time."""
     for i in range(count):
         coarse = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / f"{i:05}.png")
@@ -57,7 +57,7 @@ def rows_of(folder: Path, count: int) -> list[Row]:
 
 
 def make_step(examples: Examples) -> tuple[Callable[[Batch], None], Collator]:
-    """A whole training step of the default model, as `train` takes it, and what makes its batches."""
+    """A full training step of the default model, as in `train`, and the collator of its batches."""
     config = TrainConfig(size=SIZE, batch_size=BATCH)
     tokenizer, text_encoder, unet, _ = build(config, examples, examples.translates)
     model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last))
@@ -75,7 +75,7 @@ def make_step(examples: Examples) -> tuple[Callable[[Batch], None], Collator]:
 
 
 def measure(examples: Examples, steps: int) -> dict[str, float]:
-    """Seconds, medians over the steps, and shares: a busy machine changes seconds by the clock, processor time less."""
+    """Medians over the steps, in seconds, and shares. On a busy machine, processor time varies less than clock time."""
     step, collator = make_step(examples)
     made = []
     for i in range(4):
@@ -106,13 +106,13 @@ def measure(examples: Examples, steps: int) -> dict[str, float]:
 
 
 def anonymous_memory() -> float:
-    """What this process holds that is not a file's, in MiB."""
+    """The memory of this process that is not mapped from a file, in MiB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) / 1024
 
 
 def load_all(folder: Path, count: int) -> dict[str, float]:
-    """Decode `count` files, or find them decoded, and go through them once: seconds, and the most MiB on the way."""
+    """Decode `count` files, or find them in the cache, and read each once: seconds, and the peak memory in MiB."""
     rows, peak, done = rows_of(folder, count), 0.0, threading.Event()
     before = anonymous_memory()
 
@@ -142,9 +142,9 @@ def load_all(folder: Path, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000, help="picture files")
-    parser.add_argument("--steps", type=int, default=30, help="of training")
-    parser.add_argument("--load", type=Path, help="only go through the files of this folder, in this process")
+    parser.add_argument("--count", type=int, default=10_000, help="number of picture files")
+    parser.add_argument("--steps", type=int, default=30, help="number of training steps")
+    parser.add_argument("--load", type=Path, help="only read the files of this folder, in this process")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.load:

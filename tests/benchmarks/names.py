@@ -12,6 +12,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import torch
+from name_pairs import names
 from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +20,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.bench.attention import TorchTransformer
-from pipelines.data.names import names
 from pipelines.data.pairs import PairStream, collate, split_pairs
 from pipelines.runs.machine import machine
 from pipelines.tokenizer import train_tokenizer

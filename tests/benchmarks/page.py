@@ -1,8 +1,8 @@
-"""What a person waits for on the page, and what happens when many come at once.
+"""The waiting times of a person on the page, and its answers to many clients at once.
 
     python tests/benchmarks/page.py --out page.json
 
-Starts the page with the bundled model as a process of its own, drives it in Chromium, then asks it from 64 clients.
+Starts the page with the bundled model as a separate process, drives it in Chromium, then asks it from 64 clients.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CLIENTS = 64
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PROMPT = "a red circle left of a blue square"
 
-# Milliseconds from a press of the button to the first picture that is another one.
+# Milliseconds from the click on the button to the first preview of the new picture.
 FIRST_PICTURE = """() => new Promise((done) => {
   const picture = document.querySelector(".picture"), before = picture.src, start = performance.now();
   new MutationObserver(() => picture.src !== before && done(performance.now() - start))
@@ -34,7 +34,7 @@ FIRST_PICTURE = """() => new Promise((done) => {
   document.querySelector("button.primary").click();
 })"""
 
-# How many pictures come while somebody types for some seconds, a key every 50 ms.
+# Pictures per second while a person types for some seconds, a key every 50 ms.
 LIVE = """(seconds) => new Promise((done) => {
   const picture = document.querySelector(".picture"), box = document.querySelector("textarea");
   const words = "a green star above a small purple heart on a black background".split(" ");
@@ -47,7 +47,7 @@ LIVE = """(seconds) => new Promise((done) => {
   setTimeout(() => (clearInterval(typing), done(count / seconds)), 1000 * seconds);
 })"""
 
-# The longest of many redraws of a map, in milliseconds, as a pointer moves from word to word.
+# The times of many redraws of a map, in milliseconds, as the pointer moves from word to word.
 REDRAW = """() => {
   const chips = [...document.querySelectorAll(".chip")];
   const times = chips.flatMap((chip) => [1, 2, 3].map(() => {
@@ -80,24 +80,24 @@ def in_a_browser(address: str) -> dict[str, Any]:
         live = [page.evaluate(LIVE, 5) for _ in range(3)]
         browser.close()
     return {
-        "milliseconds to the first picture that forms": sorted(round(t) for t in first),
+        "milliseconds to the first preview": sorted(round(t) for t in first),
         "live pictures a second": [round(rate, 1) for rate in live],
         "milliseconds to redraw a map": {"median": statistics.median(redraws), "largest": redraws[-1]},
     }
 
 
 def many(address: str) -> dict[str, Any]:
-    """All clients ask at once, each for a prompt and a seed of its own, which must come back with its picture."""
+    """All clients send a request at once, each with its own prompt and seed, which must come back with the picture."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = list(pool.map(lambda _: Client(address, verbose=False), range(CLIENTS)))
 
         def ask(i: int) -> tuple[float, str]:
             start, prompt = time.perf_counter(), f"{PROMPT}, {i}"
             try:
-                (told,) = clients[i].predict(prompt, str(i), api_name="/generate")["pictures"]
-                own = (told["prompt"], told["settings"]["seed"]) == (prompt, str(i))
+                (picture,) = clients[i].predict(prompt, str(i), api_name="/generate")["pictures"]
+                own = (picture["prompt"], picture["settings"]["seed"]) == (prompt, str(i))
                 return time.perf_counter() - start, "its own" if own else "ANOTHER'S"
-            except Exception as error:  # whatever a client is told is counted
+            except Exception as error:  # every kind of error is counted
                 return time.perf_counter() - start, " ".join(str(error).split())[:120]
 
         answers = list(pool.map(ask, range(CLIENTS)))

@@ -1,11 +1,11 @@
-"""How many pictures a second a look through data takes, and what it takes of memory.
+"""The speed and the memory of `unet-xattn data check`.
 
     python tests/benchmarks/preflight.py --out preflight.json
 
-Pictures of 256×256 pixels, coarse colours with a little grain, as PNG and as JPEG. Speed is that of one process in
-seconds of its processor's time, which others on the machine do not take, the median of rounds; and its ratio to opening
-and decoding the same files by Pillow and nothing else, in turn with it. Memory is the most that a process of its own
-takes to look through 1,000 and 10,000 different JPEGs of 64×64 pixels, beyond what it held before.
+Pictures have 256×256 pixels of coarse colours with a little noise, as PNG and as JPEG. Speed is in pictures per second
+of one process's processor time, which other processes do not affect: the median of several rounds, and the ratio to
+opening and decoding the same files with Pillow alone, measured in turn. Memory is the peak, above what was used before,
+of a process that checks 1,000 and 10,000 different JPEGs of 64×64 pixels.
 """
 
 import argparse
@@ -23,14 +23,14 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from pipelines.bench.speed import machine
+from pipelines.runs.machine import machine
 from pipelines.sources.check import examine
 
 SIDE, FILES, ROUNDS = 256, 250, 9
 
 
 def write(folder: Path, kind: str, count: int, side: int) -> None:
-    """A folder of so many captioned pictures, all different."""
+    """Write a folder of `count` captioned pictures, all different."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     rows = []
@@ -44,9 +44,9 @@ def write(folder: Path, kind: str, count: int, side: int) -> None:
 
 
 def decode(folder: Path) -> None:
-    for row in sorted(folder.iterdir()):
-        if row.suffix != ".jsonl":
-            with Image.open(row) as picture:
+    for path in sorted(folder.iterdir()):
+        if path.suffix != ".jsonl":
+            with Image.open(path) as picture:
                 picture.load()
 
 
@@ -57,7 +57,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def speed(folder: Path) -> dict[str, float]:
-    """Pictures a second of one process, alone and as a ratio to Pillow's decoding."""
+    """Pictures per second of one process, and the ratio to decoding with Pillow alone."""
     looked, decoded = [], []
     for _ in range(ROUNDS):
         looked.append(seconds(lambda: examine(folder, workers=1, progress=False)))
@@ -71,13 +71,13 @@ def speed(folder: Path) -> dict[str, float]:
 
 
 def memory(folder: Path) -> float:
-    """MiB above what it held before that a process of its own takes at most to look through a folder."""
+    """Peak memory, in MiB above the start, of a new process that checks a folder."""
     command = [sys.executable, __file__, "--look", str(folder)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def look(folder: Path) -> None:
-    """What `memory` runs."""
+    """Check a folder and print the peak memory: the process that `memory` starts."""
     process, done = psutil.Process(), threading.Event()
     before = process.memory_info().rss
     held = [before]

@@ -1,18 +1,18 @@
-"""The recipe, one change at a time, on equal CPU time: what a change is worth in obedience to the prompt.
+"""The effect of single changes to the recipe on agreement with the prompt, at equal CPU time.
 
     python tests/benchmarks/recipe.py --out recipe.json --steps 750 --seeds 0 1 --jobs 2
 
-In a miniature (`recipe_variants`), and in batches of 32. Each run is a process of its own with one thread, which also
-makes its batches. A few steps tell what a step of a change costs, and it trains for as many as take the CPU time of
-`--steps` of the recipe as it is, with its learning rate's schedule cut to them: the budget is counted in steps, so that
-another machine can go on with the file. The averaged weights are then asked two things:
+World and networks are small (`recipe_variants`), and batches have 32 pictures. Each run is a process with one thread,
+which also makes its batches. A few steps measure the cost of a variant's step, and the variant trains for as many steps
+as take the CPU time of `--steps` of the unchanged recipe, with a schedule of the learning rate over these steps. The
+budget is counted in steps, so that another machine can continue the file. The averaged weights get two tests:
 
-- told apart: of two pictures with things in exchanged colours, or in a reversed relation, whether each is denoised
-  better with its own caption than with the other's, so of 50 % by chance. Nothing is drawn, and little training tells.
-- drawn: the fixed test prompts, as `train` leaves a model to draw, judged.
+- told apart: given two pictures with objects in exchanged colours, or in a reversed relation, is each denoised better
+  with its own caption than with the other's? Chance is 50 %. Nothing is drawn, and little training suffices.
+- drawn: pictures of the fixed test prompts, with the sampler that `train` saves, are judged.
 
-Runs of the recipe as it is also say what other averages of the same run's weights draw, and what guidance does. Rows
-that are in the file already are not measured again, so it can be stopped at any time and gone on with.
+Runs of the unchanged recipe also measure other averages of the same run's weights, and guidance. Rows that are in the
+file are not measured again, so the program can be stopped and restarted at any time.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 import torch
 from recipe_variants import (
-    AS_DEAR,
-    AS_IT_WAS,
+    BASE_SETTINGS,
     BATCH_SIZE,
+    SAME_COST,
     SIZE,
     TIME_SHIFT,
     VARIANTS,
@@ -69,25 +69,24 @@ DRAWINGS: dict[str, Settings] = {
     "guided by 3 below noise 0.6": {"guidance_scale": 3.0, "guidance_interval": (0.0, 0.6)},
     "guided by 3 above noise 0.6": {"guidance_scale": 3.0, "guidance_interval": (0.6, 1.0)},
 }
-"""How pictures of the recipe as it is are drawn besides."""
-
+"""Other ways of drawing, measured on the unchanged recipe."""
 
 AVERAGES = {"EMA ×0.5": 0.05, "EMA ×2": 0.2}
-"""Other windows of averaging, by their `ema_sigma`: the same run's weights have all of them."""
+"""Other averaging windows and their `ema_sigma`, computed in the same run."""
 
 DRAWN = {"drawn: all correct": "all_correct", "one thing": "one"}
-"""What the table says of the test prompts: its head -> the figure's name."""
+"""Columns of the table about the test prompts: head -> name of the figure."""
 
 
 def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[..., None]]:
-    """What makes the average of a run's weights; it keeps `AVERAGES` beside it, in `others`."""
+    """A replacement of `power_function_ema` that also keeps the averages of `AVERAGES`, in `others`."""
 
     def make(sigma: float) -> Callable[..., None]:
-        own, beside = power_function_ema(sigma), {n: power_function_ema(s) for n, s in AVERAGES.items()}
+        own, updates_of = power_function_ema(sigma), {n: power_function_ema(s) for n, s in AVERAGES.items()}
 
         def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-            for name, average in beside.items():
-                average(others.setdefault(name, [t.clone() for t in averaged]), current, updates)
+            for name, update_other in updates_of.items():
+                update_other(others.setdefault(name, [t.clone() for t in averaged]), current, updates)
             own(averaged, current, updates)
 
         return update
@@ -96,7 +95,7 @@ def averaging(others: dict[str, list[Tensor]]) -> Callable[[float], Callable[...
 
 
 def timing(times: list[float]) -> Callable[..., float]:
-    """The learning rate's schedule; the CPU time at which each step first asks for it is kept in `times`."""
+    """A replacement of `schedule` that also appends the CPU time at which each step first calls it to `times`."""
 
     def schedule(step: int, *rest: int) -> float:
         if step == len(times):
@@ -107,9 +106,9 @@ def timing(times: list[float]) -> Callable[..., float]:
 
 
 def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any]:
-    """Train a variant for so many steps and say what it draws; `draw` 0 only trains."""
+    """Train a variant for `steps` steps and measure what it draws; with `draw` 0 only train it."""
     small_world()
-    networks()()  # the variant may have others
+    networks()()  # the variant may replace these
     times(TIME_SHIFT)()
     changes = VARIANTS[name]()
     config = TrainConfig(out=str(out), steps=steps, seed=seed, size=SIZE, every=steps, batch_size=BATCH_SIZE)
@@ -120,10 +119,10 @@ def run(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[str, Any
         pipelines.training.train.power_function_ema = averaging(others)
     pipelines.training.train.validate = lambda *rest: {}  # type: ignore[assignment]
     pipelines.training.train.draw_samples = lambda *rest: {}  # type: ignore[assignment]
-    pipelines.training.train.loader_workers = lambda _: 0  # a variant's changes are to this process
-    clock = [time.process_time()]  # and then that of every step but the first
+    pipelines.training.train.loader_workers = lambda _: 0  # a variant patches this process only
+    clock = [time.process_time()]  # followed by that of every step except the first
     pipelines.training.train.schedule = timing(clock)  # type: ignore[assignment]
-    train(replace(config, **(AS_IT_WAS | changes)))
+    train(replace(config, **(BASE_SETTINGS | changes)))
     spent: dict[str, Any] = {"step": float(np.median(np.diff(clock[len(clock) // 4 :])))}  # past the warm-up
     spent["start"] = clock[1] - clock[0] - spent["step"]
     if not draw:
@@ -153,14 +152,14 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _networks(pipe: TextToImagePipeline, weights: dict[str, Tensor]) -> TextToImageModel:
-    """Networks as a pipeline's, with these weights."""
+    """A copy of a pipeline's networks with these weights."""
     model = copy.deepcopy(TextToImageModel(pipe.text_encoder, pipe.unet)).eval()  # type: ignore[arg-type]
     model.load_state_dict(weights)
     return model
 
 
 def _autoguided(pipe: TextToImagePipeline, early: TextToImageModel, scale: float) -> Callable[..., Any]:
-    """Away from what an earlier model says of the same prompt, instead of from no prompt (arXiv 2406.02507)."""
+    """Guidance away from an earlier model's prediction for the same prompt (autoguidance, arXiv 2406.02507)."""
 
     @torch.no_grad()
     def draw(prompts: list[str], num_inference_steps: int, generator: list[torch.Generator], **_: Any) -> Any:
@@ -170,9 +169,11 @@ def _autoguided(pipe: TextToImagePipeline, early: TextToImageModel, scale: float
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)])
         for t in scheduler.timesteps:
-            towards = pipe.unet(x, t, late_memory, mask).sample
-            away = early.unet(x, t, early_memory, mask).sample
-            x = scheduler.step(away + scale * (towards - away), t, x, generator=generator).prev_sample
+            late_velocity = pipe.unet(x, t, late_memory, mask).sample
+            early_velocity = early.unet(x, t, early_memory, mask).sample
+            x = scheduler.step(
+                early_velocity + scale * (late_velocity - early_velocity), t, x, generator=generator
+            ).prev_sample
         return SimpleNamespace(images=((x.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy())
 
     return draw
@@ -189,30 +190,30 @@ def _agreement(pipe: Callable[..., Any], count: int, guidance_scale: float = 1.0
 
 
 def _shares(entries: dict[str, Any]) -> dict[str, Any]:
-    """The shares of what `evaluate` counts, and of how many."""
+    """The shares in a report of `evaluate`."""
     flat = {tag: entry for tag, entry in entries.items() if tag != "kinds"} | entries["kinds"]
     return {tag: round(entry["share"], 4) for tag, entry in flat.items()}
 
 
 def costs(name: str, seed: int) -> dict[str, float]:
-    """Seconds of CPU time that a variant takes to start, and for a step."""
+    """CPU seconds of a variant's start and of one of its steps."""
     with tempfile.TemporaryDirectory() as scratch:
         return _in_process(name, seed, 35, Path(scratch) / "run", 0)
 
 
-def reckoned(name: str, steps: int, base: dict[str, float]) -> int:
-    """Steps of a variant that take the CPU time of the recipe as it is, its start and so many steps.
+def steps_for(name: str, steps: int, base: dict[str, float]) -> int:
+    """The number of a variant's steps that takes the CPU time of the unchanged recipe, start and `steps` steps.
 
-    base: what `costs` says of that one, here and now.
+    base: the `costs` of the unchanged recipe, measured in the same circumstances.
     """
-    if name == BASE or name in AS_DEAR:
+    if name == BASE or name in SAME_COST:
         return steps
     own = costs(name, 0)
     return max(10, round((base["start"] + steps * base["step"] - own["start"]) / own["step"]))
 
 
 def measured(name: str, seed: int, steps: int, draw: int) -> dict[str, Any]:
-    """One row: a variant trained for so many steps."""
+    """The row of a variant trained for `steps` steps."""
     with tempfile.TemporaryDirectory() as scratch:
         found = _in_process(name, seed, steps, Path(scratch) / "run", draw)
     return {"variant": name, "seed": seed, "steps": steps, "machine": machine(), "code": code_version()} | found
@@ -224,14 +225,15 @@ def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[
     command += ["--draw", str(draw), "--run", str(out), "--out", str(answer)]
     ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if ran.returncode:
-        raise RuntimeError(f"{name}, seed {seed}: {(ran.stderr.splitlines() or ['no word of why'])[-1]}")
+        raise RuntimeError(f"{name}, seed {seed}: {(ran.stderr.splitlines() or ['no message'])[-1]}")
     return json.loads(answer.read_text())
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as Markdown, the best first: each seed's figures in %, both splits together.
+    """The rows as Markdown, the best first: the figures of each seed in %, over both splits.
 
-    "CPU time" is what training took after all, the recipe as it is being 1: reckoned beforehand, it cannot be exact.
+    "CPU time" is the measured time of training relative to the unchanged recipe. It is not exactly 1, because the
+    number of steps was estimated beforehand.
     """
     by_variant: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
@@ -264,12 +266,14 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=750, help="of the recipe as it is: each run has their CPU time")
+    parser.add_argument(
+        "--steps", type=int, default=750, help="steps of the unchanged recipe: each run gets their CPU time"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; no more than there are cores")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, at most as many as cores")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--draw", type=int, default=50, help="prompts of each kind and split; twice as many pairs")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # what the processes are told
+    parser.add_argument("--draw", type=int, default=50, help="prompts of each kind and split, half the number of pairs")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # arguments of the processes
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -280,26 +284,27 @@ def main() -> None:
     report: dict[str, Any] = {"steps": arguments.steps, "prompts of each kind": arguments.draw, "rows": []}
     if arguments.out.exists():
         report = json.loads(arguments.out.read_text())
-        if report["steps"] != arguments.steps or report["prompts of each kind"] != arguments.draw:
-            parser.error(f"{arguments.out} is of runs of {report['steps']} steps: one budget for all, or another file")
-    there = {(row["variant"], row["seed"]) for row in report["rows"]}
-    todo = [(name, seed) for seed in arguments.seeds for name in arguments.only if (name, seed) not in there]
+        steps, draw = report["steps"], report["prompts of each kind"]
+        if (steps, draw) != (arguments.steps, arguments.draw):
+            parser.error(f"{arguments.out} was measured with --steps {steps} --draw {draw}: choose another --out")
+    measured_before = {(row["variant"], row["seed"]) for row in report["rows"]}
+    todo = [(name, seed) for seed in arguments.seeds for name in arguments.only if (name, seed) not in measured_before]
     failures = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        known = {row["variant"]: row["steps"] for row in report["rows"]}  # every seed's run has as many steps
+        known = {row["variant"]: row["steps"] for row in report["rows"]}  # the same number for all seeds
         base: dict[str, float] = {}
-        if any(name not in {BASE, *AS_DEAR, *known} for name, _ in todo):
-            lanes = list(pool.map(costs, [BASE] * arguments.jobs, range(arguments.jobs)))  # as busy as they will be
+        if any(name not in {BASE, *SAME_COST, *known} for name, _ in todo):
+            lanes = list(pool.map(costs, [BASE] * arguments.jobs, range(arguments.jobs)))  # under the load of the runs
             base = {part: float(np.mean([found[part] for found in lanes])) for part in ("start", "step")}
 
         def job(name: str, seed: int) -> dict[str, Any]:
             if name not in known:
-                known[name] = reckoned(name, arguments.steps, base)
+                known[name] = steps_for(name, arguments.steps, base)
             return measured(name, seed, known[name], arguments.draw)
 
         rows = [pool.submit(job, name, seed) for name, seed in todo]
         for row in as_completed(rows):
-            if error := row.exception():  # the others go on: hours may be in them
+            if error := row.exception():  # the others continue, after hours of work perhaps
                 failures.append(str(error))
                 continue
             report["rows"].append(row.result())

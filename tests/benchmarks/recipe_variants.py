@@ -1,7 +1,7 @@
-"""The changes to the recipe that `recipe.py` measures, each made to the process that it is called in.
+"""The changes to the recipe that `recipe.py` measures. Each one patches the process that calls it.
 
-They are measured in a miniature of the world and of the networks, where a run takes minutes: four shapes in four
-colours, all big, at 16×16 pixels, captioned in English and translated into Chinese.
+World and networks are small, so that a run takes minutes: four shapes in four colours, all big, at 16×16 pixels, with
+English captions and Chinese translations.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ UNET = {
 TEXT = {"width": 64}
 BATCH_SIZE = 32
 SHAPES, COLOURS = ("square", "triangle", "diamond", "cross"), ("purple", "pink", "red", "yellow")
-"""Enough for four pairs that are held out."""
+"""Enough for four held-out pairs."""
 
-AS_IT_WAS = {"mask_weight": 0.1, "learning_rate": 2e-3, "caption_dropout": 0.1}
+BASE_SETTINGS = {"mask_weight": 0.1, "learning_rate": 2e-3, "caption_dropout": 0.1}
 TIME_SHIFT = 3.0
-"""The recipe that is changed: that of `shapes`. `train` has had the changes that pay most since."""
+"""The recipe that the variants change: the one of `shapes`. `train` has adopted the best changes since."""
 
 MIXTURE = (0.15, 0.2, 0.2, 0.3, 0.15)
 """Shares of the kinds in `scenes.scene`."""
@@ -47,7 +47,7 @@ Settings = dict[str, Any]
 
 
 def few_things(shapes: Sequence[str], colours: Sequence[str]) -> None:
-    """Scenes of these shapes and colours only, in this process."""
+    """Restrict the scenes of this process to these shapes and colours."""
     for known, kept in ((scenes.SHAPES, shapes), (scene_module.COLOURS, colours)):
         for name in set(known) - set(kept):
             del known[name]  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def few_things(shapes: Sequence[str], colours: Sequence[str]) -> None:
 
 
 def small_world() -> None:
-    """Scenes of a few things, all big and told in English first, in this process."""
+    """Restrict the scenes of this process to a few big objects, captioned in English and translated into Chinese."""
     few_things(SHAPES, COLOURS)
     describe, tellings = scenes._describe_objects, scenes.tellings
     scenes._describe_objects = lambda *scene: [replace(o, size="big") for o in describe(*scene)]
@@ -63,14 +63,14 @@ def small_world() -> None:
 
 
 def settings(**changes: Any) -> Callable[[], Settings]:
-    """A variant by settings that training has."""
+    """A variant with other settings of training."""
     return lambda: changes
 
 
 def networks(
     encoder: Settings | None = None, teach: Callable[[Transformer, Any], None] | None = None, **unet: Any
 ) -> Callable[[], Settings]:
-    """A variant by the shape of its networks, or by what its text encoder is taught before."""
+    """A variant with other sizes of the networks, or with a text encoder that `teach` trains beforehand."""
 
     def change() -> Settings:
         def build(config: TrainConfig, examples: Any, translates: bool) -> tuple:
@@ -80,7 +80,7 @@ def networks(
             if teach:
                 taught = Transformer(**shape, decoder_layers=2)
                 teach(taught, tokenizer)
-                text.load_state_dict(taught.state_dict(), strict=False)  # it may have no decoder
+                text.load_state_dict(taught.state_dict(), strict=False)  # its decoder may be absent
             return tokenizer, text, CrossAttentionUNet(**(UNET | unet), memory_width=text.config.width), None
 
         pipelines.training.train.build = build  # type: ignore[assignment]
@@ -90,13 +90,13 @@ def networks(
 
 
 def translating(text: Transformer, tokenizer: Any) -> None:
-    """Translation learnt before the pictures: 150 batches of 64 captions."""
+    """Train a text encoder on translation, before the pictures: 150 batches of 64 captions."""
     examples, collator = SceneExamples(16, 1), Collator(tokenizer, 1, 0.0, 16)
     optimizer = AdamW(text.parameters(), 1e-3, betas=(0.9, 0.99), fused=True)
     for step in range(150):
-        said = [scenes.tellings(examples.seed, step * 64 + i, ("en", "zh")) for i in range(64)]
-        ids, mask, _ = collator.read([a.caption for a, _ in said], [[]] * 64, (16, 16))
-        targets = collator.write([b.caption for _, b in said])
+        captions = [scenes.tellings(examples.seed, step * 64 + i, ("en", "zh")) for i in range(64)]
+        ids, mask, _ = collator.read([a.caption for a, _ in captions], [[]] * 64, (16, 16))
+        targets = collator.write([b.caption for _, b in captions])
         with torch.autocast("cpu", torch.bfloat16, enabled=pipelines.training.train.bf16_is_fast()):
             loss = text_loss(text, text.encode(ids, mask), mask, *targets)
         loss.backward()
@@ -105,12 +105,12 @@ def translating(text: Transformer, tokenizer: Any) -> None:
 
 
 def adamw(learning_rate: float) -> Callable[[], Settings]:
-    """AdamW for every weight."""
+    """AdamW for all weights."""
 
     def change() -> Settings:
-        def optimizer(model: TextToImageModel, rate: float, decay: float) -> AdamW:
-            weights = {"params": list(model.parameters()), "pace": 1.0}
-            return AdamW([weights], rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+        def optimizer(model: TextToImageModel, learning_rate: float, weight_decay: float) -> AdamW:
+            group = {"params": list(model.parameters()), "lr_scale": 1.0}
+            return AdamW([group], learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
         pipelines.training.train.muon = optimizer  # type: ignore[assignment]
         return {"learning_rate": learning_rate}
@@ -119,13 +119,13 @@ def adamw(learning_rate: float) -> Callable[[], Settings]:
 
 
 def predict(what: str) -> Callable[[], Settings]:
-    """The network says the velocity or the noise itself, not the picture."""
+    """The network predicts the velocity or the noise instead of the clean picture."""
 
-    def velocity(said: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    def velocity(prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         if what == "velocity":
-            return said
-        t = t.clamp(0.02, 0.98).to(noisy.dtype).view(-1, 1, 1, 1)  # at 1 nothing but noise is seen, and it says nothing
-        return (said - noisy) / (1 - t)
+            return prediction
+        t = t.clamp(0.02, 0.98).to(noisy.dtype).view(-1, 1, 1, 1)  # at 1 the input is the noise: no velocity follows
+        return (prediction - noisy) / (1 - t)
 
     def change() -> Settings:
         flow.velocity_from = velocity
@@ -135,7 +135,7 @@ def predict(what: str) -> Callable[[], Settings]:
 
 
 def times(shift: float) -> Callable[[], Settings]:
-    """Times nearer to noise, or not."""
+    """Another shift of the sampled times towards noise; 1 is none."""
 
     def change() -> Settings:
         flow.time_shift = lambda side: shift
@@ -145,35 +145,35 @@ def times(shift: float) -> Callable[[], Settings]:
 
 
 def equal_weights() -> Settings:
-    """Every noise level's error in the velocity counts alike."""
+    """The error of the velocity has the same weight at all noise levels."""
     flow.LEAST_TIME = 1e-3
     return {}
 
 
 def masks_below(level: float) -> Callable[[], Settings]:
-    """Masks supervise attention in proportion to what is visible, and not above a noise level."""
+    """Masks supervise attention only below a noise level."""
 
     def change() -> Settings:
         plain = grounding.token_loss
-        known: dict[str, Tensor] = {}
+        latest: dict[str, Tensor] = {}
 
-        def visible(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-            return plain(weights, masks * (known["times"] < level).view(-1, 1, 1, 1), grid)
+        def token_loss(weights: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+            return plain(weights, masks * (latest["times"] < level).view(-1, 1, 1, 1), grid)
 
         forward = TextToImageModel.forward
 
-        def noted(self: TextToImageModel, batch: Any, *rest: Any) -> Any:
-            known["times"] = batch.times
+        def noting_times(self: TextToImageModel, batch: Any, *rest: Any) -> Any:
+            latest["times"] = batch.times
             return forward(self, batch, *rest)
 
-        grounding.token_loss, TextToImageModel.forward = visible, noted  # type: ignore[assignment,method-assign]
+        grounding.token_loss, TextToImageModel.forward = token_loss, noting_times  # type: ignore[assignment,method-assign]
         return {}
 
     return change
 
 
 def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
-    """Other shares of the kinds of scenes, (one, count, two, relation, three), by the scene's index."""
+    """Other shares of the kinds of scenes (one, count, two, relation, three), as a function of the scene's index."""
 
     def change() -> Settings:
         plain = scenes.tellings
@@ -190,13 +190,13 @@ def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
 
 
 def any_order() -> Settings:
-    """Lists of things name them in any order, not from left to right or from top to bottom."""
+    """Captions list objects in any order, not from left to right or from top to bottom."""
     scene_module._in_reading_order = lambda objects: objects
     return {}
 
 
 def curriculum(index: int) -> Sequence[float]:
-    """One object first, then two, then three: from all ones and counts to training's own mixture."""
+    """A curriculum: from scenes with one kind of object to training's own mixture."""
     late = min(1.0, index / 12_000)  # half of a run
     return [late * own + (1 - late) * first for own, first in zip(MIXTURE, (0.7, 0.2, 0.1, 0.0, 0.0), strict=True)]
 
@@ -247,7 +247,7 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "masks ×3, learning rate ×2, caption dropout 0, times shifted by 1.5": lambda: three_that_pay() | times(1.5)(),
 }
 
-AS_DEAR = {
+SAME_COST = {
     name for name in VARIANTS if name.startswith(("masks", "learning rate", "translation ×", "times", "caption"))
 }
-"""Those that change a number and nothing of what a step takes."""
+"""Variants that change a number only, so that their steps cost the same."""

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/samplers.py --model shapes --out samplers.json
 
-Where the file is there already, only the runs it lacks are measured and added to it. Passes are those through the UNet
-for each picture, a guided step being two: what a picture costs.
+If the file exists, only the missing runs are measured and added. The cost of a picture is its number of passes through
+the UNet; a guided step takes two.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from torch import Tensor
 from pipelines import TextToImagePipeline
 from pipelines.evaluation.agreement import evaluate
 from pipelines.runs.machine import machine
-from pipelines.samplers import with_sampler
 from pipelines.scenes.scene import KINDS
+from pipelines.text_to_image import with_sampler
 
 SEEDS = 2  # pictures of each prompt
 ALWAYS, LATE, NEVER = (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (1.0, (0.0, 1.0))
@@ -29,7 +29,7 @@ RUNS += [(sampler, steps, "never") for sampler in ("Heun", "DPM-Solver++", "UniP
 
 
 def measure(pipe: TextToImagePipeline, sampler: str, steps: int, guidance: str, count: int) -> dict[str, Any]:
-    """All-correct of both splits and each tag of the seen one, and the passes a picture took."""
+    """The figures of both splits, and the number of passes per picture."""
     pipe = with_sampler(pipe, sampler)
     scale, interval = GUIDANCE[guidance]
     rows = 0
@@ -52,15 +52,15 @@ def measure(pipe: TextToImagePipeline, sampler: str, steps: int, guidance: str, 
     return {"sampler": sampler, "steps": steps, "guidance": guidance, "passes": rows / pictures} | figures
 
 
-def place(found: dict[str, Any]) -> tuple[str, int, str]:
-    """Which of `RUNS` a row is of."""
+def run_of(found: dict[str, Any]) -> tuple[str, int, str]:
+    """The one of `RUNS` that a row belongs to."""
     return found["sampler"], found["steps"], found["guidance"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="shapes")
-    parser.add_argument("--prompts", type=int, default=50, help="of each kind and split")
+    parser.add_argument("--prompts", type=int, default=50, help="number per kind and split")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     pipe = TextToImagePipeline.from_pretrained(arguments.model)
@@ -72,10 +72,10 @@ def main() -> None:
         asked = arguments.prompts * len(KINDS) * SEEDS
         if report["model"] != arguments.model or not counts <= {asked}:
             parser.error(f"{arguments.out} is of model {report['model']} and {counts} pictures a split, not {asked}")
-    there = {place(found) for found in report["runs"]}
-    for run in [run for run in RUNS if run not in there]:
+    measured = {run_of(found) for found in report["runs"]}
+    for run in [run for run in RUNS if run not in measured]:
         found = measure(pipe, *run, arguments.prompts) | {"machine": machine()}
-        report["runs"] = sorted([*report["runs"], found], key=lambda found: RUNS.index(place(found)))
+        report["runs"] = sorted([*report["runs"], found], key=lambda found: RUNS.index(run_of(found)))
         shares = " / ".join(f"{100 * found[split]['all_correct']['share']:.1f}" for split in ("seen", "held_out"))
         print(f"{run[0]:17} {run[1]:3} steps, guided {run[2]:16} {found['passes']:5.1f} passes  {shares}", flush=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A screenshot of each tab of the page, with the bundled model: the README's.
+"""A screenshot of each tab of the page with the bundled model, for ui/README.md.
 
 python tests/benchmarks/screenshots.py --out .github
 """
@@ -65,7 +65,7 @@ def main() -> None:
             page.get_by_role("tab", name=name).click()
             prepare(page)
             page.mouse.move(0, 0)
-            page.wait_for_timeout(1500)  # for what moves
+            page.wait_for_timeout(1500)  # for animations
             page.screenshot(path=arguments.out / f"page-{name.lower().replace(' ', '-')}.png")
             page.close()
         browser.close()

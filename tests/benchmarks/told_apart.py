@@ -1,4 +1,4 @@
-"""Does a network know which caption is which picture's? Asked without drawing anything, so that little training tells.
+"""Does a network know which of two captions describes a picture? Measured without sampling: little training suffices.
 
 Shapes: B pictures in a batch, h×w pixels.
 """
@@ -20,20 +20,20 @@ from pipelines.text_to_image import read_prompts
 from unet_xattn import flow
 
 LEVELS = (0.8, 0.9)
-"""Shares of noise at which pictures are told apart: where the layout is made."""
+"""Noise levels of the comparison: those at which the layout is decided."""
 
 Errors = Callable[[Tensor, Tensor, float, list[str]], Tensor]
-"""Pictures (B, 3, h, w) in [-1, 1], noise alike, its share and captions -> how far a network errs in each, (B,)."""
+"""Pictures (B, 3, h, w) in [-1, 1], noise of the same shape, noise level and captions -> error of each picture (B,)."""
 
 
 @torch.no_grad()
 def told_apart(errors: Errors, size: int, count: int) -> dict[str, Any]:
-    """Minimal pairs, `count` of each kind and split: whether a picture's own caption fits it better than the other's.
+    """How often the network's error is smaller with a picture's own caption than with that of its minimal pair.
 
-    The better one is that with which the network errs less (a diffusion classifier, arXiv 2303.16203).
+    This is a diffusion classifier (arXiv 2303.16203) on `count` minimal pairs of each swap and split.
 
     Returns:
-        {"seen": {swap: {"share": of the pictures, "gain": by how much of its error the other caption costs more}}, ...}
+        {"seen": {swap: {"share": of the pictures, "gain": relative increase of the error with the other caption}}, ...}
     """
     found: dict[str, Any] = {}
     for split, held_out in SPLITS.items():
@@ -44,7 +44,7 @@ def told_apart(errors: Errors, size: int, count: int) -> dict[str, Any]:
             noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(TEST_SEED))
             own = [scene.caption for scene in scenes]
             others = [own[i ^ 1] for i in range(len(own))]
-            mine, theirs = (sum(errors(pictures, noise, at, said) for at in LEVELS) for said in (own, others))
+            mine, theirs = (sum(errors(pictures, noise, level, texts) for level in LEVELS) for texts in (own, others))
             share, gain = (theirs > mine).float().mean(), theirs.mean() / mine.mean() - 1
             found[split][swap] = {"share": round(share.item(), 4), "gain": round(gain.item(), 4)}
     return found
@@ -58,17 +58,17 @@ def errors_of(pipe: TextToImagePipeline) -> Errors:
         times = torch.full((len(pictures),), level)
         noisy = flow.interpolate(pictures, noise, times).to(pipe.device)
         memory = pipe.text_encoder.encode(ids, mask)  # type: ignore[union-attr]
-        said = pipe.unet(noisy, times.to(pipe.device) * flow.TRAIN_TIMESTEPS, memory, mask).sample
-        return squared(said.cpu(), flow.velocity(pictures, noise))
+        predicted = pipe.unet(noisy, times.to(pipe.device) * flow.TRAIN_TIMESTEPS, memory, mask).sample
+        return squared(predicted.cpu(), flow.velocity(pictures, noise))
 
     return errors
 
 
-def squared(said: Tensor, target: Tensor) -> Tensor:
+def squared(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each picture, (B, 3, h, w) twice -> (B,)."""
-    return F.mse_loss(said.float(), target, reduction="none").flatten(1).mean(dim=1)
+    return F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
 
 
 def share(found: dict[str, Any], swap: str) -> float:
-    """What `told_apart` gave for a swap, both splits together."""
+    """The share in a report of `told_apart` for one swap, over both splits."""
     return float(np.mean([found[split][swap]["share"] for split in SPLITS]))

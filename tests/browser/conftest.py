@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
-PATIENCE = 120_000  # milliseconds; nothing takes that long, but a busy machine may
+TIMEOUT = 120_000  # milliseconds, for a busy machine
 
 CONTRASTS = """() => {
   const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
@@ -35,7 +35,7 @@ CONTRASTS = """() => {
   }, 0);
   const ground = (element) => {
     const colour = getComputedStyle(element).backgroundColor;
-    if (element.matches(".share")) return ground(element.closest(".chip").parentElement); // it stands under its chip
+    if (element.matches(".share")) return ground(element.closest(".chip").parentElement); // it lies below its chip
     return rgba(colour)[3] === 255 || !element.parentElement ? colour : ground(element.parentElement);
   };
   const ours = [".attention-viewer", ".alignment", ".query-diagram", ".album", "label"].map((name) => name + " *");
@@ -50,7 +50,7 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[[TextToImagePipeline], str]]:
-    """A function of a pipeline -> the address of its page. It serves a copy, for the page moves it to a GPU."""
+    """A function of a pipeline -> the address of its page. It serves a copy, because the page moves it to a GPU."""
     pages: list[gr.Blocks] = []
 
     def serve(pipe: TextToImagePipeline) -> str:
@@ -67,7 +67,7 @@ def serve() -> Iterator[Callable[[TextToImagePipeline], str]]:
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[[TextToImagePipeline], str], tiny_pipe: TextToImagePipeline) -> str:
-    """Of the page that `open_page` opens; a module that wants another has a fixture of this name."""
+    """The address that `open_page` opens; a module with another page overrides this fixture."""
     return serve(tiny_pipe)
 
 
@@ -79,7 +79,7 @@ def browser() -> Iterator["Browser"]:
         pytest.fail("the browser tests need Playwright: pip install 'unet-xattn[test]'")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.fail("the browser tests need Chromium, which is not here: apt-get install chromium")
+        pytest.fail("the browser tests need Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -88,13 +88,13 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def requests() -> list[str]:
-    """Every address the test's pages have asked for."""
+    """Every address that the pages of the test have requested."""
     return []
 
 
 @pytest.fixture
 def open_page(browser: "Browser", address: str, requests: list[str]) -> Iterator[Callable[..., "Page"]]:
-    """A function of browser settings -> the page with its first picture; whatever it did wrong fails the test."""
+    """A function of browser settings -> the page with its first picture; errors on the page fail the test."""
     contexts: list[BrowserContext] = []
     wrong: list[str] = []
 
@@ -105,18 +105,18 @@ def open_page(browser: "Browser", address: str, requests: list[str]) -> Iterator
     def open_page(**settings: Any) -> "Page":
         contexts.append(browser.new_context(**settings))
         page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: wrong.append(f"its script failed: {error}"))
-        # What fails when a new value comes, gradio catches and only logs.
-        page.on("console", lambda said: said.type == "error" and wrong.append(f"it logged {said.text!r}"))
+        # Gradio catches and logs the errors of a component that gets a new value.
+        page.on("console", lambda entry: entry.type == "error" and wrong.append(f"it logged {entry.text!r}"))
         page.on("dialog", dismiss)
         page.goto(address)
         page.wait_for_selector(".attention-viewer .chip")
         return page
 
     yield open_page
-    found = list(wrong)  # what it was asking for when it is closed fails, and that is no fault
+    found = list(wrong)  # before closing, because requests that are cut off by closing are no errors
     for context in contexts:
         context.close()
     places = {urlsplit(url).hostname for url in requests if urlsplit(url).scheme not in ("data", "blob")}
@@ -126,5 +126,5 @@ def open_page(browser: "Browser", address: str, requests: list[str]) -> Iterator
 
 @pytest.fixture
 def contrasts() -> Callable[["Page"], list[tuple[str, float]]]:
-    """A function of a page -> each text of our components, labels and buttons, and its contrast (WCAG 2)."""
+    """A function of a page -> the texts of our components, labels and buttons with their contrasts (WCAG 2)."""
     return lambda page: [(text, round(contrast, 2)) for text, contrast in page.evaluate(CONTRASTS)]

@@ -1,4 +1,4 @@
-"""The Inspect tab in a real browser: what it computes there is what Python computes, and nobody is asked for it."""
+"""The Inspect tab in a real browser: it computes the same numbers as Python, without requests."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
 from pipelines.tracing.follow import follow_picture, follow_text
-from ui.inspect_tab import draw, translator
+from ui.inspect_tab import record_inputs
+from ui.translate_tab import translator
 from unet_xattn import Transformer
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ FIRST = "a red circle left of a blue square"
 
 @pytest.fixture(scope="module")
 def both(tiny_pipe: TextToImagePipeline, tokenizer: PreTrainedTokenizerFast) -> TextToImagePipeline:
-    """An untrained pipeline with both readers of the memory, which says little."""
+    """An untrained pipeline with both readers of the memory."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=2).eval()
@@ -49,13 +50,13 @@ def open_tab(open_page: Callable[..., "Page"]) -> Callable[..., "Page"]:
 
 
 def wait_for_tokens(page: "Page", count: int) -> None:
-    """Until the diagram shows a memory of so many tokens."""
+    """Wait until the diagram shows a memory of `count` tokens."""
     page.wait_for_function("n => document.querySelector('.query-diagram .tokens')?.children.length === n", arg=count)
 
 
 def follow(page: "Page", prompt: str) -> None:
     page.get_by_role("textbox", name="Prompt").fill(prompt)
-    page.get_by_role("button", name="Follow").click()
+    page.get_by_role("button", name="Inspect", exact=True).click()
 
 
 def row(page: "Page", token: str) -> "Locator":
@@ -63,7 +64,7 @@ def row(page: "Page", token: str) -> "Locator":
 
 
 def column(page: "Page", name: str) -> list[float]:
-    """A column of the table, as it is written there; weights from 0 to 1."""
+    """A column of the table as numbers; weights from 0 to 1."""
     texts = page.locator(f".tokens .{name} .number").all_text_contents()
     values = [text.replace("−", "-").replace("\u202f", "").replace("<", "") for text in texts]
     return [float(text.rstrip("%")) / (100 if text.endswith("%") else 1) for text in values]
@@ -80,7 +81,7 @@ def test_the_numbers_in_the_browser_are_pythons_and_cost_no_request(
 ) -> None:
     page = open_tab()
     reading = follow_picture(
-        both, draw(both, FIRST, "0"), both.config.num_inference_steps // 2 - 1, both.unet.attention_layers[-1]
+        both, record_inputs(both, FIRST, "0"), both.config.num_inference_steps // 2 - 1, both.unet.attention_layers[-1]
     )
     rows, columns = reading.grid
     page.wait_for_load_state("networkidle")
@@ -92,7 +93,8 @@ def test_the_numbers_in_the_browser_are_pythons_and_cost_no_request(
         assert column(page, "product") == pytest.approx(query.products.tolist(), abs=0.006)
         assert column(page, "scaled") == pytest.approx(query.scaled.tolist(), abs=0.006)
         assert column(page, "weight") == pytest.approx(query.weights.tolist(), abs=0.006)
-        assert f"Row {place[0] + 1}, column {place[1] + 1} of {rows}×{columns}" in page.locator(".where").inner_text()
+        where = page.locator(".where").inner_text()
+        assert f"Query: row {place[0] + 1}, column {place[1] + 1} of {rows}×{columns}." in where
         out = page.get_by_role("slider", name="Component of out")
         out.focus()
         for expected in query.out[:3].tolist():
@@ -125,7 +127,7 @@ def test_pointing_at_a_token_lights_its_row_and_where_it_is_read(open_tab: Calla
     row(page, "blue").get_by_role("button").hover()
     assert "lit" in row(page, "blue").get_attribute("class")
     assert page.locator(".warmth").is_visible()
-    assert "where this head reads “blue”" in page.locator(".where").inner_text()
+    assert "where this head attends to “blue”" in page.locator(".where").inner_text()
     assert page.locator(".worked-token").inner_text() == "“blue” in numbers"
 
 
@@ -138,8 +140,8 @@ def test_a_masked_token_gets_nothing_and_the_others_all_of_it(open_tab: Callable
     after = column(page, "weight")
     assert after[2] == 0 and sum(after) == pytest.approx(1, abs=0.02)
     assert [b for i, b in enumerate(after) if i != 2] >= [a for i, a in enumerate(before) if i != 2]
-    assert "which the model did not do" in page.locator(".query-diagram .message").inner_text()
-    page.get_by_role("button", name="Let “red” be read again").click()
+    assert "What if “red” were masked?" in page.locator(".query-diagram .message").inner_text()
+    page.get_by_role("button", name="Unmask “red”").click()
     assert column(page, "weight") == before
     assert page.locator(".query-diagram .message").inner_text() == ""
 
@@ -154,12 +156,12 @@ def test_another_step_and_layer_show_other_numbers_at_the_same_place(open_tab: C
     page.get_by_role("combobox", name="Layer").click()
     page.get_by_role("option", name="mid · 4×4").click()
     page.wait_for_function("document.querySelector('.where').textContent.includes('of 4×4')")
-    assert "Row 4, column 4" in page.locator(".where").inner_text()
+    assert "row 4, column 4" in page.locator(".where").inner_text()
 
 
 def test_the_translation_reads_the_same_memory(open_tab: Callable[..., "Page"], both: TextToImagePipeline) -> None:
     page = open_tab()
-    page.get_by_role("radio", name="the translation").check()
+    page.get_by_role("radio", name="Text decoder").check()
     page.wait_for_selector(".written button")
     reading = follow_text(translator(both), FIRST, "decoder.1")
     page.locator(".written button").nth(2).click()
@@ -178,7 +180,7 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Callable[..., "Page"
     shot.focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowUp")
-    assert "Row 3, column 3 " in page.locator(".where").inner_text()
+    assert "row 3, column 3 " in page.locator(".where").inner_text()
     page.get_by_role("slider", name="Component of q").focus()
     page.keyboard.press("ArrowRight")
     assert page.get_by_role("slider", name="Component of q").get_attribute("aria-valuenow") == "2"
@@ -201,10 +203,10 @@ def test_a_hostile_prompt_is_shown_as_it_was_typed_and_runs_nothing(
     assert page.locator(".drawing").get_attribute("alt") == "The picture drawn for: " + prompt
     assert page.locator(".tokens img, .tokens b").count() == 0
     page.locator(".tokens .row").first.hover()
-    page.wait_for_timeout(200)  # for what it might have started
+    page.wait_for_timeout(200)  # for a script that it might have started
 
 
-def test_what_is_wrong_is_said_in_a_line_and_the_last_query_stays(open_tab: Callable[..., "Page"]) -> None:
+def test_an_error_is_one_line_and_the_last_query_stays(open_tab: Callable[..., "Page"]) -> None:
     page = open_tab()
     page.get_by_role("textbox", name="Seed").fill("<img src=x onerror=alert(1)>")
     follow(page, FIRST)
@@ -219,7 +221,7 @@ def test_a_phone_shows_it_all_and_answers_to_taps(open_tab: Callable[..., "Page"
     page = open_tab(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator(".shot").tap(position={"x": 5, "y": 5})
-    assert "Row 1, column 1 " in page.locator(".where").inner_text()
+    assert "row 1, column 1 " in page.locator(".where").inner_text()
     row(page, "square").get_by_role("button").tap()
     assert page.locator(".worked-token").inner_text() == "“square” in numbers"
     strips = [page.locator(name).bounding_box() for name in (".asks .strip", ".tokens .keys .strip >> nth=0")]

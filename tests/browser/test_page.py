@@ -1,4 +1,4 @@
-"""The page in a real browser: drawing, looking and asking."""
+"""The page in a real browser: the Generate and Your picture tabs."""
 
 import io
 import json
@@ -25,14 +25,14 @@ FIRST = "a red circle left of a blue square"
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[[TextToImagePipeline], str], tiny_pipe: TextToImagePipeline) -> str:
-    """Of a page whose model has a calibration."""
+    """The address of a page whose model has a calibration."""
     count = sum(1 for _ in tiny_pipe.unet.attention_layers)
     weights = {layer: [0.75 / count, 0.25 / count] for layer in tiny_pipe.unet.attention_layers}
     return serve(TextToImagePipeline(**tiny_pipe.components, calibration=weights))
 
 
 def wait_for_prompt(page: "Page", prompt: str) -> None:
-    """Until the viewer shows the finished picture of this prompt."""
+    """Wait until the viewer shows the finished picture of this prompt."""
     alt = "The picture drawn for: " + prompt
     page.wait_for_function("alt => document.querySelector('.picture')?.alt === alt", arg=alt)
 
@@ -47,7 +47,7 @@ def chip(page: "Page", word: str) -> "Locator":
 
 
 def pixels(page: "Page") -> str:
-    """What the map's canvas shows; nothing while it is hidden."""
+    """The content of the map's canvas; "" while it is hidden."""
     return page.evaluate("(canvas => canvas.hidden ? '' : canvas.toDataURL())(document.querySelector('.heat'))")
 
 
@@ -65,7 +65,7 @@ def away(page: "Page") -> None:
 def test_pointing_at_words_shows_their_maps_without_asking_the_server(open_page: Open, requests: list[str]) -> None:
     page = open_page()
     page.wait_for_load_state("networkidle")
-    # The last thing that a picture asks for, while nobody waits for it, is what playing its steps needs.
+    # The last request of a picture fetches the data for "Play" in the background.
     with page.expect_response(lambda answer: '"frames"' in (answer.request.post_data or "")):
         draw(page, "a green star above a red heart")
     wait_for_prompt(page, "a green star above a red heart")
@@ -127,12 +127,12 @@ def test_a_word_opens_into_its_tokens_which_add_up_to_it(open_page: Open) -> Non
     assert opener.get_attribute("aria-expanded") == "true" and parts.first.is_visible()
     page.locator(".frame").hover(position={"x": 100, "y": 200})
     share = lambda text: float(text.rstrip("%").strip())  # noqa: E731
-    whole = share(chip(page, "reddish").locator(".share").inner_text())
+    word = share(chip(page, "reddish").locator(".share").inner_text())
     tokens = [share(text) for text in parts.locator(".share").all_inner_texts()]
-    assert sum(tokens) == pytest.approx(whole, abs=0.5 * (len(tokens) + 1))  # each is rounded
+    assert sum(tokens) == pytest.approx(word, abs=0.5 * (len(tokens) + 1))  # each is rounded
 
 
-def test_what_is_no_word_is_there_too_and_stands_back(open_page: Open) -> None:
+def test_tokens_that_are_no_words_are_shown_in_a_quieter_style(open_page: Open) -> None:
     page = open_page()
     special = page.locator(".chip.special")
     assert special.all_inner_texts() == ["[START]", "[END]"]
@@ -150,15 +150,15 @@ def test_pointing_at_the_picture_lights_the_words_with_their_shares(open_page: O
     shares = [float(text.rstrip("%").strip()) for text in lit(page)]
     assert len(shares) == len(FIRST.split()) + 2
     assert sum(shares) == pytest.approx(100, abs=3)
-    assert "no word" in page.locator(".caption").inner_text()
+    assert "other tokens" in page.locator(".caption").inner_text()
     away(page)
     assert lit(page) == []
 
 
 @pytest.mark.parametrize("kind", ["box", "outline"])
-def test_a_dragged_region_says_what_words_at_says(open_page: Open, tmp_path: Path, kind: str) -> None:
+def test_a_dragged_region_gives_the_shares_of_words_at(open_page: Open, tmp_path: Path, kind: str) -> None:
     page = open_page()
-    page.get_by_label("Drag marks").select_option(kind)
+    page.get_by_label("Dragging marks").select_option(kind)
     frame = page.locator(".frame").bounding_box()
     corners = [(0.1, 0.1), (0.6, 0.1), (0.6, 0.85), (0.1, 0.85)] if kind == "outline" else [(0.1, 0.1), (0.6, 0.85)]
     places = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in corners]
@@ -208,7 +208,7 @@ def test_each_step_layer_and_head_has_maps_of_its_own(open_page: Open) -> None:
     page.get_by_label("Head").select_option("")
     page.wait_for_function("text => document.querySelector('.heat').toDataURL() === text", arg=seen[0])
     changed(lambda: page.get_by_label("Average").select_option("calibrated"))
-    changed(lambda: page.get_by_label("Scale").select_option("all"))
+    changed(lambda: page.get_by_label("Colour scale").select_option("all"))
     assert len(set(seen)) == len(seen)
 
 
@@ -223,12 +223,12 @@ def test_playing_runs_through_the_steps_and_stops(open_page: Open) -> None:
     assert page.locator(".step-name").inner_text() == at
 
 
-def test_who_owns_what_gives_every_place_to_the_word_with_most_there(open_page: Open) -> None:
+def test_the_dominant_word_is_the_one_with_most_attention_at_a_place(open_page: Open) -> None:
     page = open_page()
     with page.expect_download() as saved:
         page.get_by_role("button", name="Trace").click()
     attention = AttentionTrace.load(saved.value.path())
-    page.get_by_label("Who owns what").check()
+    page.get_by_label("Dominant word at each place").check()
     shown = page.evaluate("""(canvas => {
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
       return [canvas.height, canvas.width, [...data]];
@@ -240,9 +240,9 @@ def test_who_owns_what_gives_every_place_to_the_word_with_most_there(open_page: 
     starts = [word.start for word in attention.words]
     agree = 0
     for (best, share), colour in zip((cell[0] for cell in cells), colours.reshape(-1, 4), strict=True):
-        owner = [*bytes.fromhex(hues[starts.index(best.start)][1:]), 255]
+        dominant = [*bytes.fromhex(hues[starts.index(best.start)][1:]), 255]
         nobody = 1 - sum(s for _, s in cells[0])
-        agree += colour.tolist() == owner or (colour[3] == 0 and share <= max(nobody, 0.5))
+        agree += colour.tolist() == dominant or (colour[3] == 0 and share <= max(nobody, 0.5))
     assert agree > 0.9 * len(cells)
 
 
@@ -255,10 +255,10 @@ def test_every_word_has_a_small_map_to_press(open_page: Open) -> None:
     assert chip(page, "circle").get_attribute("aria-pressed") == "true"
 
 
-# Keeping
+# Saving
 
 
-def test_a_picture_is_saved_with_what_made_it(open_page: Open) -> None:
+def test_a_picture_is_saved_with_its_settings(open_page: Open) -> None:
     page = open_page()
     for name, ending in (("Picture", ".png"), ("Maps", ".png"), ("Animation", ".gif"), ("Page", ".html")):
         with page.expect_download() as saved:
@@ -314,23 +314,23 @@ def test_pictures_of_the_visit_come_back_and_compare(open_page: Open) -> None:
     wait_for_prompt(page, "a green star")
     thumbnails = page.get_by_role("group", name="Pictures of this visit").get_by_role("button")
     assert thumbnails.count() == 2
-    page.get_by_label("Compare with the one I choose").check()
+    page.get_by_label("Compare with the picture I choose").check()
     thumbnails.nth(1).click()
     assert page.locator(".other").get_attribute("src") == first
     clip = page.locator(".other").evaluate("e => getComputedStyle(e).clipPath")
     page.get_by_label("Compare", exact=True).fill("10")
     assert page.locator(".other").evaluate("e => getComputedStyle(e).clipPath") != clip
-    page.get_by_label("Compare with the one I choose").uncheck()
+    page.get_by_label("Compare with the picture I choose").uncheck()
     thumbnails.nth(1).click()
     wait_for_prompt(page, FIRST)
     assert page.locator(".picture").get_attribute("src") == first
     page.wait_for_function("text => document.querySelector('textarea').value === text", arg=FIRST)
 
 
-# Drawing
+# Generating
 
 
-def test_the_picture_forms_before_it_is_done_and_stops_when_told(open_page: Open) -> None:
+def test_previews_come_before_the_picture_and_stop_ends_them(open_page: Open) -> None:
     page = open_page()
     page.get_by_label("Steps").first.fill("100")
     page.evaluate("""() => {
@@ -372,17 +372,17 @@ def test_a_closed_browser_cancels_its_job(open_page: Open) -> None:
         assert passes == before < 90
 
 
-def test_live_draws_while_one_types_and_the_last_wins(open_page: Open) -> None:
+def test_live_mode_draws_while_one_types_and_ends_with_the_last_prompt(open_page: Open) -> None:
     page = open_page()
     page.get_by_label("Live").check()
     box = page.get_by_role("textbox", name="Prompt")
     box.fill("")
     box.press_sequentially("a purple cross", delay=30)
     wait_for_prompt(page, "a purple cross")
-    assert page.locator(".history button").count() <= 1  # they are not worth keeping
+    assert page.locator(".history button").count() <= 1  # live pictures are not added
 
 
-def test_words_never_read_stand_out_while_one_types(open_page: Open) -> None:
+def test_unknown_words_are_marked_while_one_types(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("textbox", name="Prompt").fill("a red <b>zebra</b>")
     page.wait_for_selector(".reading u")
@@ -391,9 +391,9 @@ def test_words_never_read_stand_out_while_one_types(open_page: Open) -> None:
     page.wait_for_function("document.querySelector('.reading').textContent === ''")
 
 
-def test_the_judge_says_item_by_item_what_is_there(open_page: Open) -> None:
+def test_the_judge_checks_each_statement_of_the_prompt(open_page: Open) -> None:
     page = open_page()
-    items = page.get_by_role("list", name="What the judge sees").get_by_role("listitem")
+    items = page.get_by_role("list", name="Checks of the picture against the prompt").get_by_role("listitem")
     texts = items.all_inner_texts()
     assert any(text.endswith("red circle left of blue square") for text in texts)
     assert all(text[0] in "✓✗" for text in texts)
@@ -403,13 +403,13 @@ def test_everything_can_be_done_with_the_keyboard(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("textbox", name="Prompt").fill("a red star")
     page.keyboard.press("Enter")
-    wait_for_prompt(page, "a red star")  # a picture that came later would take the marks away
+    wait_for_prompt(page, "a red star")  # a later picture would clear the marks
     page.locator(".frame").focus()
     page.keyboard.press("ArrowLeft")
     assert lit(page)
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    assert page.locator(".caption").inner_text().startswith("The marked part")
+    assert page.locator(".caption").inner_text().startswith("Marked region")
     page.keyboard.press("Escape")
     assert lit(page) == []
     page.keyboard.press("Tab")
@@ -434,7 +434,7 @@ def test_a_hostile_prompt_is_shown_as_it_was_typed_and_runs_nothing(open_page: O
     assert page.locator(".attention-viewer :is(.prompt, .multiples, .history) :is(b, script)").count() == 0
     assert page.locator("img[src=x]").count() == 0
     page.locator(".chip").first.hover()
-    page.wait_for_timeout(200)  # for what it might have started
+    page.wait_for_timeout(200)  # for a script that it might have started
 
 
 @pytest.mark.parametrize("prompt", ["‮red‬ circle مربع", "a\x00circle", "half \ud83d smile", "a" * 100_000])
@@ -457,7 +457,7 @@ def test_odd_text_is_shown_or_refused_in_a_line(open_page: Open, prompt: str) ->
     assert error.count() == 0 or 10 < len(error.inner_text()) < 200
 
 
-def test_what_is_wrong_is_said_in_a_line_and_the_picture_stays(open_page: Open) -> None:
+def test_an_error_is_one_line_and_the_picture_stays(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("textbox", name="Seed").fill("<img src=x onerror=alert(1)>")
     draw(page, FIRST)
@@ -474,7 +474,7 @@ def test_an_example_draws_itself(open_page: Open) -> None:
     wait_for_prompt(page, "a large purple star above a small orange heart")
 
 
-def test_a_picture_of_ones_own_is_read(open_page: Open, tmp_path: Path) -> None:
+def test_an_uploaded_picture_is_attributed(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     page.get_by_role("tab", name="Your picture").click()
     Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / "mine.png")
@@ -487,7 +487,7 @@ def test_a_picture_of_ones_own_is_read(open_page: Open, tmp_path: Path) -> None:
     assert viewer.locator(".heat").is_visible()
 
 
-# Looks
+# Layout
 
 
 def test_a_phone_shows_it_all_and_answers_to_taps(open_page: Open) -> None:

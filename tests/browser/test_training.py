@@ -60,16 +60,16 @@ def wait_for_state(page: "Page", state: str) -> None:
 
 def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[..., "Page"], address: str) -> None:
     page = open_tab()
-    page.get_by_role("button", name="Options").click()
-    for label, number in {"Steps": "3", "Validate every": "3", "Pictures a step": "2"}.items():
+    page.get_by_role("button", name="More settings").click()
+    for label, number in {"Steps": "3", "Steps between validations": "3", "Batch size": "2"}.items():
         page.get_by_label(label, exact=True).fill(number)
-    page.get_by_label("Pixels").click()
+    page.get_by_label("Picture size").click()
     page.get_by_role("option", name="32").click()
-    page.get_by_label("Name of the run").fill("three")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_label("Run name").fill("three")
+    page.get_by_role("button", name="Start training").click()
     wait_for_state(page, "three is starting")
     assert page.get_by_role("button", name="Stop").is_enabled()
-    page.reload()  # whoever closes the page loses nothing
+    page.reload()  # closing the page does not stop the run
     page.get_by_role("tab", name="Train").click()
     wait_for_state(page, "three is ")
     wait_for_state(page, "three is finished after 3 steps")
@@ -83,23 +83,23 @@ def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[.
     first = page.locator("section:has(h3:text('Samples')) figcaption").first.inner_text()
     page.get_by_role("tab", name="Generate").click()
     steps = page.get_by_label("number input for Steps")
-    steps.fill("5")  # for the model that was there before
+    steps.fill("5")  # of the model before
     page.get_by_role("tab", name="Train").click()
     page.get_by_role("button", name="Open in Generate").click()
     page.wait_for_function("[...document.querySelectorAll('input')].some((input) => input.value === 'runs/three')")
     drawn = "The picture drawn for: " + first
     page.wait_for_function("alt => document.querySelector('.picture').alt === alt", arg=drawn)
     assert page.locator(".frame:visible").count() == 1
-    assert steps.input_value() == "20"  # how this one draws best
+    assert steps.input_value() == "20"  # the settings of this run's model
 
 
 def test_captions_are_shown_as_they_are_and_run_nothing(open_tab: Callable[..., "Page"]) -> None:
     page = open_tab()
-    page.get_by_label("Data", exact=True).click()
+    page.get_by_label("Training data").click()
     page.get_by_role("option", name="data/hostile").click()
     captions = page.locator("section:has(h3:text('Examples')) figcaption")
     captions.filter(has_text="bold").first.wait_for()
-    page.wait_for_timeout(200)  # for what they might have started
+    page.wait_for_timeout(200)  # for a script that they might have started
     assert captions.all_text_contents() == HOSTILE
     assert captions.locator("*").count() == 0
 
@@ -114,20 +114,20 @@ def test_an_upload_is_shown_or_refused(open_tab: Callable[..., "Page"], tmp_path
     upload = page.locator("input[type=file]")
     upload.set_input_files(tmp_path / "good.zip")
     page.locator("figcaption", has_text="a black night").wait_for()
-    assert page.get_by_label("Data", exact=True).input_value() == "data/good"
+    assert page.get_by_label("Training data").input_value() == "data/good"
     upload.set_input_files(tmp_path / "bad.zip")
-    page.get_by_label("Not done").wait_for()
-    said = page.get_by_label("Not done").input_value()
-    assert said.startswith("the zip has no picture that can be used") and "no captions" in said
-    assert page.get_by_label("Data", exact=True).input_value() == "data/good"
+    page.get_by_label("Error").wait_for()
+    error = page.get_by_label("Error").input_value()
+    assert error.startswith("the upload has no picture that can be used") and "no captions" in error
+    assert page.get_by_label("Training data").input_value() == "data/good"
 
 
-def test_what_is_refused_is_said_in_a_line(open_tab: Callable[..., "Page"]) -> None:
+def test_wrong_settings_are_refused_in_a_line(open_tab: Callable[..., "Page"]) -> None:
     page = open_tab()
-    page.get_by_label("Name of the run").fill(HOSTILE[0])
-    page.get_by_role("button", name="Start").click()
-    page.get_by_label("Not done").wait_for()
-    assert "letters, digits, - and _, not '<img src=x" in page.get_by_label("Not done").input_value()
+    page.get_by_label("Run name").fill(HOSTILE[0])
+    page.get_by_role("button", name="Start training").click()
+    page.get_by_label("Error").wait_for()
+    assert "letters, digits, - and _, got '<img src=x" in page.get_by_label("Error").input_value()
     page.wait_for_timeout(200)
 
 

@@ -27,10 +27,10 @@ Open = Callable[..., "Page"]
 
 @pytest.fixture(scope="module")
 def pipe(tiny_pipe: TextToImagePipeline) -> TextToImagePipeline:
-    """What the bundled model has learnt to say, so that it says little; the pictures are the tiny one's."""
-    said = TranslationPipeline.from_pretrained("shapes")
-    unet = type(tiny_pipe.unet).from_config(tiny_pipe.unet.config, memory_width=said.text_encoder.config.width)
-    return TextToImagePipeline(said.tokenizer, said.text_encoder, unet, tiny_pipe.scheduler)
+    """The bundled translation model with the tiny pipeline's untrained UNet."""
+    text = TranslationPipeline.from_pretrained("shapes")
+    unet = type(tiny_pipe.unet).from_config(tiny_pipe.unet.config, memory_width=text.text_encoder.config.width)
+    return TextToImagePipeline(text.tokenizer, text.text_encoder, unet, tiny_pipe.scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def address(serve: Callable[[TextToImagePipeline], str], pipe: TextToImagePipeli
 
 @pytest.fixture(scope="module")
 def hostile_address(serve: Callable[[TextToImagePipeline], str], tiny_pipe: TextToImagePipeline) -> str:
-    """Of a model to which all there is to read and to write is one hostile token."""
+    """The address of a page whose model reads and writes one hostile token only."""
     words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[START]", "[END]", HOSTILE])}
     core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     ends = [("[START]", 2), ("[END]", 3)]
@@ -74,7 +74,7 @@ def translate(page: "Page", text: str, reference: str = "") -> None:
 
 
 def finished(page: "Page", source: str) -> None:
-    """Until the alignment shows a translation of this to its end."""
+    """Wait until the alignment shows a complete translation of `source`."""
     page.wait_for_function(
         """source => {
           const tokens = (line) => [...document.querySelectorAll(`.alignment ${line} .text`)].map((e) => e.textContent);
@@ -93,7 +93,7 @@ def tokens(page: "Page", line: str) -> list[str]:
 
 
 def shares(page: "Page", line: str) -> list[float]:
-    """The numbers that stand at the tokens of a line, in percent."""
+    """The numbers at the tokens of a line, in percent."""
     texts = page.get_by_role("group", name=line).locator(".share").all_text_contents()
     return [float(text.rstrip("%").strip()) for text in texts if text]
 
@@ -111,23 +111,23 @@ def test_pointing_answers_from_both_sides_without_asking_the_server(open_tab: Op
     translate(page, TEXT)
     finished(page, TEXT)
     page.wait_for_load_state("networkidle")
-    asked = len(requests)
+    count = len(requests)
     assert shares(page, SOURCE) == shares(page, WRITTEN) == []
     chip(page, WRITTEN, "绿").hover()
     read = shares(page, SOURCE)
     assert len(read) == len(TEXT.split()) + 2 and sum(read) == pytest.approx(100, abs=3)
-    assert "For “绿” the model reads “green”" in caption(page)
+    assert "For “绿” the model attends to “green”" in caption(page)
     assert "It gives “绿” a probability of" in caption(page)
     assert shares(page, WRITTEN) == []
     chip(page, SOURCE, "green").hover()
     readers = shares(page, WRITTEN)
     assert len(readers) == len(tokens(page, WRITTEN)) and shares(page, SOURCE) == []
-    assert "“green” is read most for “绿”" in caption(page)
-    # One number, read from either side.
+    assert "“green” gets most attention from “绿”" in caption(page)
+    # Both directions show the same number.
     assert readers[tokens(page, WRITTEN).index("绿")] == read[tokens(page, SOURCE).index("green")]
     page.mouse.move(0, 0)
     assert shares(page, SOURCE) == shares(page, WRITTEN) == []
-    assert len(requests) == asked
+    assert len(requests) == count
 
 
 def test_pointing_at_a_cell_lights_its_two_tokens_with_its_number(open_tab: Open) -> None:
@@ -138,15 +138,15 @@ def test_pointing_at_a_cell_lights_its_two_tokens_with_its_number(open_tab: Open
     page.mouse.move(box["x"] + 2.5 * box["width"] / columns, box["y"] + 3.5 * box["height"] / rows)
     (share,) = shares(page, SOURCE)
     assert shares(page, WRITTEN) == [share]
-    said = f"For “{tokens(page, WRITTEN)[3]}” the model reads “{tokens(page, SOURCE)[2]}” with {share:g}"
-    assert said in caption(page).replace("\u202f", " ")
+    sentence = f"For “{tokens(page, WRITTEN)[3]}” the model attends to “{tokens(page, SOURCE)[2]}” with {share:g}"
+    assert sentence in caption(page).replace("\u202f", " ")
     assert page.locator(".alignment .written .field").bounding_box() == box  # nothing moves under the pointer
 
 
-def test_a_layer_and_a_head_can_be_looked_at_alone(open_tab: Open, requests: list[str]) -> None:
+def test_single_layers_and_heads_can_be_shown(open_tab: Open, requests: list[str]) -> None:
     page = open_tab()
     page.wait_for_load_state("networkidle")
-    asked, shown = len(requests), {pixels(page)}
+    count, shown = len(requests), {pixels(page)}
     for name, choices in (("Layer", 2), ("Head", 4)):
         select = page.get_by_role("combobox", name=name)
         assert select.locator("option").count() == 1 + choices
@@ -156,10 +156,10 @@ def test_a_layer_and_a_head_can_be_looked_at_alone(open_tab: Open, requests: lis
     assert len(shown) == 1 + 2 + 4
     page.locator(".alignment .written .field").hover(position={"x": 5, "y": 5})
     assert "(layer 2, head 4)" in caption(page)
-    assert len(requests) == asked
+    assert len(requests) == count
 
 
-def test_a_translation_of_ones_own_is_read_beside_the_models(open_tab: Open) -> None:
+def test_a_reference_translation_is_shown_beside_the_models(open_tab: Open) -> None:
     page = open_tab()
     assert not page.locator(".reading.reference").is_visible()
     translate(page, TEXT, REFERENCE)
@@ -168,15 +168,15 @@ def test_a_translation_of_ones_own_is_read_beside_the_models(open_tab: Open) -> 
     circle = chip(page, READ, "圆")
     circle.hover()
     assert "surprising" in (circle.get_attribute("class") or "")
-    assert "and would rather write “三”" in caption(page)
-    assert "rather 三 " in page.locator(".reading.reference .rather").inner_text()
+    assert "; “三” is likelier, " in caption(page)
+    assert "likelier: 三 " in page.locator(".reading.reference .likelier").inner_text()
     chip(page, SOURCE, "green").hover()
     assert len(shares(page, READ)) == len(tokens(page, READ)) and shares(page, WRITTEN)
     translate(page, TEXT)
     page.wait_for_selector(".reading.reference", state="hidden")
 
 
-def test_it_is_seen_being_written(open_tab: Open) -> None:
+def test_the_translation_appears_token_by_token(open_tab: Open) -> None:
     page = open_tab()
     page.evaluate("""() => {
       window.seen = [];
@@ -207,10 +207,10 @@ def test_everything_can_be_done_with_the_keyboard(open_tab: Open) -> None:
     assert chip(page, SOURCE, "[START]").get_attribute("aria-pressed") == "true"
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
-    assert f"“{tokens(page, SOURCE)[2]}” is read most for" in caption(page)
+    assert f"“{tokens(page, SOURCE)[2]}” gets most attention from" in caption(page)
 
 
-def test_what_is_wrong_is_said_in_a_line_and_the_translation_stays(open_tab: Open) -> None:
+def test_an_error_is_one_line_and_the_translation_stays(open_tab: Open) -> None:
     page = open_tab()
     before = tokens(page, WRITTEN)
     translate(page, "red " * 100)
@@ -232,10 +232,10 @@ def test_hostile_text_is_shown_as_it_is_and_runs_nothing(open_tab: Open, hostile
         assert HOSTILE in caption(page)
     assert HOSTILE in page.get_by_label("Translation", exact=True).input_value()
     assert page.locator(".alignment img").count() == 0
-    page.wait_for_timeout(200)  # for what it might have started
+    page.wait_for_timeout(200)  # for a script that it might have started
 
 
-def test_a_model_without_a_decoder_says_so(
+def test_a_model_without_a_decoder_shows_an_error(
     open_tab: Open, serve: Callable[[TextToImagePipeline], str], tiny_pipe: TextToImagePipeline
 ) -> None:
     page = open_tab()
@@ -264,7 +264,7 @@ def test_a_phone_shows_it_all_and_answers_to_taps(open_tab: Open) -> None:
     green.tap()
     assert shares(page, WRITTEN) and shares(page, READ)
     inside = "e => e.getBoundingClientRect().bottom <= innerHeight"
-    assert page.locator(".alignment .caption").evaluate(inside)  # the answer is in sight wherever one points
+    assert page.locator(".alignment .caption").evaluate(inside)  # the caption is always visible
     green.tap()
     assert shares(page, WRITTEN) == []
     page.locator(".reading.reference .field").tap(position={"x": 30, "y": 30})

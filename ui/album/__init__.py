@@ -1,6 +1,6 @@
-"""A page of pictures, each with its caption beneath it as the text it is, in full.
+"""Pictures with their full captions below them as plain text.
 
-gr.Gallery lays captions over the pictures, and keeps equal pictures of two readers in one file.
+gr.Gallery lays captions over the pictures, and stores equal pictures of two users in one file.
 """
 
 import base64
@@ -15,15 +15,15 @@ from ui.component import component
 
 
 def album(title: str, side: int, **options: Any) -> gr.HTML:
-    """The component: pictures in as many columns as have room, each `side` CSS pixels wide or a little more.
+    """The component: pictures in as many columns as fit, each at least `side` CSS pixels wide.
 
-    Its value is a `page`, or nothing yet.
+    Its value is a `page`, or None.
     """
     return component(__name__, None, title=title, side=side, **options)
 
 
 def page(pictures: Iterable[tuple[Image.Image, str]], note: str = "") -> dict[str, Any]:
-    """Pictures with their captions, and a line about them all, as JSON can carry it: a value for `album`."""
+    """The JSON value of an `album`: pictures with their captions, and a note that is added to the title."""
     return {"pictures": [[_url(picture), caption] for picture, caption in pictures], "note": note}
 
 

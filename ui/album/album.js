@@ -1,7 +1,7 @@
 // The body of a function of (element, props, watch), which gr.HTML calls once, when the album is on the page.
 //
-// props.value is what Python's `page` made, or nothing yet; props.title and props.side are settings of the album. What a
-// person typed is written by textContent or as a property, never as HTML.
+// props.value comes from Python's `page`, or is nothing yet; props.title and props.side are settings of the album. Text
+// that a person typed is written by textContent or as a property, never as HTML.
 
 const root = element.querySelector(".album");
 root.style.setProperty("--side", props.side + "px");

@@ -1,6 +1,6 @@
-"""The alignment of a translation: which token was written from which, answered in the browser without the server.
+"""The alignment of a translation: which source tokens the model attended to for each token it wrote.
 
-`payload` says everything the page needs; `alignment` is the component that shows it.
+`payload` makes the data; `alignment` is the component that shows it and answers in the browser, without the server.
 
 Shapes: L decoder layers, H heads, S source tokens, T target tokens.
 """
@@ -12,37 +12,38 @@ from typing import Any
 import gradio as gr
 import torch
 
-from pipelines.text_to_text import Translation, readable
+from pipelines.drawing import readable
+from pipelines.text_to_text import Translation
 from ui.component import component
-from ui.viewer import COLOURS
+from ui.viewer import COLOUR_STOPS
 
 ONE = 2**16 - 1
-"""What a share of all the attention is sent as. Finer than a byte, so that small shares can be read as numbers."""
+"""The integer that stands for a weight of 1. Two bytes per weight keep small weights readable as numbers."""
 
 
 def alignment(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
     """The component.
 
-    Its value is a `payload`, which may hold a "note" too, a line about the translation; or {"error": a line that says
-    why there is no new one}, and the last one stays.
+    Its value is a `payload`, with an optional "note", a line about the translation; or {"error": a line}, and the last
+    translation stays.
     """
-    return component(__name__, value, colours=COLOURS, **options)
+    return component(__name__, value, colours=COLOUR_STOPS, **options)
 
 
 def payload(
     written: Translation, reference: Translation | None = None, special: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What the component shows of a translation the model wrote, and of one it was given to read, as JSON can carry it.
+    """The JSON data of the model's translation and of a reference translation for the component.
 
     Args:
-        special: tokens that stand for no word, shown more quietly.
+        special: tokens that are not part of a word; they are shown in a quieter style.
 
     Returns:
-        source: the source's tokens as (text, whether it is special).
-        written, reference: of each translation (the reference may be None)
-            tokens: its tokens, like the source's.
-            probabilities: what the model gave each token, having read those before it.
-            likeliest: (text, probability) of the token the model would have written there.
+        source: the tokens of the source as (text, whether it is special).
+        written, reference: for each of the two translations (the reference may be None)
+            tokens: its tokens as (text, whether it is special).
+            probabilities: the model's probability of each token, given the tokens before it.
+            likeliest: (text, probability) of the token with the highest probability at each position.
             layers, heads: L and H.
             weights: base64 of little-endian uint16 (L, H, T, S), the attention in 65,535ths.
     """

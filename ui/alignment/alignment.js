@@ -1,22 +1,22 @@
 // The body of a function of (element, props, watch), which gr.HTML calls once, when the component is on the page.
 //
-// props.value is what Python's `payload` made, or nothing yet; props.colours is the colour map. Everything a person
-// typed, and everything a model wrote, is written by textContent, never as HTML.
+// props.value comes from Python's `payload`, or is nothing yet; props.colours is the colour map. All text of a person or
+// a model is written by textContent, never as HTML.
 
 const find = (selector, within = element) => within.querySelector(selector);
 const [note, body, layer, head, bar, peak, source, caption] =
   [".note", ".body", ".layer", ".head", ".bar", ".peak", ".source", ".caption"].map((selector) => find(selector));
 const palette = shades(props.colours);
-// A panel for each translation: what the model wrote, and what it was given to read beside it.
+// A panel for each translation: the model's own, and the reference that a person typed.
 const panels = ["written", "reference"].map(panel);
 
 let data = null; // the payload that is shown
-let lines = []; // the source's chips, then each panel's: [place, button] each
-let pinned = null; // the place that stays lit
+let lines = []; // lines of [place, button]: the source's chips, then those of each panel
+let pinned = null; // the place that a click keeps highlighted
 let pointed = null; // the place under the pointer or the keyboard's focus
-// A place is { panel, row, column }: a source token has a column only, a target token a panel and a row, a cell all.
+// A place is { panel, row, column }: a source token has only a column, a target token a panel and a row, a cell all three.
 
-// What the numbers say
+// The numbers
 
 function shades(colours) {
   const canvas = Object.assign(document.createElement("canvas"), { width: 256, height: 1 });
@@ -33,10 +33,10 @@ function decode(reading) {
   return Float32Array.from({ length: bytes.length / 2 }, (_, i) => (bytes[2 * i] + 256 * bytes[2 * i + 1]) / 65535);
 }
 
-/** The mean over the layers and heads that are chosen, (rows, columns) in one array. */
+/** The mean over the chosen layers and heads, (rows, columns) in one array. */
 function mean({ reading, weights, rows, columns }) {
-  const meant = (select, count) => (select.value === "" ? [...Array(count).keys()] : [Number(select.value)]);
-  const [layers, heads] = [meant(layer, reading.layers), meant(head, reading.heads)];
+  const selected = (select, count) => (select.value === "" ? [...Array(count).keys()] : [Number(select.value)]);
+  const [layers, heads] = [selected(layer, reading.layers), selected(head, reading.heads)];
   const size = rows * columns;
   const sum = new Float32Array(size);
   for (const l of layers) {
@@ -52,22 +52,22 @@ function share(panel, row, column) {
   return panels[panel].shares[row * panels[panel].columns + column];
 }
 
-/** The share that joins a token to what is pointed at, or null where that says nothing of the token. */
+/** The attention between a token and the place under the pointer; null where the two do not belong together. */
 function between({ panel, row, column }, at) {
   if (row === undefined) {
-    const meant = at?.row !== undefined && (at.column ?? column) === column;
-    return meant ? share(at.panel, at.row, column) : null;
+    const related = at?.row !== undefined && (at.column ?? column) === column;
+    return related ? share(at.panel, at.row, column) : null;
   }
-  const meant = at?.column !== undefined && (at.row === undefined || (at.panel === panel && at.row === row));
-  return meant ? share(panel, row, at.column) : null;
+  const related = at?.column !== undefined && (at.row === undefined || (at.panel === panel && at.row === row));
+  return related ? share(panel, row, at.column) : null;
 }
 
 function surprising({ reading }, row) {
   return reading.likeliest[row][1] > reading.probabilities[row];
 }
 
-/** The geometric mean, the probability that so many tokens alike would have. */
-function typical(probabilities) {
+/** The geometric mean: the probability of each token if all had the same. */
+function geometricMean(probabilities) {
   return Math.exp(probabilities.reduce((sum, value) => sum + Math.log(value), 0) / probabilities.length);
 }
 
@@ -79,14 +79,14 @@ function percent(value) {
 
 function panel(name, place) {
   const box = find(`.reading.${name}`);
-  const [average, line, columnNames, rowNames, field, canvas, mark, rather] =
-    [".mean", ".target", ".columns", ".rows", ".field", "canvas", ".mark", ".rather"].map((part) => find(part, box));
+  const [average, line, columnNames, rowNames, field, canvas, mark, likelier] =
+    [".mean", ".target", ".columns", ".rows", ".field", "canvas", ".mark", ".likelier"].map((part) => find(part, box));
   field.addEventListener("pointermove", (event) => pointWithPointer(place, event));
   field.addEventListener("pointerdown", (event) => pointWithPointer(place, event));
-  field.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leaveField(place)); // a tap's stays
+  field.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leaveField(place)); // a tap's answer stays
   field.addEventListener("keydown", (event) => pointWithKeys(place, event));
   field.addEventListener("blur", () => leaveField(place));
-  return { box, average, line, columnNames, rowNames, field, canvas, mark, rather, reading: null };
+  return { box, average, line, columnNames, rowNames, field, canvas, mark, likelier, reading: null };
 }
 
 function fill(panel, place, reading) {
@@ -96,15 +96,15 @@ function fill(panel, place, reading) {
   panel.weights = decode(reading);
   panel.box.style.setProperty("--rows", panel.rows);
   panel.box.style.setProperty("--columns", panel.columns);
-  panel.average.textContent = `on average ${percent(typical(reading.probabilities))} per token`;
+  panel.average.textContent = `mean token probability ${percent(geometricMean(reading.probabilities))}`;
   panel.columnNames.replaceChildren(...data.source.map((token, column) => name(token, { column })));
   panel.rowNames.replaceChildren(...reading.tokens.map((token, row) => {
     const made = name(token, { panel: place, row });
     made.append(span("probability", percent(reading.probabilities[row])));
     return made;
   }));
-  panel.rather.replaceChildren(...reading.likeliest.map(([text, probability], row) =>
-    span("instead", surprising(panel, row) ? `rather ${text} ${percent(probability)}` : "")));
+  panel.likelier.replaceChildren(...reading.likeliest.map(([text, probability], row) =>
+    span("instead", surprising(panel, row) ? `likelier: ${text} ${percent(probability)}` : "")));
   const line = reading.tokens.map((token, row) => [{ panel: place, row }, chip(token, { panel: place, row })]);
   line.forEach(([, button], row) => button.classList.toggle("surprising", surprising(panel, row)));
   panel.line.replaceChildren(...line.map(([, button]) => button));
@@ -134,7 +134,7 @@ function chip([text, special], place) {
   button.append(span("text", text), span("share", ""));
   button.addEventListener("pointerenter", () => point(place));
   button.addEventListener("pointerleave", () => leave(place));
-  // A tap focuses the chip too; only the keyboard's focus lights others, or a second tap could not put them out.
+  // A tap focuses the chip too. Only the keyboard's focus highlights others, or a second tap could not clear them.
   button.addEventListener("focus", () => button.matches(":focus-visible") && point(place));
   button.addEventListener("blur", () => leave(place));
   button.addEventListener("click", () => pin(place));
@@ -145,7 +145,7 @@ function chip([text, special], place) {
 
 function paint(panel, most) {
   const { canvas, rows, columns, shares } = panel;
-  Object.assign(canvas, { width: columns, height: rows }); // a pixel a cell: the style makes it large
+  Object.assign(canvas, { width: columns, height: rows }); // one pixel per cell; the style enlarges it
   const context = canvas.getContext("2d");
   const image = context.createImageData(columns, rows);
   shares.forEach((value, i) => {
@@ -155,7 +155,7 @@ function paint(panel, most) {
   context.putImageData(image, 0, 0);
 }
 
-/** After another translation, layer or head: the shares, their colours and the scale both matrices have in common. */
+/** Updates the shares, their colours and the scale of both matrices after another translation, layer or head. */
 function redraw() {
   const read = panels.filter((panel) => panel.reading);
   for (const panel of read) panel.shares = mean(panel);
@@ -165,7 +165,7 @@ function redraw() {
   render();
 }
 
-/** After another pointing: what is lit, its numbers, and the sentence about it. */
+/** Updates the highlighted tokens, their numbers and the caption after the pointer moved. */
 function render() {
   const at = pointed ?? pinned;
   for (const line of lines) light(line, at);
@@ -188,7 +188,7 @@ function outline({ mark, rowNames, columnNames, rows, columns }, at) {
   mark.hidden = !at;
   [...rowNames.children].forEach((name, i) => name.classList.toggle("on", i === at?.row));
   [...columnNames.children].forEach((name, i) => name.classList.toggle("on", i === at?.column));
-  const extent = (i, cells) => (i === undefined ? [0, 100] : [(100 * i) / cells, 100 / cells]); // all where none is meant
+  const extent = (i, cells) => (i === undefined ? [0, 100] : [(100 * i) / cells, 100 / cells]); // undefined: all of them
   const [[top, height], [left, width]] = [extent(at?.row, rows), extent(at?.column, columns)];
   Object.assign(mark.style, { top: top + "%", height: height + "%", left: left + "%", width: width + "%" });
 }
@@ -197,22 +197,22 @@ function describe(at) {
   const quoted = ([text]) => `“${text}”`;
   const best = (tokens, shareOf) => tokens.map((token, i) => [shareOf(i), token]).sort((a, b) => b[0] - a[0])
     .slice(0, 3).map(([value, token]) => `${quoted(token)} ${percent(value)}`).join(", ");
-  if (!at) return "Point at a token on either side, or at a matrix, to see what was read to write it.";
+  if (!at) return "Point at a token or at a cell of the matrix to see which source tokens the model attended to.";
   if (at.row === undefined) {
     const readers = panels.flatMap(({ reading }, place) =>
       reading ? [best(reading.tokens, (row) => share(place, row, at.column))] : []);
-    return `${quoted(data.source[at.column])} is read most for ${readers.join("; in yours for ")}.`;
+    return `${quoted(data.source[at.column])} gets most attention from ${readers.join("; in your translation from ")}.`;
   }
   const panel = panels[at.panel];
   const token = quoted(panel.reading.tokens[at.row]);
   if (at.column !== undefined) {
-    return `For ${token} the model reads ${quoted(data.source[at.column])} with ` +
+    return `For ${token} the model attends to ${quoted(data.source[at.column])} with ` +
       `${percent(share(at.panel, at.row, at.column))} of its attention (${chosen()}).`;
   }
   const [text, probability] = panel.reading.likeliest[at.row];
-  const rather = surprising(panel, at.row) ? `, and would rather write “${text}”, ${percent(probability)}` : "";
-  return `For ${token} the model reads ${best(data.source, (column) => share(at.panel, at.row, column))}. ` +
-    `It gives ${token} a probability of ${percent(panel.reading.probabilities[at.row])}${rather}.`;
+  const likelier = surprising(panel, at.row) ? `; “${text}” is likelier, ${percent(probability)}` : "";
+  return `For ${token} the model attends to ${best(data.source, (column) => share(at.panel, at.row, column))}. ` +
+    `It gives ${token} a probability of ${percent(panel.reading.probabilities[at.row])}${likelier}.`;
 }
 
 function chosen() {
@@ -226,7 +226,7 @@ function same(a, b) {
   return Boolean(a && b) && a.panel === b.panel && a.row === b.row && a.column === b.column;
 }
 
-/** Whether a token is one of the (at most two) that are pointed at. */
+/** Whether a token is one of the (at most two) tokens of the place under the pointer. */
 function within({ panel, row, column }, at) {
   return row === undefined ? at?.column === column : at?.panel === panel && at.row === row;
 }
@@ -237,7 +237,7 @@ function point(at) {
   render();
 }
 
-// What is left may not be what is pointed at any more: a tap elsewhere takes the focus from a chip after it has pointed.
+// The place that the pointer leaves may not be `pointed` any more: a tap elsewhere points first, then blurs the old chip.
 
 function leave(place) {
   if (same(pointed, place)) point(null);
@@ -277,11 +277,11 @@ function pointWithKeys(place, event) {
 // What Python sends
 
 function offer(select, count) {
-  const before = select.value;
+  const current = select.value;
   const option = (name, value) => Object.assign(document.createElement("option"), { textContent: name, value });
   const each = Array.from({ length: count }, (_, i) => option(String(i + 1), String(i)));
-  select.replaceChildren(option(`All ${count} (mean)`, ""), ...each);
-  select.value = before !== "" && Number(before) < count ? before : "";
+  select.replaceChildren(option("All (mean)", ""), ...each);
+  select.value = current !== "" && Number(current) < count ? current : "";
 }
 
 function show(payload) {
@@ -299,7 +299,7 @@ function show(payload) {
   redraw();
 }
 
-watch("value", () => show(props.value)); // fires for what Python sends later on; the first value is here already
+watch("value", () => show(props.value)); // fires for later values only; the first one has arrived already
 layer.addEventListener("change", redraw);
 head.addEventListener("change", redraw);
 bar.style.background = `linear-gradient(to right, ${props.colours.join(", ")})`;

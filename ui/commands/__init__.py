@@ -1,0 +1,1 @@
+"""The subcommands. Each imports the one function it needs where it runs, so that `--help` answers at once."""

@@ -1,38 +1,76 @@
-"""What several commands do: load a model, write a file, and never one over another."""
+"""Shared by the commands: their options, and functions that load a model and write files."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from pipelines import TextToImagePipeline
+from pipelines.training.config import Saving, flag_of
 
-Model = Annotated[str, typer.Option(help="A bundled model, a run's folder, or a hub id.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
-Streaming = Annotated[bool, typer.Option("--streaming", help="Take a hub set's pictures as they come, up to --limit.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many pictures.")]
-Steps = Annotated[int | None, typer.Option(help="Steps from noise to picture; by default the model's own.")]
-Guidance = Annotated[
-    float | None,
-    typer.Option(help="How strictly to follow the prompt; 1 is no guidance; by default the model's own."),
-]
-SOURCES = "a folder, a .zip or .tar, shards of WebDataset, or a set of datasets by its name"
-ON_BAD_HELP = "With pictures that cannot be used: fail, or skip them."
+if TYPE_CHECKING:
+    from pipelines import TextToImagePipeline
+
+MODEL_HELP = "A bundled model, the folder of a run, or a hub id."
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default an accelerator if there is one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+Steps = Annotated[int | None, typer.Option(help="Sampling steps; by default the model's own.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is no guidance; by default the model's own.")]
 
 
-def load(model: str) -> TextToImagePipeline:
-    """A pipeline on the GPU if there is one, else on the CPU."""
+def settings_as_options(kind: type[Saving], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command the options of the settings of `kind`, of all or of those named.
+
+    The command takes the settings, an instance of `kind`, as its first argument.
+    """
+    settings = [setting for setting in fields(kind) if setting.metadata and (not names or setting.name in names)]
+    settings.sort(key=lambda setting: setting.name in Saving.__dataclass_fields__)  # what is inherited comes last
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            config = kind(**{setting.name: values.pop(setting.name) for setting in settings})
+            command(config, **values)
+
+        options = []
+        for setting in settings:
+            shown = {name: value for name, value in setting.metadata.items() if name != "flag"}
+            option = typer.Option(... if setting.default is MISSING else setting.default, flag_of(setting), **shown)
+            options.append(Parameter(setting.name, Parameter.KEYWORD_ONLY, default=option, annotation=setting.type))
+        _, *others = signature(command).parameters.values()
+        others = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in others]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = Signature([*options, *others])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def load(model: str, device: str | None = None) -> "TextToImagePipeline":
+    """A pipeline on the device of a name, by default on the one that Accelerate chooses."""
+    from pipelines import TextToImagePipeline
+    from pipelines.runs.processes import find_device
+
+    place = find_device(device)
     pipe = TextToImagePipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipe.to(place)
 
 
 def refuse_existing(files: Iterable[Path | None], instead: str) -> None:
-    if there := [str(file) for file in files if file is not None and file.exists()]:
-        raise ValueError(f"{', '.join(there)} already exists: choose another {instead}")
+    """Raise ValueError if one of the files exists."""
+    if existing := [str(file) for file in files if file is not None and file.exists()]:
+        raise ValueError(f"{', '.join(existing)} already exists: choose another {instead}")
+
+
+def require_png(file: Path | None, option: str) -> None:
+    """Raise ValueError unless the name of a file ends in .png."""
+    if file is not None and file.suffix.lower() != ".png":
+        raise ValueError(f"{option} must end in .png, got {file}")
 
 
 def write_json(file: Path | None, report: dict) -> None:

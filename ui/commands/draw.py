@@ -1,64 +1,61 @@
-"""Commands that draw, read pictures, and translate."""
+"""Commands that draw pictures, find words in them, and translate."""
 
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from PIL import Image
 
-from pipelines import TranslationPipeline, attribute, trace
-from pipelines.drawing import label_font
-from pipelines.prompts import draw_prompts
-from pipelines.runs.processes import this_process
-from pipelines.tracing.overlay import alignment_sheet, word_sheet
-from ui.checks import check_prompt, parse_seed
-from ui.commands.common import Guidance, Model, Overwrite, Steps, load, refuse_existing
-from ui.export import export, stem
-from unet_xattn import AttentionTrace
-from unet_xattn.words import unknown_words
+from ui.commands.common import Device, Guidance, Model, Overwrite, Steps, load, refuse_existing
 
 app = typer.Typer()
 
-KEEP_HELP = "Keep the attention as a file, with this apart: mean (nothing), step, head or full (both)."
+KEEP_HELP = "Save the attention too, separately by: mean (neither), step, head or full (both)."
 
 
 @app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Draw a file of prompts instead, a .txt or .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Draw all prompts of this file instead, a .txt or .jsonl.")
+    ] = None,
     model: Model = "shapes",
-    seed: Annotated[str, typer.Option(help="Names the picture: 0 to 2^64 - 1.")] = "0",
+    seed: Annotated[str, typer.Option(help="Random seed of the picture, 0 to 2^64 - 1.")] = "0",
     steps: Steps = None,
     guidance: Guidance = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the sheet of heat maps.")] = Path("out"),
     keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
+    device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a picture, and a sheet with where each word landed.
+    """Draw a picture, and a sheet with the heat map of each word.
 
-    Or, with --prompts, the pictures of a file and a results.jsonl; stopped, the same command goes on where it was.
+    With --prompts: draw the pictures of a file and write results.jsonl. If it is stopped, the same command resumes it.
     """
+    import torch
+
+    from pipelines import trace
+    from pipelines.checks import check_prompt, parse_seed
+    from pipelines.drawing import label_font
+    from pipelines.tracing.overlay import word_sheet
+    from ui.export import stem
+    from unet_xattn.words import unknown_words
+
     number = parse_seed(seed)
     if (prompt is None) == (prompts is None) or (prompts and (keep or overwrite)):
-        raise ValueError("give a PROMPT or --prompts with a file of them, which goes without --keep and --overwrite")
+        raise ValueError("give a PROMPT or --prompts FILE, the latter without --keep and --overwrite")
     if prompts is not None:
-        process = this_process()  # several of them share the file, each on a device of its own
-        results = draw_prompts(load(model), prompts, out, number, steps, guidance, model)
-        if process.is_main_process:
-            print(results)
-        process.destroy_process_group()
+        _generate_all(prompts, model, number, steps, guidance, out, device)
         return
     assert prompt is not None
     check_prompt(prompt)
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
-    label_font([prompt], 15)  # the sheet will need it
-    pipe = load(model)
+    label_font([prompt], 15)  # a missing font is found before the picture is drawn
+    pipe = load(model, device)
     if unknown := unknown_words(prompt, pipe.tokenizer):
-        print(f"note: this model has never read: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
+        print(f"note: words unknown to the model: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
     with trace(pipe, keep or "mean") as attention:
         generator = torch.Generator().manual_seed(number)
         picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator).images[0]
@@ -70,24 +67,50 @@ def generate(
     print(*files, sep="\n")
 
 
+def _generate_all(
+    prompts: Path, model: str, seed: int, steps: int | None, guidance: float | None, out: Path, device: str | None
+) -> None:
+    from pipelines.prompts import draw_prompts
+    from pipelines.runs.processes import this_process
+
+    process = this_process()  # several processes share the file, each on its own device
+    if process.num_processes > 1 and device is not None:
+        raise ValueError("several processes use a device each: leave out --device")
+    results = draw_prompts(load(model, device), prompts, out, seed, steps, guidance, model)
+    if process.is_main_process:
+        print(results)
+    process.destroy_process_group()
+
+
 @app.command("attribute", epilog='Example: unet-xattn attribute photo.png "a red circle" --out read')
 def attribute_words(
-    picture: Annotated[Path, typer.Argument(help="A picture.")],
+    picture: Annotated[Path, typer.Argument(help="A picture file.")],
     caption: Annotated[str, typer.Argument(help="What it shows.")],
     model: Model = "shapes",
     out: Annotated[Path, typer.Option(help="Folder for the sheet of heat maps and the trace.")] = Path("out"),
     keep: Annotated[str, typer.Option(help=KEEP_HELP)] = "mean",
+    device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Read a picture that is already there: a sheet with where each word of its caption lies, and the trace."""
-    check_prompt(caption)
+    """Find the words of a caption in an existing picture.
+
+    It writes a sheet of heat maps, and the trace.
+    """
+    from PIL import Image
+
+    from pipelines import attribute
+    from pipelines.checks import check_text
+    from pipelines.drawing import label_font
+    from pipelines.tracing.overlay import word_sheet
+
+    check_text(caption, "caption")
     files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label_font([caption], 15)
     try:
         with Image.open(picture) as shown:
             shown.load()
-            attention = attribute(load(model), shown, caption, keep=keep)
+            attention = attribute(load(model, device), shown, caption, keep=keep)
     except (SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{picture} cannot be read: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
@@ -98,12 +121,18 @@ def attribute_words(
 
 @app.command("export", epilog="Example: unet-xattn export out/a-red-circle-seed0.safetensors --out red-circle")
 def export_trace(
-    file: Annotated[Path, typer.Argument(help="A trace, as generate --keep and attribute leave it.")],
+    file: Annotated[Path, typer.Argument(help="A trace that generate --keep or attribute saved.")],
     out: Annotated[Path, typer.Option(help="A new folder to write to.")],
-    image: Annotated[int, typer.Option(help="Which of its pictures, from 0.")] = 0,
+    image: Annotated[int, typer.Option(help="Index of the picture in the trace, from 0.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write everything a trace shows: pictures, a table, and a page that opens anywhere; no model is needed."""
+    """Write pictures, a table and a page of a trace.
+
+    The page is one file that opens in any browser. No model is needed.
+    """
+    from ui.export import export
+    from unet_xattn import AttentionTrace
+
     print(*export(AttentionTrace.load(file), out, image, overwrite), sep="\n")
 
 
@@ -111,14 +140,26 @@ def export_trace(
 def translate(
     text: Annotated[str, typer.Argument(help="What to translate.")],
     model: Model = "shapes",
-    attention: Annotated[Path | None, typer.Option(help="Draw here where each word that was written looked.")] = None,
-    beams: Annotated[int, typer.Option(help="Sentences followed at a time; 1 takes the likeliest word each time.")] = 4,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is already there.")] = False,
+    attention: Annotated[
+        Path | None, typer.Option(help="Draw what each translated token attends to, as a .png.")
+    ] = None,
+    beams: Annotated[int, typer.Option(help="Beam size; 1 is greedy decoding.")] = 4,
+    device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Say a text in the other language, from the same memory that pictures are drawn from."""
+    """Translate a text into the other language.
+
+    The decoder reads the same memory as the UNet does when it draws.
+    """
+    from pipelines import TranslationPipeline
+    from pipelines.checks import check_text
+    from pipelines.runs.processes import find_device
+    from pipelines.tracing.overlay import alignment_sheet
+
     refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
-    check_prompt(text)
-    (translation,) = TranslationPipeline.from_pretrained(model)(text, beams=beams)
+    check_text(text)
+    place = find_device(device)
+    (translation,) = TranslationPipeline.from_pretrained(model).to(place)(text, beams=beams)
     print(translation.text)
     if attention is not None:
         attention.parent.mkdir(parents=True, exist_ok=True)

@@ -5,47 +5,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 
-from pipelines import TranslationPipeline
-from pipelines.bench.attention import bench_attention, bench_text
-from pipelines.bench.device import bench_device
-from pipelines.bench.speed import bench_capture, bench_sample, bench_train
-from pipelines.components import can_translate
-from pipelines.evaluation.agreement import evaluate as evaluate_pipe
-from pipelines.evaluation.agreement import evaluate_translation, fixed_scenes, table
-from pipelines.evaluation.faithfulness import evaluate_faithfulness
-from pipelines.evaluation.faithfulness import table as faithfulness_table
-from pipelines.evaluation.grounding import calibrate, evaluate_grounding
-from pipelines.evaluation.grounding import table as grounding_table
-from pipelines.evaluation.pairs import evaluate_pairs
-from pipelines.scenes.captions import LANGUAGES
-from pipelines.scenes.worlds import world_of
-from ui.commands.common import Guidance, Model, Steps, load, refuse_existing, write_json
-from unet_xattn.words import unknown_words
+from ui.commands.common import MODEL_HELP, Device, Guidance, Json, Model, Steps, load, refuse_existing, write_json
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: unet-xattn evaluate shapes --json shapes.json")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A bundled model, a run's folder, or a hub id.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    json_file: Json = None,
     prompts: Annotated[int, typer.Option(help="Prompts of each kind and split, 2 or more.")] = 50,
     steps: Steps = None,
     guidance: Guidance = None,
-    grounding: Annotated[bool, typer.Option("--grounding", help="Measure how true the heat maps are instead.")] = False,
+    grounding: Annotated[bool, typer.Option("--grounding", help="Evaluate the heat maps instead.")] = False,
+    device: Device = None,
 ) -> None:
-    """Measure how far pictures show what their prompts say, by the rule-based judge, in each language the model reads.
+    """Measure how well pictures agree with their prompts.
 
-    The prompts are of shapes or of emoji, as the model's own words are. Of shapes, minimal pairs too: whether a picture
-    follows the one thing in which two prompts differ. Where it also translates: how many of the captions still mean
-    the same.
+    This is measured in each language that the model reads. A rule-based judge finds the objects in each picture. The
+    prompts describe shapes or emoji, like the model's training data. For shapes there are also minimal pairs: two
+    prompts that differ in one detail. For a model that translates, the share of captions whose translation means the
+    same is measured too.
     """
+    from pipelines import TranslationPipeline
+    from pipelines.components import can_translate
+    from pipelines.evaluation.agreement import agreement_table, evaluate_translation, fixed_scenes
+    from pipelines.evaluation.agreement import evaluate as evaluate_pipe
+    from pipelines.evaluation.faithfulness import evaluate_faithfulness, faithfulness_table
+    from pipelines.evaluation.grounding import evaluate_grounding, grounding_table
+    from pipelines.evaluation.pairs import evaluate_pairs
+    from pipelines.scenes.captions import LANGUAGES
+    from pipelines.scenes.worlds import world_of
+    from unet_xattn.words import unknown_words
+
     refuse_existing([json_file], "name for --json")
-    pipe = load(model)
+    pipe = load(model, device)
     report: dict = {"model": model}
     if grounding:
         report |= evaluate_grounding(pipe, prompts)
@@ -55,17 +51,17 @@ def evaluate(
         write_json(json_file, report)
         return
     data = world_of(pipe.tokenizer)
-    drawn = {"num_inference_steps": steps, "guidance_scale": guidance}
-    drawn = {name: pipe.config[name] if value is None else value for name, value in drawn.items()}
+    sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
+    sampling = {name: pipe.config[name] if value is None else value for name, value in sampling.items()}
     for language in LANGUAGES:
         if language == "en" or not any(
             unknown_words(s.caption, pipe.tokenizer) for s in fixed_scenes(4, False, language, data)
         ):
-            settings: dict = {**drawn, "language": language}
+            settings: dict = {**sampling, "language": language}
             report[language] = evaluate_pipe(pipe, prompts, data=data, **settings)
-            if data == "shapes":  # an emoji has no colour to exchange
+            if data == "shapes":  # the pairs differ in colours, which emoji have not
                 report[language]["pairs"] = evaluate_pairs(pipe, prompts, **settings)
-            print(table(report[language]), end="\n\n")
+            print(agreement_table(report[language]), end="\n\n")
     if can_translate(pipe.text_encoder):
         translating = TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
         report["translation"] = evaluate_translation(translating, prompts, data=data)
@@ -77,17 +73,21 @@ def evaluate(
 
 @app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
 def calibrate_model(
-    model: Annotated[Path, typer.Argument(help="A folder with a model, as a run leaves it.")],
-    scenes: Annotated[int, typer.Option(help="How many scenes to learn from.", min=10)] = 100,
+    model: Annotated[Path, typer.Argument(help="The folder of a model, for example of a run.")],
+    scenes: Annotated[int, typer.Option(help="Number of scenes to learn from.", min=10)] = 100,
+    device: Device = None,
 ) -> None:
-    """Learn how far each attention head of a model can be trusted, and keep that with the model.
+    """Learn a weight for each attention head of a model.
 
-    From then on its maps can be asked for as `reduce="calibrated"`, and `evaluate --grounding` says what it is worth.
+    The weights say how well each head's maps point, and are saved with the model. Heat maps with `reduce="calibrated"`
+    use them, and `evaluate --grounding` measures what they gain.
     """
+    from pipelines.evaluation.grounding import calibrate
+
     index = model / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"{model} is no folder with a model: it has no model_index.json")
-    calibration = calibrate(load(str(model)), scenes)
+        raise ValueError(f"{model} is not the folder of a model: it has no model_index.json")
+    calibration = calibrate(load(str(model), device), scenes)
     write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
     for layer, weights in calibration.items():
         print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
@@ -95,36 +95,42 @@ def calibrate_model(
 
 @app.command(epilog="Example: unet-xattn bench train --json bench.json")
 def bench(
-    what: Annotated[str, typer.Argument(help="device, train, sample, capture, attention or text.")] = "device",
+    what: Annotated[str, typer.Argument(help="sample, train, capture, attention, text or device.")] = "sample",
     model: Model = "shapes",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+    device: Device = None,
+    json_file: Json = None,
 ) -> None:
-    """Measure speed as ratios, and what the attention mechanism promises.
+    """Measure speed, and properties of the attention.
 
-    device: all that a GPU is asked, in some ten minutes: training and sampling, compiled, as shares of its own rate at
-    two widths, and the minutes to a model that obeys 95 % of prompts. train and sample: pictures a second, for training
-    as a ratio to the machine's own matrix-product rate. capture: what recording attention costs. attention: the scale
-    1/√d_k, time and memory by length and by heads, and how a model's trained heads differ. text: tokens a second with
-    and without the decoder's cache, and a training step beside torch.nn.Transformer's.
+    sample: seconds per picture, alone and in a batch. train: pictures per second, and the ratio to the machine's own
+    rate of matrix products. capture: the cost of recording attention. attention: the scale 1/√d_k, time and memory by
+    length and number of heads, and how a model's trained heads differ. text: tokens per second with and without the
+    decoder's cache, and a training step compared with torch.nn.Transformer. device: about ten minutes on a GPU:
+    compiled training and sampling at two widths, and the minutes to a model that obeys 95 % of prompts.
     """
+    from rich.console import Console
+
+    from pipelines.bench.attention import bench_attention, bench_text
+    from pipelines.bench.device import bench_device
+    from pipelines.bench.speed import bench_capture, bench_sample, bench_train
+    from pipelines.runs.processes import find_device
+
     refuse_existing([json_file], "name for --json")
+    place = find_device(device)
     kinds: dict[str, Callable[[], dict]] = {
-        "device": lambda: bench_device(device),
-        "train": lambda: bench_train(device),
-        "sample": lambda: bench_sample(load(model), device),
-        "capture": lambda: bench_capture(model, device),
-        "attention": lambda: bench_attention(load(model).to("cpu")),
+        "sample": lambda: bench_sample(load(model, device), place),
+        "train": lambda: bench_train(place),
+        "capture": lambda: bench_capture(model, place),
+        "attention": lambda: bench_attention(load(model, "cpu")),
         "text": bench_text,
+        "device": lambda: bench_device(place),
     }
     if what not in kinds:
-        raise ValueError(f"bench measures {', '.join(kinds)}, not {what!r}")
-    if device == "cpu" and what == "device":
-        raise ValueError("bench device measures a GPU, with --device cuda; a CPU: bench train, sample, capture, …")
-    if device != "cpu" and what in ("attention", "text"):
-        raise ValueError(f"bench {what} measures on the CPU only")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device can be used here: bench with --device cpu")
+        raise ValueError(f"bench measures {', '.join(kinds)}, got {what!r}")
+    if place.type == "cpu" and what == "device":
+        raise ValueError("bench device needs a GPU: on a CPU, use bench train, sample or capture")
+    if device not in (None, "cpu") and what in ("attention", "text"):
+        raise ValueError(f"bench {what} measures on the CPU only: leave out --device")
     report = kinds[what]()
     Console().print_json(data=report)
     write_json(json_file, report)

@@ -1,7 +1,7 @@
-"""One query followed through one head: its q, each token's k, product, scaling, softmax, weight, v, and the output.
+"""One query through one head: its q, each token's k, the products, scaling, softmax, weights, v, and the output.
 
-`payload` sends what one layer's projections gave for every place and head; the browser does the rest of attention
-itself, so pointing at another place, head or component asks nobody.
+`payload` sends the outputs of one layer's projections for all positions and heads. The browser computes the rest of
+attention, so another position, head or component needs no request.
 """
 
 import base64
@@ -14,30 +14,30 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.drawing import colour_map
-from pipelines.tracing.follow import Drawing, PictureReading, Reading, TextReading
+from pipelines.tracing.follow import PictureReading, Reading, TextReading, Trajectory
 from ui.component import component
 
-COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 64))]
-"""The colour map of every heat map we draw, evenly spaced, from nothing to most."""
+COLOUR_STEPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 64))]
+"""The colour map of all heat maps in evenly spaced steps; the browser takes the nearest."""
 
 
 def query_diagram(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
     """The component.
 
-    Its value is a payload, or {"error": a line that says why there is no new one}, and the last one stays. It triggers
-    `opened` when it comes onto the page with nothing to show.
+    Its value is a payload, or {"error": a line}, and the last query stays. It triggers the event `opened` if it comes
+    onto the page without a value.
     """
-    return component(__name__, value, colours=COLOURS, **options)
+    return component(__name__, value, colours=COLOUR_STEPS, **options)
 
 
-def picture_payload(drawing: Drawing, reading: PictureReading) -> dict[str, Any]:
-    """What the diagram shows of a layer of the UNet at one step, as JSON can carry it.
+def picture_payload(drawing: Trajectory, reading: PictureReading) -> dict[str, Any]:
+    """The JSON data of a layer of the UNet at one step for the diagram.
 
     Returns:
         `payload` of the reading, and
         grid: (rows, columns) of the layer; position n is row n // columns, column n % columns.
-        picture, seen: the finished picture, and the noisy one the UNet saw at this step, PNGs as data URLs.
-        step, steps, noise: the step, from 1, of so many, and its noise level.
+        picture, seen: the finished picture and the noisy input of the UNet at this step, PNGs as data URLs.
+        step: the step, counted from 1. steps: the number of steps. noise: the noise level of the step.
     """
     return payload(reading, drawing.prompt) | {
         "grid": list(reading.grid),
@@ -50,20 +50,23 @@ def picture_payload(drawing: Drawing, reading: PictureReading) -> dict[str, Any]
 
 
 def text_payload(reading: TextReading) -> dict[str, Any]:
-    """What the diagram shows of a layer of the decoder: `payload`, and `written`, the tokens of the translation.
+    """The JSON data of a layer of the text decoder for the diagram.
 
-    Position n asks where to look when `written[n]` is written.
+    Returns:
+        `payload` of the reading, and
+        written: the tokens of the translation; the query of position n belongs to the prediction of `written[n]`.
+        translation: the text of the translation.
     """
     return payload(reading, reading.text) | {"written": list(reading.written), "translation": reading.translation}
 
 
 def payload(reading: Reading, text: str) -> dict[str, Any]:
-    """What the diagram shows of any reading, as JSON can carry it.
+    """The JSON data that both readers have in common.
 
     Returns:
-        text: what was typed. layer: the layer's name. tokens: of the memory.
+        text: the prompt or source text. layer: the name of the layer. tokens: the tokens of the memory.
         shape: [H heads, N queries, T tokens, E width of a head, M width of the memory].
-        mask: which tokens may be read.
+        mask (T,): True for tokens that may be attended.
         q (H, N, E), k and v (H, T, E), memory (T, M): base64 of little-endian float32.
     """
     heads, positions, width = reading.q.shape

@@ -1,4 +1,4 @@
-// The arithmetic of attention, and how its numbers are written. Nothing here knows the page; query.js does.
+// The arithmetic of attention, and the format of its numbers. Only query.js touches the page.
 
 function decode(payload) {
   const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -8,7 +8,7 @@ function decode(payload) {
   return { ...payload, ...numbers, H, N, T, E, M, rows, columns };
 }
 
-// One head's q of a position, or its k or v of a token.
+// The q of a position, or the k or v of a token, in one head.
 function vector(data, name, head, row) {
   const from = (head * (name === "q" ? data.N : data.T) + row) * data.E;
   return data[name].subarray(from, from + data.E);
@@ -21,31 +21,31 @@ function dot(a, b) {
 }
 
 function softmax(scores) {
-  const most = Math.max(...scores); // e^x overflows; only differences matter
+  const most = Math.max(...scores); // large e^x overflow; softmax depends on differences only
   const powers = scores.map((score) => Math.exp(score - most));
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((power) => power / sum);
 }
 
-// What `Reading.query` computes in Python; `hidden` are tokens masked here.
-function follow(data, head, position, hidden) {
+// Computes the same as `Reading.query` in Python; `masked` are the tokens that a person has masked.
+function follow(data, head, position, masked) {
   const tokens = data.tokens.map((_, t) => t);
   const q = vector(data, "q", head, position);
   const products = tokens.map((t) => dot(q, vector(data, "k", head, t)));
   const scaled = products.map((product) => product / Math.sqrt(data.E));
-  const readable = tokens.map((t) => data.mask[t] && !hidden.has(t));
+  const readable = tokens.map((t) => data.mask[t] && !masked.has(t));
   const weights = softmax(scaled.map((score, t) => (readable[t] ? score : -Infinity)));
   const out = new Float32Array(data.E);
   for (const t of tokens) vector(data, "v", head, t).forEach((value, e) => (out[e] += weights[t] * value));
   return { q, products, scaled, readable, weights, out };
 }
 
-// The position whose reading has most to show: where a second word weighs as much as it does anywhere. The first token
-// and the last are the start and the end, no words.
+// The most interesting position: the one where the second largest weight of a word is largest. The first and the last
+// token mark the start and the end; they are not words.
 function mostContested(data, head) {
-  const second = (weights) => [...weights].sort((a, b) => b - a)[1] ?? 0;
+  const secondLargest = (weights) => [...weights].sort((a, b) => b - a)[1] ?? 0;
   const words = (n) => follow(data, head, n, new Set()).weights.slice(1, -1);
-  const shares = Array.from({ length: data.N }, (_, n) => second(words(n)));
+  const shares = Array.from({ length: data.N }, (_, n) => secondLargest(words(n)));
   return shares.indexOf(Math.max(...shares));
 }
 

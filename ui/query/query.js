@@ -1,13 +1,13 @@
 // With arithmetic.js the body of a function of (element, props, watch, trigger), which gr.HTML calls once, when the
 // diagram is on the page.
 //
-// props.value is what Python's `picture_payload` or `text_payload` made, or nothing yet. It holds what the layer's
-// projections gave; products, softmax and output are computed here. Everything a person typed is written by
+// props.value comes from Python's `picture_payload` or `text_payload`, or is nothing yet. It holds the outputs of the
+// layer's projections; products, softmax and output are computed here. Text that a person typed is written by
 // textContent, never as HTML. props.colours is the colour map of heat maps.
 
-const PLUS = [217, 98, 15]; // orange and blue: told apart by every kind of colour blindness, and by up and down
+const PLUS = [217, 98, 15]; // orange and blue differ for every kind of colour blindness; so do up and down
 const MINUS = [59, 125, 216];
-const CELL = 8; // canvas pixels across a cell, the last of them a gap; a bar is drawn up or down from the middle
+const CELL = 8; // canvas pixels per cell, the last one a gap; a bar goes up or down from the middle
 const HEIGHT = 40;
 const find = (name) => element.querySelector("." + name);
 const [board, shot, drawing, warmth, spot, written, heads, tokens, terms, hide, message] = [
@@ -17,18 +17,18 @@ const askStrip = strip(find("asks .keys"), "q", null);
 const outStrip = strip(find("gives .values"), "v", null);
 
 let data = null; // the payload with its numbers decoded
-let rows = []; // of each token: the elements of its row
+let rows = []; // the elements of each token's row
 let head = 0;
-let place = { across: 0.5, down: 0.5 }; // of the picture, so that it stays when a layer has another grid
-let token = 0; // the token that is written, when a sentence is read
-let pinned = null; // the token of the memory that stays
+let place = { across: 0.5, down: 0.5 }; // in the picture, so that it is the same on another layer's grid
+let token = 0; // the token of the translation that the decoder predicts
+let pinned = null; // the token of the memory that a click keeps highlighted
 let pointed = null; // the token of the memory under the pointer or the keyboard's focus
-let component = null; // the component of q and k, or of v and out, pointed at: { of: "q" or "v", at }
-let hidden = new Set(); // tokens that somebody has hidden from the softmax, to see what a mask does
-let error = null; // why there is nothing new, in a line
-let found = null; // every number of the query that is followed
+let component = null; // the component of q and k, or of v and out, under the pointer: { of: "q" or "v", at }
+let masked = new Set(); // tokens that a person has masked, to see what a mask does
+let error = null; // the error message of the last request
+let found = null; // every number of the current query
 
-// What is chosen
+// The choices
 
 function ownVector(name, row) {
   return vector(data, name, head, row);
@@ -79,18 +79,18 @@ function paintHead() {
   });
   const { q, k, v } = data.most;
   find("legend").textContent =
-    "Bars up and orange are positive, down and blue negative; each kind is drawn against its own largest value in " +
-    `this head: q ${signed(q)}, k ${signed(k)}, v and out ${signed(v)}. The paler a v, the less of it is read. ` +
-    `The outs of all ${data.H} heads, side by side, ·Wₒ + bₒ, are what this layer adds to what it was given.`;
+    "Orange bars (up) are positive, blue bars (down) negative. Each kind of vector is scaled by its largest absolute " +
+    `value in this head: q ${signed(q)}, k ${signed(k)}, v and out ${signed(v)}. A pale v has a small weight. ` +
+    `The layer concatenates the outs of all ${data.H} heads, applies ·Wₒ + bₒ, and adds the result to its input.`;
 }
 
 function paintWarmth(t) {
   warmth.hidden = t === null || Boolean(data.written) || !found.readable[t];
   if (warmth.hidden) return;
-  const key = [t, head, ...hidden].join();
-  if (data.warm === key) return; // the canvas holds it already
+  const key = [t, head, ...masked].join();
+  if (data.warm === key) return; // the canvas shows it already
   data.warm = key;
-  const shares = Array.from({ length: data.N }, (_, n) => follow(data, head, n, hidden).weights[t]);
+  const shares = Array.from({ length: data.N }, (_, n) => follow(data, head, n, masked).weights[t]);
   const most = largest(shares);
   warmth.width = data.columns;
   warmth.height = data.rows;
@@ -103,7 +103,7 @@ function paintWarmth(t) {
 }
 
 function render() {
-  found = follow(data, head, position(), hidden);
+  found = follow(data, head, position(), masked);
   paint(askStrip, found.q, data.most.q);
   paint(outStrip, found.out, data.most.v);
   const shown = pointed ?? pinned;
@@ -123,8 +123,8 @@ function render() {
     const part = of === "v" && signed(found.weights[t] * ownVector("v", t)[at]);
     row.valueTerm.textContent = part ? `·${numbered("v", at)} ${part}` : "";
   });
-  const masked = [...hidden].map(quoted).join(", ");
-  message.textContent = error ?? (masked && `What if: ${masked} masked here, which the model did not do.`);
+  const list = [...masked].map(quoted).join(", ");
+  message.textContent = error ?? (list && `What if ${list} were masked? (The model did not mask this.)`);
   mark();
   renderAsker(shown);
   renderWorked(shown ?? found.weights.indexOf(most));
@@ -159,11 +159,11 @@ function renderAsker(shown) {
   spot.style.height = 100 / data.rows + "%";
   [...heads.querySelectorAll("button")].forEach((button, i) => button.setAttribute("aria-pressed", String(i === head)));
   [...written.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === token)));
-  const asks = data.written
-    ? `Where to look when “${spelled(data.written[token])}” is written: token ${token + 1} of ${data.N}.`
-    : `Row ${r + 1}, column ${c + 1} of ${data.rows}×${data.columns} asks.`;
-  const lights = warmth.hidden ? "" : ` Bright: where this head reads ${quoted(shown)}, up to ${percent(data.peak)}.`;
-  find("where").textContent = asks + lights;
+  const query = data.written
+    ? `Query: the decoder predicts token ${token + 1} of ${data.N}, “${spelled(data.written[token])}”.`
+    : `Query: row ${r + 1}, column ${c + 1} of ${data.rows}×${data.columns}.`;
+  const bright = warmth.hidden ? "" : ` Bright: where this head attends to ${quoted(shown)}, up to ${percent(data.peak)}.`;
+  find("where").textContent = query + bright;
 }
 
 function renderWorked(t) {
@@ -173,24 +173,24 @@ function renderWorked(t) {
   const total = powers.reduce((a, b) => a + b, 0);
   const at = component?.of === "q" ? component.at : -1;
   find("worked-token").textContent = `${quoted(t)} in numbers`;
-  hide.textContent = hidden.has(t) ? `Let ${quoted(t)} be read again` : `Mask ${quoted(t)}`;
-  hide.setAttribute("aria-pressed", String(hidden.has(t)));
-  hide.disabled = !data.mask[t] || (!hidden.has(t) && powers.filter(Boolean).length === 1);
+  hide.textContent = masked.has(t) ? `Unmask ${quoted(t)}` : `Mask ${quoted(t)}`;
+  hide.setAttribute("aria-pressed", String(masked.has(t)));
+  hide.disabled = !data.mask[t] || (!masked.has(t) && powers.filter(Boolean).length === 1);
   hide.onclick = () => mask(t);
   const addends = Array.from(k, (value, e) => word(summand(found.q[e] * value, e), e === at ? "at" : ""));
   terms.replaceChildren(word("q·k ="), ...addends, word(`= ${product}`));
   find("worked-softmax").textContent = found.readable[t]
     ? `${product} ÷ √${data.E} = ${scaled}; e^${scaled} ÷ the sum over all ${data.T} tokens = ` +
       `${scientific(powers[t])} ÷ ${scientific(total)} = ${share}`
-    : `It is masked: −∞ stands in place of ${scaled}, and e^−∞ = 0.`;
+    : `Masked: −∞ replaces ${scaled}, and e^−∞ = 0.`;
   find("worked-out").textContent =
-    component?.of === "v" ? workedOut(t, component.at) : `${share} of its v goes into out.`;
+    component?.of === "v" ? workedOut(t, component.at) : `Its v enters out with weight ${share}.`;
 }
 
 function workedOut(t, e) {
   const [weight, value] = [found.weights[t].toFixed(3), ownVector("v", t)[e]];
   const part = signed(found.weights[t] * value, 3);
-  return `${weight} · ${numbered("v", e)} = ${weight} · ${signed(value, 3)} = ${part}, its part of ` +
+  return `${weight} · ${numbered("v", e)} = ${weight} · ${signed(value, 3)} = ${part}, its part in ` +
     `${numbered("out", e)} = ${signed(found.out[e], 3)}.`;
 }
 
@@ -206,15 +206,15 @@ function word(text, name = "") {
 function show(payload) {
   error = payload?.error ?? null;
   message.classList.toggle("error", Boolean(error));
-  message.textContent = error ?? "One moment …";
-  if (!payload || error) return; // the last one stays
+  message.textContent = error ?? "Loading …";
+  if (!payload || error) return; // the last query stays
   const before = data;
   data = decode(payload);
   pointed = component = null;
   head = before ? Math.min(head, data.H - 1) : (data.head ?? 0);
   if (before?.text !== data.text) {
     pinned = null;
-    hidden = new Set();
+    masked = new Set();
   }
   if (before?.text !== data.text || Boolean(before.written) !== Boolean(data.written)) begin();
   token = Math.min(token, data.N - 1);
@@ -243,15 +243,15 @@ function showAsker() {
   written.hidden = !isText;
   if (isText) {
     written.replaceChildren(...data.written.map((text, n) => choice(spelled(text), () => (token = n))));
-    find("glimpse-text").textContent = "x is what the decoder has made of the tokens before it.";
+    find("glimpse-text").textContent = "x is the decoder’s hidden state, computed from the tokens before it.";
   } else {
     drawing.src = data.picture;
     drawing.alt = "The picture drawn for: " + data.text;
     find("noisy").src = data.seen;
     shot.style.setProperty("--shape", data.columns / data.rows);
     find("glimpse-text").textContent =
-      `What the UNet saw at step ${data.step} of ${data.steps}, at noise level ${data.noise.toFixed(2)}. ` +
-      "x is what it has made of it at the place that asks.";
+      `Input of the UNet at step ${data.step} of ${data.steps}, noise level ${data.noise.toFixed(2)}. ` +
+      "x is its hidden state at the position of the query.";
   }
   const choices = Array.from({ length: data.H }, (_, i) => choice(String(i + 1), () => chooseHead(i)));
   choices.forEach((button, i) => button.setAttribute("aria-label", `Head ${i + 1}`));
@@ -313,7 +313,7 @@ function box(name, role) {
   return made;
 }
 
-// A strip of numbers; the two of q and of out take the keyboard for all of their column.
+// A vector as a strip of bars; the strips of q and out take the keyboard's input for their columns.
 function strip(parent, of, t) {
   const holder = document.createElement("div");
   holder.className = "strip";
@@ -361,7 +361,7 @@ function chooseHead(i) {
 }
 
 function mask(t) {
-  hidden.has(t) ? hidden.delete(t) : hidden.add(t);
+  masked.has(t) ? masked.delete(t) : masked.add(t);
   render();
 }
 
@@ -395,6 +395,6 @@ shot.addEventListener("pointerdown", choosePlaceWithPointer);
 shot.addEventListener("pointermove", choosePlaceWithPointer);
 shot.addEventListener("keydown", choosePlaceWithKeys);
 
-watch("value", () => show(props.value)); // fires for what Python sends later on; the first value is here already
+watch("value", () => show(props.value)); // fires for later values only; the first one has arrived already
 show(props.value);
 if (!props.value) trigger("opened");

@@ -1,34 +1,32 @@
-"""A prompt as it is being typed: the words a model has never read stand out while there is time to choose others."""
+"""A line below the prompt that marks words unknown to the model while a person types."""
 
 from typing import Any
 
 import gradio as gr
 from transformers import PreTrainedTokenizerFast
 
-from ui.checks import check_prompt
+from pipelines.checks import check_text, check_tokens
 from ui.component import component
 from unet_xattn.words import split_words, unknown_words
 
 
 def reading(value: dict[str, Any] | None = None) -> gr.HTML:
-    """The component. Its value is what `read` gives."""
+    """The component. Its value is the result of `read`."""
     return component(__name__, value)
 
 
 def read(prompt: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What there is to say of a prompt.
+    """Check a prompt against a tokenizer.
 
     Returns:
-        pieces: the prompt cut into (text, whether the model has never read it), or nothing where it knows every word.
-        error: why it cannot be drawn, if so.
+        pieces: the prompt cut into (text, whether it is an unknown word); empty if the model knows every word.
+        error: why the prompt cannot be used, or "".
     """
     try:
-        check_prompt(prompt)
+        check_text(prompt, "prompt")
+        check_tokens(tokenizer(prompt, verbose=False)["input_ids"], tokenizer)
     except ValueError as error:
         return {"pieces": [], "error": str(error)}
-    count, limit = len(tokenizer(prompt, verbose=False)["input_ids"]), tokenizer.model_max_length
-    if count > limit:
-        return {"pieces": [], "error": f"{count} tokens, this model reads {limit}: shorten the prompt"}
     unknown = set(unknown_words(prompt, tokenizer))
     if not unknown:
         return {"pieces": [], "error": ""}

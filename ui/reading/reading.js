@@ -1,4 +1,4 @@
-// The body of a function of (element, props, watch), which gr.HTML calls once. What was typed is written as text.
+// The body of a function of (element, props, watch), which gr.HTML calls once. Typed text is written as text, not HTML.
 
 const line = element.querySelector(".reading");
 
@@ -6,7 +6,7 @@ function show({ pieces, error }) {
   line.replaceChildren();
   if (error) return line.append(mark(error));
   if (pieces.length) line.append(...pieces.map(([text, unknown]) => (unknown ? mark(text) : text)));
-  if (pieces.length) line.append(" (underlined: words this model has never read)");
+  if (pieces.length) line.append(" (underlined: words unknown to this model)");
 }
 
 function mark(text) {

@@ -1,7 +1,6 @@
-"""The attention viewer: pictures, their words, and which drew what, answered in the browser without asking the server.
+"""The attention viewer: a picture and its words; the browser answers which word drew what, without the server.
 
-`payload` says what the page needs about one picture; `attention_viewer` is the component that shows it; `document` is
-the same as one file.
+`payload` makes the data of one picture; `ui.viewer.component` shows it on the page; `document` makes one HTML file.
 """
 
 import base64
@@ -25,23 +24,24 @@ from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""Of a page of its own: it may run what is in it and fetch nothing."""
+"""The content security policy of `document`: the file may run its own script and fetch nothing."""
 
-COLOURS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
-"""The colour map of every heat map we draw, as the browser reads it: evenly spaced, from nothing to most."""
+COLOUR_STOPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
+"""The colour map of all heat maps as evenly spaced stops, between which the browser interpolates."""
 
 
 def document(attention: AttentionTrace, image: int = 0, frames: Sequence[str] = ()) -> str:
-    """The viewer and one recorded picture as a page of its own: one file, no server, nothing fetched.
+    """The viewer with one recorded picture as a single HTML file that needs no server and fetches nothing.
 
-    It holds whatever was kept apart, except single heads at single steps. `frames` are the pictures of the steps.
+    It holds every layer, head and step that was recorded separately, but not single heads at single steps. `frames` are
+    the pictures of the steps.
     """
     template, style, script = sources(__name__)
     picture = payload(attention, image) | {"frames": list(frames) or None}
     for name in view_names(attention):
         picture["views"][name] = view(attention, image, name, steps=not name.split("|")[2])
-    props = {"value": {"pictures": [picture]}, "colours": COLOURS}
-    # What a person typed travels as data: in JSON no "<" is left that could end the script element.
+    props = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS}
+    # Text that a person typed travels as JSON without "<", so that it cannot end the script element.
     data = json.dumps(props, ensure_ascii=False).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">
@@ -70,17 +70,18 @@ document.body.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)"
 
 
 def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
-    """What the viewer shows of one recorded picture, as JSON can carry it.
+    """The JSON data of one recorded picture for the viewer.
 
     Returns:
         prompt: the text as it was typed.
-        pieces: the prompt cut into (text, word), word -1 for what lies between words; joined they are the prompt.
-        words: of each word, its tokens.
+        pieces: the prompt cut into (text, index of the word), index -1 between words; joined they are the prompt.
+        words: the tokens of each word.
         tokens: all tokens as the tokenizer spells them, without padding.
-        picture: a PNG as a data URL.
-        layers: name -> (rows, columns) of each layer's grid; heads: how many were kept apart, or 1; steps: likewise,
-            or 0; calibrated: whether there is such an average.
-        views: name -> `view`, the plain mean and, where there is one, the calibrated one.
+        picture: a PNG as a data URL. image: its index in the batch.
+        layers: name -> (rows, columns) of each layer's grid.
+        heads: the number of heads recorded separately, or 1. steps: the number of steps recorded separately, or 0.
+        calibrated: whether the trace has a calibrated average.
+        views: name -> `view`: the plain mean and, if there is one, the calibrated average.
     """
     words = attention.words_of(image)
     calibrated = "head" in attention.keep and attention.recording.calibration is not None
@@ -102,29 +103,29 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
 
 
 def view_names(attention: AttentionTrace) -> list[str]:
-    """Every view there is of a trace: "average|layer|head", the last two empty where all are meant."""
+    """The names of all views of a trace: "average|layer|head"; an empty layer or head means all."""
     heads = [str(head) for head in range(attention.recording.heads)] if "head" in attention.keep else []
     names = [f"mean|{layer}|{head}" for layer in ("", *attention.layers) for head in ("", *heads)]
     return [*names, "calibrated||"] if heads and attention.recording.calibration is not None else names
 
 
 def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -> dict[str, Any]:
-    """The maps of every token of one picture under one choice of layers and heads.
+    """The maps of every token of one picture for one choice of layers and heads.
 
     Args:
         name: one of `view_names`.
-        steps: each single step as well, where they were kept apart.
+        steps: whether to add a frame for each step, if the steps were recorded separately.
 
     Returns:
-        grid: (rows, columns), the layer's own, or the finest.
-        peaks: for the mean over all steps, then for each step: each token's largest share of the attention anywhere.
-        maps: base64 of uint8 (frames, tokens, rows, columns), each in 255ths of its peak.
+        grid: (rows, columns) of the layer, or of the finest layer for all.
+        peaks (frames, tokens): the largest value of each token's map. Frame 0 is the mean over all steps.
+        maps: base64 of uint8 (frames, tokens, rows, columns), each map in 255ths of its peak.
 
     Raises:
-        ValueError: there is no such view.
+        ValueError: `name` is not one of `view_names`.
     """
     if name not in view_names(attention):
-        raise ValueError(f"there is no view {name[:80]!r} of this picture")
+        raise ValueError(f"this picture has no view {name[:80]!r}")
     average, layer, head = name.split("|")
     grids = attention.recording.grids
     grid = grids[layer] if layer else max(grids.values(), key=math.prod)
@@ -132,12 +133,11 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
     frames: list[Tensor] = []
     for step in (None, *(attention.steps if steps else ())):
         if layer:
-            its_head = int(head) if head else None
-            frames.append(attention.maps(layer, step=step, head=its_head, image=image)[tokens])
+            frames.append(attention.maps(layer, step=step, head=int(head) if head else None, image=image)[tokens])
         else:
             which = {"step": step, "head": int(head) if head else None, "reduce": average}
             maps = attention.heatmaps(tokens, image=image, **which)
-            # The mean over a cell, so that the page and `words_at` of that cell's box give the same number.
+            # The mean over each cell, so that the page shows the same number as `words_at` of the cell's box.
             frames.append(F.interpolate(maps[None], grid, mode="area")[0])
     values = torch.stack(frames)  # (frames, tokens, rows, columns)
     peaks = values.amax(dim=(2, 3)).clamp_min(1e-12)
@@ -150,14 +150,14 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
 
 
 def data_url(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
-    """A picture as an address that holds it."""
+    """A picture as a data URL."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _real(attention: AttentionTrace, image: int) -> list[int]:
-    """The tokens of a prompt without those that pad it to the length of a longer one."""
+    """The indices of a prompt's tokens without padding."""
     return list(range(len(attention.recording.texts["prompt"][image].tokens)))
 
 

@@ -1,15 +1,15 @@
-// The body of a function of (element, props, server, trigger, watch), in three files; gr.HTML calls it once, when the
-// viewer is on the page. Here: what the maps hold, as numbers.
+// The body of a function of (element, props, server, trigger, watch), in four files; gr.HTML calls it once, when the
+// viewer is on the page. This file computes with the maps.
 //
-// A view is one choice of layers and heads. Its frame 0 is the mean over all steps, frame i is step i where steps were
-// kept apart. Each token's map is kept in 255ths of its own peak.
+// A view is one choice of layers and heads. Its frame 0 is the mean over all steps; frame i is step i, if the steps were
+// recorded one by one. The values of a token's map are sent in 255ths of the map's peak.
 
 function decodeView({ grid: [rows, columns], peaks, maps }) {
   const bytes = Uint8Array.from(atob(maps), (c) => c.charCodeAt(0));
   return { rows, columns, cells: rows * columns, peaks, bytes, sums: new Map() };
 }
 
-// The share of the attention some tokens got at each place, together.
+// The sum of some tokens' shares of the attention at each place.
 function sharesOf(view, frame, tokens) {
   const name = frame + ":" + tokens;
   if (!view.sums.has(name)) {
@@ -26,18 +26,17 @@ function sharesOf(view, frame, tokens) {
 
 const greatest = (values) => values.reduce((most, value) => Math.max(most, value), 1e-12);
 
-// What every place of the picture would own if the strongest took all: an index in `maps`, or -1 where the rest is
-// stronger than each of them.
-function ownersOf(view, frame, maps) {
-  const owners = new Int16Array(view.cells).fill(-1);
+// The index in `maps` of the largest map at each place; -1 where the other tokens together are larger than each map.
+function dominantIn(view, maps) {
+  const indices = new Int16Array(view.cells).fill(-1);
   for (let i = 0; i < view.cells; i++) {
     let most = 1 - maps.reduce((sum, map) => sum + map[i], 0);
-    maps.forEach((map, m) => map[i] > most && ([most, owners[i]] = [map[i], m]));
+    maps.forEach((map, m) => map[i] > most && ([most, indices[i]] = [map[i], m]));
   }
-  return owners;
+  return indices;
 }
 
-// How much of each cell lies inside a polygon of points [x, y] from 0 to 1, by asking at FINE × FINE places in it.
+// How much of each cell lies inside a polygon of points [x, y] from 0 to 1, by testing FINE × FINE points of the cell.
 function coverage(view, polygon) {
   const FINE = 8;
   const inside = new Float32Array(view.cells);
@@ -77,5 +76,5 @@ function whereStrongest(view, values) {
   const third = (i, of, names) => names[Math.min(2, Math.floor((3 * (i + 0.5)) / of))];
   const vertical = third(Math.floor(at / view.columns), view.rows, ["top", "", "bottom"]);
   const horizontal = third(at % view.columns, view.columns, ["left", "", "right"]);
-  return [vertical, horizontal].filter(Boolean).join(" ") || "middle";
+  return [vertical, horizontal].filter(Boolean).join(" ") || "centre";
 }

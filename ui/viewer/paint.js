@@ -1,4 +1,4 @@
-// Maps as pixels.
+// Draws maps on canvases.
 
 const HUES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#8c564b", "#7f7f7f"];
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -14,7 +14,7 @@ function shades(colours) {
     const channels = anchors[i].map((from, channel) => from + (position - i) * (anchors[i + 1][channel] - from));
     bytes.set([...channels, 255], 4 * level);
   }
-  return new Uint32Array(bytes.buffer); // a pixel in one number, in whatever order this machine keeps its bytes
+  return new Uint32Array(bytes.buffer); // one number per pixel, in this machine's byte order
 }
 
 // Between the centres of cells, as torch's bilinear interpolation does.
@@ -26,7 +26,7 @@ function spread(length, cells) {
   });
 }
 
-// Calls set(pixel, interpolated values) for every pixel of a canvas as fine as `side` along its longer edge.
+// Calls set(pixel, interpolated values) for every pixel of a canvas whose longer edge has `side` pixels.
 function interpolate(canvas, view, maps, side, set) {
   const scale = side / Math.max(view.rows, view.columns);
   canvas.width = Math.round(view.columns * scale);
@@ -54,14 +54,14 @@ function put(canvas, fill) {
   context.putImageData(image, 0, 0);
 }
 
-// One map in the colours of the scale, from nothing to `top`.
+// One map in the colours of the scale, from 0 to `top`.
 function paintMap(canvas, view, map, top, side = 128) {
   const levels = [];
   interpolate(canvas, view, [map], side, (pixel, [value]) => (levels[pixel] = Math.round((255 * value) / top)));
   put(canvas, (bytes) => new Uint32Array(bytes.buffer).set(levels.map((level) => palette[Math.min(level, 255)])));
 }
 
-// Several maps, each in a hue of its own, denser where there is more of it.
+// Several maps, each in its own hue; a larger value is more opaque.
 function paintHues(canvas, view, maps, tops, hues, side = 128) {
   const colours = hues.map(rgb);
   const pixels = [];
@@ -74,9 +74,9 @@ function paintHues(canvas, view, maps, tops, hues, side = 128) {
   put(canvas, (bytes) => bytes.set(pixels));
 }
 
-// Who owns what: each cell in its owner's hue, and none where no word does.
-function paintOwners(canvas, view, owners, hues) {
+// Each cell in the hue of its dominant word; transparent where there is none.
+function paintDominant(canvas, view, indices, hues) {
   canvas.width = view.columns;
   canvas.height = view.rows;
-  put(canvas, (bytes) => owners.forEach((m, i) => m >= 0 && bytes.set([...rgb(hues[m]), 255], 4 * i)));
+  put(canvas, (bytes) => indices.forEach((m, i) => m >= 0 && bytes.set([...rgb(hues[m]), 255], 4 * i)));
 }

@@ -1,28 +1,28 @@
-// What is shown and what a person does with it. Everything that was typed is written by textContent or as a property,
-// never as HTML.
+// What the viewer shows, and how it answers to a person. Text that a person typed is written by textContent or as a
+// property, never as HTML.
 //
-// props.value is what Python sends (`ui.viewer.payload` says what a picture holds), or nothing yet.
+// props.value is what Python sends (see `attention_viewer` and `ui.viewer.payload`), or nothing yet.
 
 const find = (name) => element.querySelector("." + name);
-const [frame, picture, heat, other, outline, cellMark, prompt, caption, note, bar, peak, scale, verdict] =
+const [frame, picture, heat, other, outline, cellMark, prompt, caption, note, bar, peak, scale, judging, verdict] =
   ["frame", "picture", "heat", "other", "outline", "cell", "prompt", "caption", "note", "bar", "peak", "scale",
-    "verdict"].map(find);
-const [controls, step, stepName, play, layer, head, reduce, scaling, drag, opacity, owning] =
-  ["controls", "step", "step-name", "play", "layer", "head", "reduce", "scaling", "drag", "opacity", "owning"].map(find);
+    "judging", "verdict"].map(find);
+const [controls, step, stepName, play, layer, head, reduce, scaling, drag, opacity, dominance] =
+  ["controls", "step", "step-name", "play", "layer", "head", "reduce", "scaling", "drag", "opacity", "dominance"].map(find);
 const [multiples, saving, past, history, compare, comparing, wipe] =
   ["multiples", "saving", "past", "history", "compare", "comparing", "wipe"].map(find);
-const KEPT = 60; // pictures of this visit
+const KEPT = 60; // pictures of this visit that the browser keeps
 
 let data = null; // the picture's payload
 let views = new Map(); // name -> decoded view, or a promise of it
-let view = null; // the one that is shown
-let targets = []; // what can be pointed at: { text, tokens, chip, tile, special }, words first
-let words = []; // those of them that are words
-let pinned = []; // targets that stay, in the order they were pinned
-let pointed = null; // the one under the pointer or the keyboard's focus
-let cell = null; // the place in the picture pointed at: { row, column }
-let region = null; // a part of the picture that was marked: points [x, y] from 0 to 1
-let drawing = false; // a region is being marked
+let view = null; // the view that is shown
+let targets = []; // words and tokens one can point at: { text, tokens, chip, tile, special }, words first
+let words = []; // the targets that are words
+let pinned = []; // targets whose maps stay on, in the order they were pinned
+let pointed = null; // the target under the pointer or the keyboard's focus
+let cell = null; // the place in the picture under the pointer: { row, column }
+let region = null; // the marked part of the picture: points [x, y] from 0 to 1
+let drawing = false; // whether a region is being marked
 let visited = []; // pictures of this visit, newest first
 let playing = null;
 
@@ -36,7 +36,7 @@ function viewName() {
   return (calibrated ? "calibrated" : "mean") + "|" + layer.value + "|" + head.value;
 }
 
-// A view that is not here yet is asked for, and shown when it has come unless something else was chosen since.
+// Fetches a view that the browser does not have yet, and shows it unless something else was chosen meanwhile.
 async function choose() {
   const [name, at] = [viewName(), data];
   reduce.disabled = !data.calibrated || Boolean(layer.value || head.value);
@@ -44,7 +44,9 @@ async function choose() {
   if (!known || known.then || (frameShown() && known.peaks.length === 1)) await fetchView(name);
   const found = views.get(name);
   if (at !== data || name !== viewName()) return;
-  if (!found || (frameShown() && found.peaks.length === 1)) return say("These maps are not kept any more: draw again.");
+  if (!found || (frameShown() && found.peaks.length === 1)) {
+    return say("The server no longer keeps these maps: generate the picture again.");
+  }
   view = found;
   render();
 }
@@ -56,7 +58,7 @@ async function fetchView(name) {
   if (!answer.error) into.set(name, decodeView(answer));
 }
 
-// What playing needs is fetched while nobody waits for it.
+// Fetches what "Play" needs before anybody presses it.
 async function fetchSteps() {
   const at = data;
   if (!server?.frames || !at.key || at.frames || !at.steps) return;
@@ -68,12 +70,12 @@ async function fetchSteps() {
 }
 
 function topOf(target) {
-  // A single step is held against the word's peak over all of them, so that steps compare.
-  const peaks = (one) => {
-    const shown = frameShown() ? view.peaks.map((_, i) => i).slice(1) : [0];
-    return Math.max(...shown.map((i) => greatest(sharesOf(view, i, one.tokens))));
+  // The scale of a single step ends at the word's peak over all steps, so that steps can be compared.
+  const peakOf = (one) => {
+    const frames = frameShown() ? view.peaks.map((_, i) => i).slice(1) : [0];
+    return Math.max(...frames.map((i) => greatest(sharesOf(view, i, one.tokens))));
   };
-  return scaling.value === "all" ? Math.max(...words.map(peaks), 1e-12) : peaks(target);
+  return scaling.value === "all" ? Math.max(...words.map(peakOf), 1e-12) : peakOf(target);
 }
 
 // Drawing
@@ -82,13 +84,13 @@ function render() {
   if (!data || !view) return;
   const shown = pointed ? [pointed] : pinned;
   const maps = shown.map((target) => sharesOfTarget(target));
-  const owns = owning.checked && !pointed;
-  heat.hidden = !shown.length && !owns;
-  scale.style.visibility = shown.length === 1 && !owns ? "visible" : "hidden";
-  heat.classList.toggle("cells", owns);
+  const dominant = dominance.checked && !pointed;
+  heat.hidden = !shown.length && !dominant;
+  scale.style.visibility = shown.length === 1 && !dominant ? "visible" : "hidden";
+  heat.classList.toggle("cells", dominant);
   heat.style.opacity = opacity.value / 100;
-  if (owns) {
-    paintOwners(heat, view, ownersOf(view, frameShown(), words.map((w) => sharesOfTarget(w))), words.map((_, i) => hueOf(i)));
+  if (dominant) {
+    paintDominant(heat, view, dominantIn(view, words.map((word) => sharesOfTarget(word))), words.map((_, i) => hueOf(i)));
   } else if (shown.length > 1) {
     paintHues(heat, view, maps, shown.map(topOf), shown.map((_, i) => hueOf(i)));
   } else if (shown.length) {
@@ -99,7 +101,7 @@ function render() {
   const most = Math.max(...(marked ?? []), 1e-9);
   targets.forEach((target, i) => {
     const pin = pinned.indexOf(target);
-    const hue = owns ? words.indexOf(target) : pinned.length > 1 ? pin : -1;
+    const hue = dominant ? words.indexOf(target) : pinned.length > 1 ? pin : -1;
     target.chip.setAttribute("aria-pressed", String(pin >= 0));
     target.chip.classList.toggle("shown", shown.includes(target));
     target.chip.classList.toggle("hued", hue >= 0);
@@ -115,7 +117,7 @@ function render() {
     cellMark.style.height = 100 / view.rows + "%";
   }
   outline.firstElementChild.setAttribute("points", (region ?? []).map((point) => point.join(",")).join(" "));
-  stepName.textContent = frameShown() ? `${frameShown()} of ${data.steps}` : "all";
+  stepName.textContent = frameShown() ? `${frameShown()} of ${data.steps}` : "All (mean)";
   picture.src = (frameShown() && data.frames?.[frameShown() - 1]) || data.picture;
   caption.textContent = describe(shown, marked);
   paintMultiples();
@@ -129,7 +131,7 @@ function paintMultiples() {
   }
 }
 
-// Each target's share of what is marked or pointed at, or null where nothing is.
+// Each target's share of the attention in the marked region or the place under the pointer; null where there is neither.
 function shares() {
   if (cell) return targets.map((target) => sharesOfTarget(target)[cell.row * view.columns + cell.column]);
   if (!region || region.length < 3) return null;
@@ -142,22 +144,21 @@ function describe(shown, marked) {
     const order = words.map((_, i) => i).sort((a, b) => marked[b] - marked[a]);
     const best = order.slice(0, 3).map((i) => `${words[i].text} ${percent(marked[i])}`);
     const rest = 1 - words.reduce((sum, _, i) => sum + marked[i], 0);
-    const where = cell ? `Row ${cell.row + 1}, column ${cell.column + 1} of ${view.rows}×${view.columns}` : "The marked part";
-    return `${where}, share of the attention: ${[...best, `no word ${percent(Math.max(rest, 0))}`].join(", ")}.`;
+    const where = cell ? `Row ${cell.row + 1}, column ${cell.column + 1} of ${view.rows}×${view.columns}` : "Marked region";
+    return `${where}, share of the attention: ${[...best, `other tokens ${percent(Math.max(rest, 0))}`].join(", ")}.`;
   }
-  if (shown.length > 1 || (owning.checked && !pointed)) {
-    const named = owning.checked && !pointed ? words : shown;
-    return (owning.checked && !pointed ? "Each place in the hue of the word with most attention there: " : "Pinned: ") +
-      named.map((target) => target.text).join(", ") + ".";
-  }
+  const list = (some) => some.map((target) => target.text).join(", ");
+  if (dominance.checked && !pointed) return `Each place has the colour of its dominant word: ${list(words)}.`;
+  if (shown.length > 1) return `Pinned: ${list(shown)}.`;
   if (shown.length) {
     const map = sharesOfTarget(shown[0]);
-    const colours = scaling.value === "all" ? "the largest peak of all words" : "this word’s own peak";
+    const colours = scaling.value === "all" ? "the largest value of all words" : "this word’s largest value";
     return `“${shown[0].text}” is strongest at the ${whereStrongest(view, map)}, with ${percent(greatest(map))} of the ` +
-      `attention. Colours run from none to ${colours}.`;
+      `attention. The colours go from 0 to ${colours}.`;
   }
   if (!words.length) return "The prompt has no words to point at.";
-  return "Point at a word to see where it landed, or at the picture to see which words drew it; click or drag to keep.";
+  return "Point at a word to see where it landed, or at the picture to see which words drew it. Click a word to keep its " +
+    "map; drag over the picture to mark a region.";
 }
 
 const say = (text) => ((note.textContent = text), note.classList.remove("error"));
@@ -195,7 +196,7 @@ function show(payload) {
   find("link").hidden = !data?.settings;
   heat.hidden = cellMark.hidden = true;
   if (!data) return;
-  picture.alt = "The picture drawn for: " + data.prompt;
+  picture.alt = (data.settings ? "The picture drawn for: " : "Your picture: ") + data.prompt;
   frame.style.setProperty("--shape", view.columns / view.rows);
   targets = [];
   prompt.replaceChildren(...data.pieces.flatMap(([text, word]) => (word < 0 ? [gap(text)] : wordChips(text, word))));
@@ -212,13 +213,13 @@ function show(payload) {
 }
 
 function setUpControls() {
-  const fill = (select, all, entries) => {
+  const fill = (select, entries) => {
     const before = select.value;
-    select.replaceChildren(option("", all), ...entries.map(([value, text]) => option(value, text)));
+    select.replaceChildren(option("", "All (mean)"), ...entries.map(([value, text]) => option(value, text)));
     select.value = entries.some(([value]) => value === before) ? before : "";
   };
-  fill(layer, "all", Object.entries(data.layers).map(([name, [rows, columns]]) => [name, `${name} · ${rows}×${columns}`]));
-  fill(head, "all", Array.from({ length: data.heads }, (_, i) => [String(i), String(i + 1)]));
+  fill(layer, Object.entries(data.layers).map(([name, [rows, columns]]) => [name, `${name} · ${rows}×${columns}`]));
+  fill(head, Array.from({ length: data.heads }, (_, i) => [String(i), String(i + 1)]));
   head.parentElement.hidden = data.heads < 2;
   step.max = data.steps;
   step.value = 0;
@@ -231,7 +232,7 @@ function option(value, text) {
 }
 
 function setUpVerdict() {
-  verdict.hidden = !data.verdict;
+  judging.hidden = !data.verdict;
   verdict.replaceChildren(...(data.verdict ?? []).map(([text, right]) => {
     const item = document.createElement("li");
     item.className = right ? "right" : "wrong";
@@ -240,7 +241,7 @@ function setUpVerdict() {
   }));
 }
 
-// Words, their tokens, and what is no word
+// Words, their tokens, and the tokens that belong to no word
 
 function gap(text) {
   return Object.assign(document.createElement("span"), { className: "gap", textContent: text });
@@ -264,8 +265,8 @@ function wordChips(text, word) {
 }
 
 function specialChips() {
-  const told = new Set(data.words.flat());
-  const rest = data.tokens.map((text, i) => ({ text, tokens: [i], special: true })).filter((t) => !told.has(t.tokens[0]));
+  const inWords = new Set(data.words.flat());
+  const rest = data.tokens.map((text, i) => ({ text, tokens: [i], special: true })).filter((t) => !inWords.has(t.tokens[0]));
   const line = document.createElement("span");
   line.className = "specials";
   line.append(...rest.map(chip));
@@ -282,7 +283,7 @@ function chip(target) {
   button.append(label, number);
   button.addEventListener("pointerenter", () => pointAtTarget(target));
   button.addEventListener("pointerleave", leaveTarget);
-  // A tap focuses the chip too; only the keyboard's focus shows a map, or a second tap could not put it away.
+  // A tap focuses the chip too. Only the keyboard's focus shows a map, or a second tap could not hide it.
   button.addEventListener("focus", () => button.matches(":focus-visible") && pointAtTarget(target));
   button.addEventListener("blur", leaveTarget);
   button.addEventListener("click", () => pin(target));

@@ -1,4 +1,4 @@
-// Pointing at the picture, playing, keeping, and what listens to whom.
+// Pointing at the picture, playing the steps, saving, the pictures of this visit, and the event listeners.
 
 // The picture
 
@@ -18,7 +18,7 @@ function pointAt(row, column) {
 
 const boxOf = ([x0, y0], [x1, y1]) => [[x0, y0], [x1, y0], [x1, y1], [x0, y1]];
 
-let from = null; // where a press began
+let from = null; // where the pointer was pressed
 
 function press(event) {
   if (!view) return;
@@ -57,7 +57,7 @@ function pointWithKeys(event) {
     region = null;
     return pointAt(start.row + by[0], start.column + by[1]);
   }
-  // A box of whole cells grows from the place that was pointed at.
+  // A box of full cells grows from the place under the pointer.
   const corner = (row, column) => [column / view.columns, row / view.rows];
   const [, , [x1, y1]] = region ?? boxOf(corner(start.row, start.column), corner(start.row + 1, start.column + 1));
   const [x0, y0] = region?.[0] ?? corner(start.row, start.column);
@@ -88,7 +88,7 @@ function pause() {
   play.textContent = "Play";
 }
 
-// Keeping
+// Saving
 
 async function save(kind, button) {
   button.disabled = true;
@@ -103,26 +103,26 @@ async function save(kind, button) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// The address of this page that draws this picture; it is put where addresses are, and copied where that is allowed.
+// Puts the link that generates this picture into the address bar, and into the clipboard where that is allowed.
 async function shareLink() {
   const address = new URL(location.pathname, location.href);
   address.search = new URLSearchParams(data.settings);
   window.history.replaceState(null, "", address);
   try {
     await navigator.clipboard.writeText(address.href);
-    say("The link is copied; it is in the address bar as well.");
+    say("Link copied. It is in the address bar too.");
   } catch {
     say("The link is in the address bar.");
   }
 }
 
-// Pictures of this visit stay in this browser only.
+// Pictures of this visit are kept in this browser only.
 
 function remember(pictures) {
-  // Gradio hands the same answer over twice where it came before this script ran.
+  // Gradio delivers the same answer twice if it came before this script ran.
   const known = new Set(visited.map((one) => one.key + one.image));
-  const news = pictures.filter((one) => one.key && one.settings && !known.has(one.key + one.image));
-  visited = [...news, ...visited].slice(0, KEPT);
+  const added = pictures.filter((one) => one.key && one.settings && !known.has(one.key + one.image));
+  visited = [...added, ...visited].slice(0, KEPT);
   past.hidden = visited.length < 2;
   history.replaceChildren(...visited.map((payload) => {
     const button = document.createElement("button");
@@ -158,13 +158,13 @@ frame.addEventListener("pointermove", movePointer);
 frame.addEventListener("pointerdown", press);
 frame.addEventListener("pointerup", release);
 frame.addEventListener("pointercancel", release);
-frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leavePicture()); // a tap's answer stays
+frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leavePicture()); // the answer to a tap stays
 frame.addEventListener("keydown", pointWithKeys);
 frame.addEventListener("blur", leavePicture);
 for (const control of [layer, head, reduce]) control.addEventListener("change", choose);
 step.addEventListener("input", () => (pause(), choose()));
 play.addEventListener("click", toggle);
-for (const control of [scaling, opacity, owning]) control.addEventListener("input", render);
+for (const control of [scaling, opacity, dominance]) control.addEventListener("input", render);
 for (const button of saving.querySelectorAll("[data-kind]")) {
   button.addEventListener("click", () => save(button.dataset.kind, button));
 }
@@ -173,5 +173,5 @@ wipe.addEventListener("input", moveWipe);
 compare.addEventListener("change", () => compare.checked || compareWith(null));
 bar.style.background = `linear-gradient(to right, ${props.colours.join(", ")})`;
 
-watch("value", () => receive(props.value)); // fires for what Python sends later on; the first value is here already
+watch("value", () => receive(props.value)); // fires for later values only; the first one has arrived already
 receive(props.value);

@@ -1,0 +1,99 @@
+"""What a run reports: its settings, its progress and its figures, in the terminal, in its folder and in TensorBoard."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.data.pictures import PictureExamples
+from pipelines.data.stream import Example, Examples
+from pipelines.runs.folder import LOG, SETTINGS, VALIDATION
+from pipelines.runs.machine import Pace, brief, code_version, machine
+from pipelines.runs.rows import append_row, drop_rows_after, write_whole
+from pipelines.training.config import TrainConfig
+from pipelines.training.objective import Losses
+from pipelines.training.run import OpenRun
+
+
+def write_settings(run: OpenRun[TrainConfig], examples: Examples, shown: Sequence[Example]) -> None:
+    """Write `run.json`: the settings of a run, its sample prompts, its data, the machine and the code's version."""
+    settings: dict[str, Any] = {
+        "config": asdict(run.config),
+        "prompts": [e.caption for e in shown],
+        "data": {},
+        "machine": machine(run.accelerator.device.type),
+        "code": code_version(),
+    }
+    if isinstance(examples, PictureExamples):
+        pictures = {"pictures": len(examples.trained), "held out": len(examples.held_out)}
+        settings["data"] = pictures | {"fingerprint": run.circumstances["data"]}
+    write_whole(run.out / SETTINGS, json.dumps(settings, indent=1))
+
+
+class Reporter:
+    """The progress bar, `log.jsonl`, `validation.jsonl` and TensorBoard logs of a run.
+
+    Every process has one, because losses are means over all processes; only the main one writes.
+    """
+
+    def __init__(self, run: OpenRun[TrainConfig]):
+        self.out, self.accelerator = run.out, run.accelerator
+        self.accelerator.init_trackers("tensorboard")
+        main = self.accelerator.is_main_process
+        if main:
+            for name in (LOG, VALIDATION):
+                drop_rows_after(self.out / name, run.step)
+        self.bar = tqdm(
+            total=run.config.steps,
+            initial=run.step,
+            unit="step",
+            disable=not main,
+            file=sys.stdout,
+            mininterval=0.1 if sys.stdout.isatty() else 10.0,  # seconds: a file keeps every line
+            smoothing=0,  # the time left follows from the mean speed, as in the log
+        )
+        if main and not self.accelerator.log_with:
+            self.bar.write("no TensorBoard logs, because it is not installed; log.jsonl has the same figures")
+        self._seconds_before, self._began = run.counters.get("seconds", 0.0), time.monotonic()
+        self._pace = Pace(run.step, run.config.steps, run.config.batch_size)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has trained, before it was resumed too."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def log(self, done: int, losses: Losses, norm: Tensor, learning_rate: float) -> None:
+        """Log the losses after a step, the norm of its gradient, and the speed; every process must call it."""
+        flow_loss, token_loss, text_loss = self.accelerator.reduce(torch.stack(list(losses)), "mean").tolist()
+        values = {
+            "loss": flow_loss,
+            "token loss": token_loss,
+            "text loss": text_loss,
+            "gradient norm": float(norm),
+            "learning rate": learning_rate,
+        }
+        values |= self._pace.read(done)  # after the losses, which wait for the GPU to be done
+        self.accelerator.log(values, step=done)
+        self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {brief(values)}")
+        if self.accelerator.is_main_process:
+            append_row(self.out / LOG, {"step": done} | values | {"seconds": self.seconds})
+
+    def validation(self, done: int, report: dict[str, float]) -> None:
+        """Log the figures of a validation, on the main process."""
+        self.accelerator.log({f"validation/{name}": value for name, value in report.items()}, step=done)
+        append_row(self.out / VALIDATION, {"step": done} | report)
+        self.bar.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
+
+    def restart_pace(self, done: int) -> None:
+        """Leave the time since the last step out of the speed, because it went into a validation."""
+        self._pace.restart(done)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.accelerator.end_training()
