@@ -90,8 +90,8 @@ for layer, (weights, grid) in recorded.items():
     print(f"{layer:8} weights (batch, heads, positions, tokens) = {tuple(weights.shape)}, grid {tuple(grid)}")
 
 # %% [markdown]
-# Each position distributes its attention over the tokens, so each row adds up to one. The weights are softmax(q kᵀ /
-# √d):
+# Each position distributes its attention over the tokens, so each row adds up to one. The weights are
+# softmax(q kᵀ / √d):
 
 # %%
 weights, grid = recorded[layers[-1]]

@@ -33,7 +33,7 @@ from pipelines.components import (
 )
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
-from unet_xattn.recording import Recording
+from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text
 
 BUNDLED = Path(__file__).parent / "bundled"

@@ -217,7 +217,7 @@ def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> Non
     assert code == 0 and "from step 2 on: steps 4 instead of 2" in printed and "batch size" not in printed, err
     assert "seed (0) cannot change on resume" in fails(*arguments, "--seed", "1", "--resume")
     assert "cannot end after 2" in fails(*arguments, "--resume")
-    assert "need --resume" in fails(*arguments[:3], "--out", tmp_path / "other", "--allow-changes")
+    assert "add --resume" in fails(*arguments[:3], "--out", tmp_path / "other", "--allow-changes")
     pairs.write_text("".join(f"{i}\tno. {i}\n" for i in range(30)))
     assert "--allow-changes" in fails("train-text", "--pairs", pairs, "--out", out, "--steps", "5", "--resume")
     pairs.write_text("one\ntwo\n")

@@ -46,7 +46,7 @@ def test_memorised_prints_two_shares_and_leaves_the_sheet_and_the_figures(
         assert picture.width > 4 * 96
     assert "already exists" in str(CliRunner().invoke(app, arguments).exception)
     refused = CliRunner().invoke(app, [*arguments[:4], "--out", "sheet.txt"])
-    assert "the sheet is a .png" in str(refused.exception) and "twenty" not in str(refused.exception)
+    assert "must end in .png" in str(refused.exception) and "twenty" not in str(refused.exception)
     endless = CliRunner().invoke(app, ["memorised", str(model), "--data", "shapes", "--out", str(tmp_path / "b.png")])
     assert "scenes without end" in str(endless.exception) and not (tmp_path / "b.png").exists()
 

@@ -19,7 +19,7 @@ from ui.generate_tab import Request, draw_live, forming, linked, live_request, n
 from ui.kept import Drawing, Kept
 from ui.models import Models
 from unet_xattn import AttentionTrace
-from unet_xattn.recording import Recording
+from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text
 
 PROMPT = "a red circle left of a blue square"

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and each .ipynb holds just the cells of its .py source."""
+"""The notebooks run from top to bottom, and each .ipynb has the same cells as its .py source."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
 
 @pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("default")  # the kernel's own process has its own warnings
+@pytest.mark.filterwarnings("default")  # warnings of the kernel are in another process
 def test_notebook_runs_and_matches_its_source(source: Path) -> None:
     notebook = jupytext.read(source)
     saved = jupytext.read(source.with_suffix(".ipynb"))

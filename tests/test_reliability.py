@@ -1,7 +1,7 @@
-"""Never lose a run: processes killed at random and at every write of a save, disks that refuse, and what is left.
+"""No run is ever lost: processes are killed at random moments and at every write of a save, and disks fail.
 
-Each training and each save is a process of its own, forked from a server that has the libraries loaded. The short forms
-run always, the long ones with `-m long`.
+Each training and each save is a process of its own, forked from a server that has loaded the libraries. The short tests
+always run, the long ones with `-m long`.
 """
 
 import errno
@@ -34,17 +34,17 @@ from pipelines.training.train import TrainConfig, train
 from pipelines.training.train_text import train_text
 
 if sys.platform == "win32":
-    pytest.skip("made of POSIX's signals", allow_module_level=True)
+    pytest.skip("the tests use signals of POSIX", allow_module_level=True)
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = ["pytest", "pipelines.training.train", "pipelines.training.train_text", "pipelines.data.emoji_folder"]
 SERVER.set_forkserver_preload(PRELOADED)
 
-REFUSED = 3  # the code a process here ends with when the disk refused and that was said
+REFUSED = 3  # exit code of a process here that caught an error of the disk
 
 
 def run_process(target: Callable[..., Any], *arguments: object) -> int | None:
-    """The exit code of a process that calls a function; minus the signal that killed it."""
+    """The exit code of a process that calls a function; minus the signal if one killed it."""
     process = SERVER.Process(target=target, args=arguments)
     process.start()
     process.join(600)  # seconds
@@ -53,20 +53,20 @@ def run_process(target: Callable[..., Any], *arguments: object) -> int | None:
     return process.exitcode
 
 
-# One save, and every call by which it touches the disk.
+# One save, and all of its calls that touch the disk.
 
 
 class Disk:
-    """Calls `fault` at the `at`th thing that is done to the disk, and, if `lasting`, at all after it.
+    """Calls `fault` at operation `at` on the disk, and, if `lasting`, at all operations after it.
 
-    What is counted: opening, making, renaming and removing (by Python's audit events), half of each write, all of it,
-    and fsync. For a process that ends soon: an audit hook cannot be taken away.
+    It counts opening, creating, renaming and removing (Python's audit events), each half of each write, and fsync. It
+    is for processes that end soon, because an audit hook cannot be removed.
     """
 
     def __init__(self, at: int, fault: Callable[[], None], lasting: bool = False):
         self.at, self.fault, self.lasting, self.count = at, fault, lasting, 0
         self.bytes_left = sys.maxsize
-        os.fsync = lambda _: self.touched()  # no power is cut here: nothing need wait for the disk
+        os.fsync = lambda _: self.touched()  # there is no power cut here, so nothing has to wait for the disk
         pipelines.runs.checkpoint.open = lambda path, mode: Torn(open(path, mode), self)  # noqa: SIM115
         sys.addaudithook(self.heard)
 
@@ -81,7 +81,7 @@ class Disk:
 
 
 class Torn(io.RawIOBase):
-    """A file that is written by halves, on a disk that may be full."""
+    """A file that is written in two halves, on a disk that may be full."""
 
     def __init__(self, file: io.BufferedIOBase, disk: Disk):
         self.file, self.disk = file, disk
@@ -121,7 +121,7 @@ def refuse(number: int) -> Callable[[], None]:
 
 
 def fork_and_save(folder: Path, at: int, number: int | None, room: int) -> int:
-    """The exit code of a process that saves a third checkpoint beside the two in a folder, with a fault on the way."""
+    """The exit code of a process that saves a third checkpoint beside the two in a folder, with a fault."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
@@ -137,7 +137,7 @@ def fork_and_save(folder: Path, at: int, number: int | None, room: int) -> int:
 
 
 def assert_whole_and_going_on(folder: Path, held: dict[int, dict]) -> int:
-    """The newest checkpoint that verifies is one that was saved, bit for bit; the next save puts all in order again."""
+    """The newest intact checkpoint is one that was saved, bit for bit, and the next save cleans up."""
     path, _ = find_checkpoint(folder)
     step = load_state(path)["step"]
     run = Run(seed=1)
@@ -149,23 +149,23 @@ def assert_whole_and_going_on(folder: Path, held: dict[int, dict]) -> int:
 
 
 def end_at_every_write(folder: Path, number: int | None) -> None:
-    """In a process of its own: save again and again, and let each save end one write later than the one before it."""
-    torch.set_num_threads(1)  # or torch would wait for ever in a fork for threads that are not there
+    """In a process of its own: save repeatedly, each time with a fault one write later than the time before."""
+    torch.set_num_threads(1)  # torch would wait for ever for threads that do not exist in a fork
     held = saved(folder / "first", 1, 2) | saved(folder / "third", 3)
     left = {2: 0, 3: 0}
     for at in range(1, 100):
         shutil.copytree(folder / "first", folder / f"{at}")
         code = fork_and_save(folder / f"{at}", at, number, sys.maxsize)
         if code == 0:
-            break  # a save has not so many
+            break  # a save has no more operations
         assert code == (-signal.SIGKILL if number is None else REFUSED)
         left[assert_whole_and_going_on(folder / f"{at}", held)] += 1
-    assert code == 0 and left[2] >= 20 and left[3] >= 5, left  # before it had its name, and while old ones went
-    print(f"{at - 1} places where a save was ended: {left}")
+    assert code == 0 and left[2] >= 20 and left[3] >= 5, left  # before the rename, and while removing
+    print(f"{at - 1} places where a save was interrupted: {left}")
 
 
 def fill_at_every_tenth(folder: Path) -> None:
-    """In a process of its own: save on disks that have room for a tenth of it, two tenths, and so on."""
+    """In a process of its own: save on disks with room for a tenth of a checkpoint, two tenths, and so on."""
     torch.set_num_threads(1)  # as above
     held = saved(folder / "first", 1, 2) | saved(folder / "third", 3)
     size = sum(file.stat().st_size for file in (folder / "first" / "step-00000002").iterdir())
@@ -173,12 +173,12 @@ def fill_at_every_tenth(folder: Path) -> None:
         there = folder / f"{tenth}"
         shutil.copytree(folder / "first", there)
         assert fork_and_save(there, 0, None, size * tenth // 10) == REFUSED
-        assert not list(there.glob("*.new"))  # its room is given back
+        assert not list(there.glob("*.new"))  # the space is free again
         assert assert_whole_and_going_on(there, held) == 2
 
 
 @pytest.mark.parametrize("number", [None, errno.EIO, errno.EROFS], ids=["SIGKILL", "EIO", "EROFS"])
-def test_a_save_that_ends_at_any_of_its_writes_loses_nothing(tmp_path: Path, number: int | None) -> None:
+def test_a_save_that_is_interrupted_at_any_write_loses_nothing(tmp_path: Path, number: int | None) -> None:
     assert run_process(end_at_every_write, tmp_path, number) == 0
 
 
@@ -186,7 +186,7 @@ def test_a_disk_that_is_full_at_any_tenth_of_a_save_loses_nothing(tmp_path: Path
     assert run_process(fill_at_every_tenth, tmp_path) == 0
 
 
-# Whole runs, killed and resumed.
+# Runs that are killed and resumed.
 
 
 def tensors(out: Path) -> dict[str, np.ndarray]:
@@ -203,22 +203,22 @@ def different(out: Path, other: Path) -> list[str]:
 
 
 def quietly(work: Callable[..., Any], *arguments: object) -> None:
-    """In a process of its own: train, and say nothing."""
+    """In a process of its own: train without output."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     work(*arguments)
 
 
 def unseeded(config: TextConfig, resume: bool = False) -> None:
-    """As one would have it without a thought: what dropout drops comes from a generator that nobody saves."""
+    """A careless implementation: dropout depends on a random generator whose state is not saved."""
     pipelines.training.train_text.seed_of = lambda *_: int.from_bytes(os.urandom(7), "big")  # type: ignore[assignment]
     train_text(config, resume)
 
 
 def kill_and_resume(work: Callable[..., Any], config: Any, kills: int, seed: int) -> int:
-    """Train with that many SIGKILLs, each at a random moment of a step or of its save; how many left half a save.
+    """Train with `kills` SIGKILLs at random moments; returns how many of them left an unfinished save.
 
-    The run saves at every step. A killed one has left two checkpoints since it was resumed, which tell how long a step
-    takes with its save, and the signal comes some part of that later: a fixed moment would always hit the same work.
+    The run saves at every step. After each resume two checkpoints show how long a step takes with its save, and the
+    signal follows after a random part of that time: a fixed delay would always interrupt the same work.
     """
     rng, folder, halves = np.random.default_rng(seed), Path(config.out) / "checkpoints", 0
 
@@ -252,19 +252,19 @@ def text(tmp_path: Path) -> TextConfig:
     return TextConfig(pairs=str(pairs), out=str(tmp_path / "whole"), **settings)
 
 
-def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_nothing_had_been(text: TextConfig) -> None:
+def test_a_run_that_is_killed_repeatedly_ends_bit_for_bit_like_one_that_is_not(text: TextConfig) -> None:
     whole, out = Path(text.out), Path(text.out + "-parts")
     assert run_process(quietly, train_text, text) == 0
     kill_and_resume(train_text, replace(text, out=str(out)), kills=4, seed=0)
     assert different(whole, out) == []
     assert (whole / "validation.jsonl").read_text() == (out / "validation.jsonl").read_text()
-    # And so it does not where one thing is drawn from elsewhere: the comparison sees that.
+    # The comparison would notice a single unseeded random generator.
     careless = replace(text, out=text.out + "-careless")
     kill_and_resume(unseeded, careless, kills=1, seed=1)
     assert len(different(whole, Path(careless.out))) > 20
 
 
-def test_a_full_disk_ends_a_run_with_one_line_that_says_where_it_stands(
+def test_a_full_disk_ends_a_run_with_one_line_that_names_the_saved_step(
     text: TextConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes, write = iter(range(100)), pipelines.runs.checkpoint._write
@@ -276,12 +276,12 @@ def test_a_full_disk_ends_a_run_with_one_line_that_says_where_it_stands(
         return write(path, content)
 
     monkeypatch.setattr(pipelines.runs.checkpoint, "_write", full)
-    with pytest.raises(OSError, match=r"^.*No space left on device; the run in \S+ has step 1 saved: --resume continues"):
+    with pytest.raises(OSError, match=r"^.*No space left on device; the run in \S+ has step 1 saved: --resume"):
         train_text(text)
     assert [path.name for path in (Path(text.out) / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-# The long forms.
+# The long tests.
 
 
 def assert_thirty_kills_leave_no_trace(work: Callable[..., Any], config: Any) -> None:
@@ -289,7 +289,7 @@ def assert_thirty_kills_leave_no_trace(work: Callable[..., Any], config: Any) ->
     assert run_process(quietly, work, replace(config, out=str(whole))) == 0
     halves = kill_and_resume(work, replace(config, out=str(parts), save_every=1), kills=30, seed=0)
     changed, count = different(whole, parts), len(tensors(whole))
-    print(f"\n30 kills, {halves} of them half way through a save: {len(changed)} of {count} tensors differ", flush=True)
+    print(f"\n30 kills, {halves} of them during a save: {len(changed)} of {count} tensors differ", flush=True)
     assert changed == [] and halves > 0
     assert run_process(quietly, work, replace(config, out=str(other), seed=1)) == 0
     assert len(different(whole, other)) > count // 2
@@ -311,7 +311,7 @@ def test_thirty_kills_of_a_picture_training_leave_no_trace(tmp_path: Path) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """A function of a size in bytes -> a file system of its own with as much room; root alone can have one."""
+    """A function of a size in bytes -> a file system of that size. It needs root."""
     mounted: list[Path] = []
 
     def mount(size: int) -> Path:
@@ -329,7 +329,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def save_there(folder: Path, step: int) -> None:
-    """In a process of its own: save a checkpoint of some megabytes."""
+    """In a process of its own: save a checkpoint of a few megabytes."""
     import torch
 
     torch.manual_seed(step)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -208,6 +208,15 @@ def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path: Path) -> None:
     assert find_trainer(tmp_path / "mine") == (os.getpid(), False, "")
 
 
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Python's own handler of SIGINT, which is missing where SIGINT is ignored: under nohup, in a script's jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_the_first_signal_is_noted_and_the_second_does_what_it_always_did() -> None:
     with StopSignals() as stop:
         assert stop.received is None

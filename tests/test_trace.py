@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines import TextToImagePipeline, trace
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import measure
-from unet_xattn.recording import Recording
+from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text
 
 PROMPT = "a red circle left of a blue square"

@@ -50,7 +50,7 @@ CAPTIONS = ["a black night", "a dark wall", "Some fog.", "a grey cat"]
 
 
 def settings(data: str | Path, out: Path, **changes: object) -> TrainConfig:
-    """A run of four steps on tiny pictures, with a checkpoint half way."""
+    """A run of four steps on tiny pictures, with a checkpoint after two."""
     defaults = {"steps": 4, "batch_size": 2, "size": 32, "warmup": 1, "every": 2}
     return TrainConfig(data=str(data), out=str(out), **(defaults | changes))
 
@@ -79,15 +79,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
 
 @pytest.fixture
 def copied(finished: TrainConfig, tmp_path: Path) -> TrainConfig:
-    """The finished run in a place of its own."""
+    """A copy of the finished run."""
     shutil.copytree(finished.out, tmp_path / "copied")
     return replace(finished, out=str(tmp_path / "copied"))
 
 
-# A run from end to end.
+# Whole runs.
 
 
-def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: TrainConfig) -> None:
+def test_a_run_saves_a_pipeline_samples_losses_and_checkpoints(finished: TrainConfig) -> None:
     out = Path(finished.out)
     pipe = TextToImagePipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
@@ -99,14 +99,14 @@ def test_a_run_leaves_a_pipeline_samples_losses_and_a_checkpoint(finished: Train
         assert sheet.size == (4 * 32, 32)
     lines = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
-    assert "agreement" not in lines[0]  # nobody knows what its captions describe
+    assert "agreement" not in lines[0]  # what its captions describe is unknown
     assert any((out / "logs").rglob("events.out.tfevents.*"))
     assert [path.name for path in checkpoints(out / "checkpoints")] == ["step-00000004", "step-00000002"]
     state = last_state(out / "checkpoints")
     assert (state["step"], state["seen"], state["processes"]) == (4, 8, 1)
 
 
-def test_pace_and_memory_are_in_the_log_and_in_tensorboard_even_of_a_short_run(finished: TrainConfig) -> None:
+def test_speed_and_memory_are_in_the_log_and_in_tensorboard_even_of_a_short_run(finished: TrainConfig) -> None:
     rows = [json.loads(line) for line in (Path(finished.out) / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 4]
     assert all(row["pictures/s"] > 0 and row["memory GiB"] > 0.1 for row in rows)
@@ -116,7 +116,7 @@ def test_pace_and_memory_are_in_the_log_and_in_tensorboard_even_of_a_short_run(f
         assert [event.value for event in logged.Scalars(name)] == pytest.approx([row[name] for row in rows])
 
 
-def test_without_tensorboard_only_its_logs_are_missing_and_a_line_says_so(tmp_path: Path) -> None:
+def test_without_tensorboard_only_its_logs_are_missing_and_a_message_says_so(tmp_path: Path) -> None:
     arguments = f"data='shapes', out={str(tmp_path / 'run')!r}, steps=1, batch_size=2, size=16"
     code = f"""
 import sys
@@ -143,33 +143,33 @@ def test_the_pipeline_holds_the_averaged_weights(finished: TrainConfig) -> None:
     assert any(not torch.equal(last[name], averaged[f"module.{name}"]) for name in last)
 
 
-class PowerGoneError(Exception):
-    """The power goes."""
+class PowerCutError(Exception):
+    """A power cut."""
 
 
-def test_a_run_stopped_half_way_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(
     finished: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = TrainState.save
 
     def save_and_stop(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]
-        raise PowerGoneError
+        raise PowerCutError
 
     config = replace(finished, out=str(tmp_path / "run"))
-    with monkeypatch.context() as patch, pytest.raises(PowerGoneError):
+    with monkeypatch.context() as patch, pytest.raises(PowerCutError):
         patch.setattr(TrainState, "save", save_and_stop)
         train(config)
     assert last_state(tmp_path / "run" / "checkpoints")["step"] == 2
-    for scramble in (torch.manual_seed, np.random.seed, random.seed):  # whatever happened in between
+    for scramble in (torch.manual_seed, np.random.seed, random.seed):  # whatever happens in between
         scramble(12345)
-    # Only the folder is said again: the run goes on with the settings it began with.
+    # Only the folder is given: the run resumes with its own settings.
     assert train(TrainConfig(out=config.out), resume=True) == tmp_path / "run"
 
     assert_ended_alike(finished.out, config.out)
 
 
-def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
+def test_a_run_that_a_signal_stops_saves_its_step_and_resumes_bit_for_bit(
     finished: TrainConfig, tmp_path: Path, stop_in_step: Callable[[int], None]
 ) -> None:
     config = replace(finished, out=str(tmp_path / "run"))
@@ -199,15 +199,15 @@ def test_resuming_a_finished_run_leaves_its_weights_as_they_are(copied: TrainCon
     assert contents(Path(copied.out) / "checkpoints") == before
 
 
-def test_a_run_on_scenes_says_how_well_its_words_point_and_how_many_samples_are_right(tmp_path: Path) -> None:
+def test_a_run_on_scenes_reports_pointing_and_agreement(tmp_path: Path) -> None:
     train(settings("shapes", tmp_path / "run", steps=1))
     (report,) = map(json.loads, (tmp_path / "run" / "validation.jsonl").read_text().splitlines())
     assert 0 <= report["pointing"] <= 1
     assert (report["agreement"], report["judged"]) == (0, 16)  # after a single step
 
 
-def test_what_a_run_leaves_draws_with_fresh_noise_and_unguided(finished: TrainConfig, tmp_path: Path) -> None:
-    """It can be guided where captions were left out: those of pictures, not those of scenes."""
+def test_a_saved_model_draws_stochastically_and_without_guidance(finished: TrainConfig, tmp_path: Path) -> None:
+    """It can be guided after caption dropout, which pictures have and scenes do not."""
     scenes = train(settings("shapes", tmp_path / "run", steps=1))
     for run, guidable in ((scenes, False), (finished.out, True)):
         left = TextToImagePipeline.from_pretrained(run)
@@ -215,7 +215,7 @@ def test_what_a_run_leaves_draws_with_fresh_noise_and_unguided(finished: TrainCo
         assert left.config.guidable == guidable
 
 
-def test_agreement_is_the_share_of_samples_that_show_what_they_should(
+def test_agreement_is_the_share_of_samples_that_are_all_correct(
     tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = SceneExamples(32, 0).validation(4)
@@ -234,24 +234,24 @@ def test_a_sheet_has_every_picture_in_its_place() -> None:
     assert sheet[::2, ::2, 0].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 0, 0, 0, 0, 0, 0]]
 
 
-def test_captions_longer_than_the_model_reads_do_not_stop_a_run(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_captions_longer_than_the_model_reads_do_not_fail_a_run(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder("pictures", ["a very long story " * 30, "a cat"])
     train(settings(folder, tmp_path / "run", steps=1))
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
-# Going on otherwise than it began.
+# Resuming with changes.
 
 
-def test_a_run_goes_on_longer_or_with_another_batch_size_when_told_and_says_so(
+def test_steps_and_batch_size_can_change_on_resume_and_changes_are_printed(
     copied: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {"steps": 6, "batch_size": 3, "every": 2, "data": copied.data}
     train(TrainConfig(out=copied.out), resume=True, changes=changes)
-    said = capsys.readouterr().out
-    assert "from step 4 on: steps 6 instead of 4, and the learning rate falls towards the new end" in said
-    assert "from step 4 on: batch size 3 instead of 2" in said
-    assert "every 2" not in said and "data" not in said  # these are as they were
+    printed = capsys.readouterr().out
+    assert "from step 4 on: steps 6 instead of 4, and the learning rate falls towards the new end" in printed
+    assert "from step 4 on: batch size 3 instead of 2" in printed
+    assert "every 2" not in printed and "data" not in printed  # these have not changed
     state = last_state(Path(copied.out) / "checkpoints")
     assert (state["step"], state["seen"], state["config"]["batch_size"]) == (6, 4 * 2 + 2 * 3, 3)  # none seen twice
 
@@ -265,7 +265,7 @@ def test_a_run_goes_on_longer_or_with_another_batch_size_when_told_and_says_so(
         ({"batch_size": 1}, "--batch-size must be 2 or more"),
     ],
 )
-def test_a_change_that_cannot_be_is_refused_and_nothing_is_touched(
+def test_a_change_that_is_not_possible_is_refused_and_nothing_is_touched(
     copied: TrainConfig, changes: dict, message: str
 ) -> None:
     before = contents(Path(copied.out) / "checkpoints")
@@ -275,11 +275,11 @@ def test_a_change_that_cannot_be_is_refused_and_nothing_is_touched(
 
 
 def test_changes_without_resume_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="need --resume"):
+    with pytest.raises(ValueError, match="only a resumed run can change its settings: add --resume"):
         train(settings("shapes", tmp_path / "run"), allow_changes=True)
 
 
-def test_data_that_has_changed_is_refused_unless_told(
+def test_changed_data_is_refused_unless_allowed(
     copied: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
@@ -297,7 +297,7 @@ def test_data_that_has_changed_is_refused_unless_told(
     assert last_state(Path(copied.out) / "checkpoints")["step"] == 5
 
 
-def test_another_number_of_processes_is_refused_unless_told() -> None:
+def test_another_number_of_processes_is_refused_unless_allowed() -> None:
     state = {"step": 3, "processes": 2, "data": "same"}
     now = {"data": "same", "processes": 1}
     with pytest.raises(ValueError, match="would resume with processes 1 instead of 2"):
@@ -306,7 +306,7 @@ def test_another_number_of_processes_is_refused_unless_told() -> None:
     assert check_unchanged(state, now | {"processes": 2}, allowed=False) == []
 
 
-def test_a_newer_checkpoint_that_is_damaged_is_said_and_an_older_one_gives_the_same_end(
+def test_a_damaged_checkpoint_is_reported_and_an_older_one_leads_to_the_same_end(
     copied: TrainConfig, finished: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest, older = checkpoints(Path(copied.out) / "checkpoints")
@@ -319,7 +319,7 @@ def test_a_newer_checkpoint_that_is_damaged_is_said_and_an_older_one_gives_the_s
     assert_ended_alike(finished.out, copied.out)
 
 
-def test_the_same_folder_has_the_same_fingerprint_wherever_it_lies_and_no_other_has(
+def test_a_folder_has_the_same_fingerprint_wherever_it_is_and_other_folders_have_others(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder("a", ["one", "two"])
@@ -337,16 +337,16 @@ def test_the_same_folder_has_the_same_fingerprint_wherever_it_lies_and_no_other_
     assert SceneExamples(32, 0).fingerprint() != SceneExamples(32, 1).fingerprint()
 
 
-# A batch in parts.
+# Gradient accumulation.
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
+def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_full_batch(
     model: TextToImageModel, batch: Batch, parts: int
 ) -> None:
     fit(model, batch, steps=2)
-    batch.target_mask[5:] = False  # so that the parts have not all as many tokens to write
-    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")  # for models it has prepared
+    batch.target_mask[5:] = False  # so that the parts have unequal numbers of tokens
+    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")  # as models it prepared
     found = []
     for config in (TrainConfig(batch_size=8), TrainConfig(batch_size=8, accumulate=parts)):
         model.zero_grad()
@@ -358,10 +358,10 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
 
 
-# What ends a run before its time.
+# Errors that end a run early.
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_harms_anything(
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_changes_anything(
     copied: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(Path(copied.out) / "checkpoints")
@@ -413,7 +413,7 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_it_too(
     ],
     ids=["gpu", "cpu", "python", "real"],
 )
-def test_out_of_memory_names_what_to_lower_and_where_the_run_stands(
+def test_out_of_memory_names_the_options_to_lower_and_the_saved_step(
     copied: TrainConfig, monkeypatch: pytest.MonkeyPatch, error: Exception | str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -428,7 +428,7 @@ def test_out_of_memory_names_what_to_lower_and_where_the_run_stands(
         train(TrainConfig(out=copied.out), resume=True, changes={"steps": 5})
 
 
-def test_any_other_error_of_torch_is_not_taken_for_want_of_memory(
+def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(
     copied: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -439,7 +439,7 @@ def test_any_other_error_of_torch_is_not_taken_for_want_of_memory(
         train(TrainConfig(out=copied.out), resume=True, changes={"steps": 5})
 
 
-# What is refused, before anything is written.
+# Refusals, before anything is written.
 
 
 def test_a_folder_with_something_in_it_is_refused_and_untouched(copied: TrainConfig) -> None:
@@ -459,14 +459,14 @@ def test_a_run_of_another_version_is_not_resumed(tmp_path: Path) -> None:
         train(TrainConfig(out=str(tmp_path / "run")), resume=True)
 
 
-def test_where_no_run_is_there_is_nothing_to_resume(tmp_path: Path) -> None:
+def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to resume"):
         train(TrainConfig(out=str(tmp_path / "run")), resume=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("data", ["no-such-data", "EMPTY"])
-def test_data_that_cannot_be_used_leaves_no_trace_of_a_run(tmp_path: Path, data: str) -> None:
+def test_data_that_cannot_be_used_leave_no_trace_of_a_run(tmp_path: Path, data: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
         train(settings(tmp_path / "empty" if data == "EMPTY" else data, tmp_path / "run"))
@@ -509,7 +509,7 @@ def test_a_setting_out_of_its_range_is_refused_by_name(setting: dict) -> None:
 
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast, make_unet: Callable[..., CrossAttentionUNet]) -> TextToImageModel:
-    """What `train` trains, but tiny."""
+    """A tiny version of the model that `train` trains."""
     text_encoder = Transformer(len(tokenizer), width=32, heads=2, encoder_layers=1, decoder_layers=1)
     return TextToImageModel(text_encoder, make_unet(awake=False))
 
@@ -526,7 +526,7 @@ def batch(collator: Collator) -> Batch:
 
 
 def inside(model: TextToImageModel, batch: Batch) -> float:
-    """Share of the words' attention that lies in their masks, the mean over layers."""
+    """Share of the words' attention inside their masks, a mean over layers."""
     shares = []
 
     def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
@@ -555,12 +555,12 @@ def fit(
     return history
 
 
-def test_a_model_learns_what_it_is_shown(model: TextToImageModel, batch: Batch) -> None:
+def test_a_model_learns_its_training_pictures(model: TextToImageModel, batch: Batch) -> None:
     history = fit(model, batch, steps=40)
-    # At the start it draws nothing, and is off by all there is in the picture.
+    # At the start it predicts an empty picture, and its error is the picture itself.
     noisy = flow.interpolate(batch.pictures, batch.noise, batch.times)
-    nothing = flow.velocity_from(torch.zeros_like(noisy), noisy, batch.times)
-    expected = flow.loss(nothing, flow.velocity(batch.pictures, batch.noise), batch.times).mean().item()
+    empty = flow.velocity_from(torch.zeros_like(noisy), noisy, batch.times)
+    expected = flow.loss(empty, flow.velocity(batch.pictures, batch.noise), batch.times).mean().item()
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < 0.7 * history[0], history[-1] / history[0]
 
@@ -577,7 +577,7 @@ def test_mask_supervision_moves_attention_into_the_masks(
     assert inside(model, batch) > max(before, without) + 0.1
 
 
-def test_the_token_loss_is_asked_for_by_masks_and_changes_no_other(model: TextToImageModel, batch: Batch) -> None:
+def test_the_token_loss_needs_masks_and_changes_no_other_loss(model: TextToImageModel, batch: Batch) -> None:
     fit(model, batch, steps=3)
     held, free = model(batch), model(batch, use_masks=False)
     assert 0 < held.tokens.item() <= 1 and free.tokens.item() == 0
@@ -585,7 +585,7 @@ def test_the_token_loss_is_asked_for_by_masks_and_changes_no_other(model: TextTo
 
 
 def test_the_memory_learns_from_both_its_readers(model: TextToImageModel, batch: Batch) -> None:
-    fit(model, batch, steps=3)  # at the start the UNet's cross-attention says nothing yet
+    fit(model, batch, steps=3)  # at the start the UNet's cross-attention adds nothing
     for reader in ("flow", "text"):
         model.zero_grad()
         getattr(model(batch), reader).backward()
@@ -593,9 +593,9 @@ def test_the_memory_learns_from_both_its_readers(model: TextToImageModel, batch:
         assert (model.unet.conv_in.weight.grad is None) == (reader == "text")
 
 
-def test_a_model_learns_to_say_it_in_the_other_language(model: TextToImageModel, batch: Batch) -> None:
+def test_a_model_learns_to_translate(model: TextToImageModel, batch: Batch) -> None:
     before = model(batch).text.item()
-    assert before == pytest.approx(math.log(model.text_encoder.config.vocab_size), rel=0.2)  # it guesses
+    assert before == pytest.approx(math.log(model.text_encoder.config.vocab_size), rel=0.2)  # a uniform guess
     fit(model, batch, steps=40, text_weight=1.0)
     assert model(batch).text.item() < 0.6 * before
 
@@ -631,7 +631,7 @@ def test_a_real_run_in_an_empty_folder_learns(finished: TrainConfig, tmp_path: P
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2, 0.25])
-def test_the_averaging_window_has_the_width_it_is_given(sigma: float) -> None:
+def test_the_averaging_window_has_the_given_width(sigma: float) -> None:
     steps = 1000
     model = nn.ParameterList([torch.zeros(2, dtype=torch.float64)])
     average = AveragedModel(model, multi_avg_fn=power_function_ema(sigma))
@@ -639,7 +639,7 @@ def test_the_averaging_window_has_the_width_it_is_given(sigma: float) -> None:
         t = step / steps
         model[0].data.copy_(torch.tensor([t, t * t]))
         average.update_parameters(model)
-    mean, mean_square = average.module[0].tolist()  # of the time, under the weights that each time has in the average
+    mean, mean_square = average.module[0].tolist()  # of time, under its weights in the average
     assert (mean_square - mean**2) ** 0.5 == pytest.approx(sigma, rel=0.01)
     assert mean < 1
 
@@ -651,7 +651,7 @@ def test_the_first_average_is_the_weights_themselves() -> None:
     assert torch.equal(average.module.weight, model.weight)
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
     config = TrainConfig(steps=900, warmup=100)
     rates = [schedule(step, config.steps, config.warmup) for step in range(900)]
     assert rates[:100] == sorted(rates[:100]) and 0 < rates[0] <= 0.01
@@ -659,13 +659,13 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert rates[600:] == sorted(rates[600:], reverse=True) and 0 < rates[-1] < 0.01
 
 
-def test_what_begins_with_a_model_learns_more_gently_unless_told_otherwise() -> None:
+def test_the_default_learning_rate_is_lower_from_trained_weights() -> None:
     rates = [TrainConfig(**start).learning_rate for start in ({}, {"begin_from": "shapes"}, {"distill": "shapes"})]
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == 3
     assert TrainConfig(distill="shapes", learning_rate=0.1).learning_rate == 0.1
 
 
-def test_captions_are_left_out_only_where_the_model_may_be_guided() -> None:
+def test_caption_dropout_is_on_only_where_the_model_may_be_guided() -> None:
     unguided = {}, {"begin_from": "shapes"}, {"distill": "shapes"}, {"distill": "shapes", "data": "pictures"}
     assert all(TrainConfig(**start).caption_dropout == 0 for start in unguided)
     guided = {"data": "pictures"}, {"data": "pictures", "begin_from": "shapes"}
@@ -688,14 +688,16 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
     report = validate(model, collator, SceneExamples(32, 0).validation(6), CPU)
     names = {f"loss {level}{shuffled}" for level in LEVELS for shuffled in ("", " shuffled")}
     assert report.keys() == names | {"pointing", "iou", "text loss"}
-    # Untrained, it draws nothing whatever the caption, and is off by the whole picture.
+    # Untrained, it predicts an empty picture for any caption, and its error is the picture itself.
     pictures = to_tensor(np.stack([e.picture for e in SceneExamples(32, 0).validation(6)]))
     for level in LEVELS:
         expected = pictures.square().mean().item() / max(level, flow.LEAST_TIME) ** 2
         assert report[f"loss {level}"] == report[f"loss {level} shuffled"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_shuffled_captions_cost_more_once_the_text_is_read(model: TextToImageModel, collator: Collator) -> None:
+def test_the_loss_is_higher_with_shuffled_captions_once_the_text_is_read(
+    model: TextToImageModel, collator: Collator
+) -> None:
     examples = SceneExamples(32, 0).validation(6)
     for i in range(6):  # the same pictures under other noise
         fit(model, collator([(6 * i + j, example) for j, example in enumerate(examples)]), steps=6)
@@ -704,7 +706,7 @@ def test_shuffled_captions_cost_more_once_the_text_is_read(model: TextToImageMod
         assert report[f"loss {level} shuffled"] > report[f"loss {level}"]
 
 
-def test_validation_can_be_trusted_to_repeat_and_to_change_nothing(
+def test_validation_repeats_exactly_and_changes_nothing(
     model: TextToImageModel, collator: Collator, batch: Batch
 ) -> None:
     fit(model, batch, steps=3, mask_weight=0.0)
@@ -717,14 +719,12 @@ def test_validation_can_be_trusted_to_repeat_and_to_change_nothing(
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_pointing_is_reported_only_where_it_is_known_what_words_mean(
-    model: TextToImageModel, collator: Collator
-) -> None:
+def test_pointing_is_reported_only_where_the_data_has_masks(model: TextToImageModel, collator: Collator) -> None:
     examples = [replace(example, regions=()) for example in SceneExamples(32, 0).validation(3)]
     assert "pointing" not in validate(model, collator, examples, CPU)
 
 
-def test_a_run_begins_from_a_models_weights_and_vocabulary(finished: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_initialises_from_a_models_weights_and_vocabulary(finished: TrainConfig, tmp_path: Path) -> None:
     config = replace(finished, out=str(tmp_path / "further"), begin_from=finished.out, steps=1, learning_rate=1e-9)
     train(config)
     before, after = (TextToImagePipeline.from_pretrained(out) for out in (finished.out, config.out))
@@ -735,7 +735,9 @@ def test_a_run_begins_from_a_models_weights_and_vocabulary(finished: TrainConfig
             assert torch.allclose(theirs[name], weight, atol=1e-6), name
 
 
-def test_to_begin_from_no_model_is_refused_and_leaves_nothing(finished: TrainConfig, tmp_path: Path) -> None:
+def test_to_initialise_from_a_missing_model_is_refused_and_nothing_is_written(
+    finished: TrainConfig, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="no-such-model"):
         train(replace(finished, out=str(tmp_path / "further"), begin_from="no-such-model"))
     assert not (tmp_path / "further").exists()

@@ -1,4 +1,4 @@
-"""Training on pairs of sentences: which files are read, what a run leaves, how it goes on and when it stops."""
+"""Training on pairs of sentences: its files, what a run saves, how it resumes and when it stops."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_both_kinds_of_file_hold_the_same_pairs(tmp_path: Path) -> None:
     assert read_pairs(write(tmp_path / "pairs.tsv", pairs)) == read_pairs(tmp_path / "pairs.jsonl") == pairs
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_bytes("\ufeffa\tb\r\nc\td\r\n".encode())
     assert read_pairs(tmp_path / "pairs.tsv") == [("a", "b"), ("c", "d")]
 
@@ -78,7 +78,9 @@ def test_bad_lines_of_json_are_listed(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [("no.tsv", None, "not found"), ("a.txt", "a\tb", "neither"), ("a.tsv", "\n \n", "has no pairs")],
 )
-def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
@@ -96,15 +98,15 @@ def test_no_source_is_both_trained_on_and_held_out() -> None:
 # The run.
 
 
-def test_it_learns_to_translate_what_it_has_not_seen(config: TextConfig, tmp_path: Path) -> None:
+def test_it_learns_to_translate_unseen_sentences(config: TextConfig, tmp_path: Path) -> None:
     out = train_text(replace(config, steps=500, batch_size=32, width=64, every=250, dropout=0.0, warmup=50))
     held_out = split_pairs(PAIRS)[1]
-    said = TranslationPipeline.from_pretrained(out)([source for source, _ in held_out])
-    right = [translation.text == target for translation, (_, target) in zip(said, held_out, strict=True)]
-    assert sum(right) >= 10, [translation.text for translation in said]  # of 12, in their own capitals
+    found = TranslationPipeline.from_pretrained(out)([source for source, _ in held_out])
+    right = [translation.text == target for translation, (_, target) in zip(found, held_out, strict=True)]
+    assert sum(right) >= 10, [translation.text for translation in found]  # of 12, capitals included
 
 
-def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(config: TextConfig, tmp_path: Path) -> None:
     whole = train_text(config)
     parts = replace(config, out=str(tmp_path / "parts"))
     save = TrainState.save
@@ -126,7 +128,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(config: TextConfig, tmp
         assert all(torch.equal(one[key], other[key]) for key in one), name
 
 
-def test_a_run_asked_to_stop_saves_the_step_it_is_at_and_goes_on_bit_for_bit(
+def test_a_run_that_a_signal_stops_saves_its_step_and_resumes_bit_for_bit(
     config: TextConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_text(config)
@@ -158,7 +160,7 @@ def test_a_folder_is_trained_by_one_process_at_a_time(config: TextConfig) -> Non
         train_text(config)
 
 
-def test_a_loss_that_is_no_number_stops_it_and_names_the_pairs(
+def test_a_loss_that_is_not_finite_stops_it_and_names_the_pairs(
     config: TextConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = TextModel.forward
@@ -168,20 +170,20 @@ def test_a_loss_that_is_no_number_stops_it_and_names_the_pairs(
     assert checkpoints(Path(config.out) / "checkpoints") == []
 
 
-def test_it_stops_when_nothing_gets_better_and_keeps_the_best(config: TextConfig, tmp_path: Path) -> None:
+def test_it_stops_when_the_loss_no_longer_falls_and_keeps_the_best(config: TextConfig, tmp_path: Path) -> None:
     noise = torch.Generator().manual_seed(0)
     letters = "abcdefgh"
 
     def word() -> str:
         return "".join(letters[int(i)] for i in torch.randint(8, (6,), generator=noise))
 
-    pairs = write(tmp_path / "noise.tsv", [(word(), word()) for _ in range(40)])  # nothing to learn but by heart
+    pairs = write(tmp_path / "noise.tsv", [(word(), word()) for _ in range(40)])  # can only be memorised
     out = train_text(replace(config, pairs=str(pairs), steps=2000, every=20, patience=2, warmup=1, dropout=0.0))
     values = [json.loads(line)["held out"] for line in (out / "validation.jsonl").read_text().splitlines()]
     assert len(values) < 100 and values.index(min(values)) == len(values) - 3
 
 
-def test_a_run_that_is_there_is_not_overwritten(config: TextConfig) -> None:
+def test_an_existing_run_is_not_overwritten(config: TextConfig) -> None:
     train_text(config)
     with pytest.raises(ValueError, match="not empty"):
         train_text(config)

@@ -196,7 +196,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
                 training = _plot("Training loss")
                 losses = _plot("Validation loss by noise level", LEVEL_COLOURS)
             with gr.Row():
-                saved = _plot("Loss reduction by the right caption", LEVEL_COLOURS, "%")
+                saved = _plot("Loss reduction by caption", LEVEL_COLOURS, "%")
                 shares = _plot("Correct samples, located words", SHARE_COLOURS, "%", (0, 1))
     place = gr.Slider(1, 2, 1, step=1, precision=0, label="Saved samples", visible=False)
     with gr.Row():

@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from unet_xattn.attention import RecordLayer
 from unet_xattn.grounding import Measures, measure
-from unet_xattn.recording import TRACE_BYTES, Recording
+from unet_xattn.trace_plan import TRACE_BYTES, Recording
 from unet_xattn.words import Text, Word, find_phrase
 
 FORMAT = "unet_xattn attention 3"

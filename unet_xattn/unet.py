@@ -1,7 +1,9 @@
 """A compact UNet in whose blocks image positions (queries) read the memory (keys and values).
 
+The memory is the encoded prompt, one vector per token. Each cross-attention layer projects it to its own K and V.
+
 Shapes: B batch, C channels, h×w the grid of one level, N = h·w its positions, T tokens, M width of the memory,
-P patch size, H attention heads, V width of the time embedding.
+P patch size, H attention heads, S width of the time embedding.
 """
 
 import math
@@ -28,7 +30,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in fp32, as autocast computes it on GPUs; on a CPU torch's bf16 kernel is much slower."""
+    """Group normalisation in fp32. Autocast does so on GPUs anyway, and on CPUs torch's bf16 kernel is slow."""
 
     def __init__(self, channels: int):
         super().__init__(math.gcd(16, channels), channels)
@@ -40,7 +42,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with a residual; the noise level scales and shifts what is between them (arXiv 2105.05233)."""
+    """Two convolutions with a residual; the noise level scales and shifts the features between (arXiv 2105.05233)."""
 
     def __init__(self, channels_in: int, channels: int, time_width: int, dropout: float):
         super().__init__()
@@ -104,12 +106,12 @@ class CrossAttentionUNetOutput(BaseOutput):
 class CrossAttentionUNet(ModelMixin, ConfigMixin):
     """Predicts the velocity of the flow from picture to noise, from a noisy picture, its noise level and the memory.
 
-    The layers predict the clean picture, and the velocity is computed from it. Noise fills every dimension of a patch,
-    pictures fill few (arXiv 2511.13720): a narrow network that predicted the velocity itself would need most of its
-    width to pass the noise through.
+    The layers predict the clean picture; `forward` converts it to the velocity. Noise varies in every dimension of a
+    patch, pictures in few (arXiv 2511.13720): a narrow network that predicted the velocity itself would need most of
+    its width to pass the noise through.
 
-    The text reaches the picture only through cross-attention. No pooled text is added to the time embedding, so the
-    attention maps show all the influence of the text.
+    The text reaches the picture only through cross-attention; no pooled text is added to the time embedding. So every
+    influence of the text enters through a layer that can be recorded.
 
     Args:
         sample_size: height and width of the training pictures, in pixels; other multiples of `size_multiple` work too.
@@ -118,7 +120,7 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         block_out_channels: channels of each level, finest first; each level halves the grid.
         layers_per_block: blocks per level on the way down, and again on the way up; one number, or one per level.
         cross_attention: which levels attend to the memory.
-        self_attention: which levels also attend to themselves; the cost grows with the square of their positions.
+        self_attention: on which levels positions also attend to one another, at a cost that grows with their square.
         heads: attention heads of every attention layer.
         memory_width: M, width of the memory.
         dropout: probability of dropping a unit of a residual block during training.
@@ -194,7 +196,10 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
 
     @property
     def attention_layers(self) -> list[str]:
-        """Names of the blocks with cross-attention, in the order they run, as `record` receives them."""
+        """Names of the blocks with cross-attention, in the order they run, as `record` receives them.
+
+        "down.0.0" is the first block of the finest level, "up.0.0" the first block of the coarsest.
+        """
         return [name for name, _ in self._attention_blocks()]
 
     def attention_grids(self, height: int, width: int) -> dict[str, tuple[int, int]]:
@@ -230,8 +235,8 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
             timestep: a number or (B,), from 0 (clean) to 1000 (noise).
             encoder_hidden_states: the memory (B, T, M).
             encoder_attention_mask: which of its tokens are real (B, T).
-            record: called once for every cross-attention layer, see `RecordLayer`. A recorded pass does not use
-                gradient checkpointing, because recomputing would record twice.
+            record: called as f(name, weights (B, H, h·w, T), (h, w)) by every cross-attention layer. A recorded pass
+                does not use gradient checkpointing, because recomputing would record twice.
 
         Returns:
             `.sample` (B, C, height, width), or a tuple of it where `return_dict` is False.
@@ -241,7 +246,7 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         mask = None if encoder_attention_mask is None else padding_mask(encoder_attention_mask)
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
         time = sinusoidal_positions(timestep, self.config.block_out_channels[0]).to(sample.dtype)
-        time = self.time_embedding(time)  # (B, V)
+        time = self.time_embedding(time)  # (B, S)
 
         def run(name: str, block: UNetBlock, x: Tensor) -> Tensor:
             if record is not None:
@@ -254,15 +259,15 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         x = F.pixel_unshuffle(sample, self.config.patch_size)  # (B, C·P², h, w)
         x = self.conv_in(torch.cat([x, coordinates(x)], dim=1))
         skips = []
-        for i, level in enumerate(self.down):
+        for i, blocks in enumerate(self.down):
             x = F.avg_pool2d(x, 2) if i else x
-            for j, block in enumerate(level):  # type: ignore[arg-type, var-annotated]
+            for j, block in enumerate(blocks):  # type: ignore[arg-type, var-annotated]
                 x = run(f"down.{i}.{j}", block, x)
                 skips.append(x)
         x = run("mid", self.mid, x)
-        for i, level in enumerate(self.up):
+        for i, blocks in enumerate(self.up):
             x = F.interpolate(x, scale_factor=2.0) if i else x
-            for j, block in enumerate(level):  # type: ignore[arg-type, var-annotated]
+            for j, block in enumerate(blocks):  # type: ignore[arg-type, var-annotated]
                 x = run(f"up.{i}.{j}", block, torch.cat([x, skips.pop()], dim=1))
         x = self.conv_out(F.silu(self.norm_out(x)))
         clean = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)

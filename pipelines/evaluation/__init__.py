@@ -1,1 +1,1 @@
-"""How right pictures, maps and edits are, with intervals; whether a model copies its training data."""
+"""How right pictures and maps are, with intervals; whether a model copies its training data."""

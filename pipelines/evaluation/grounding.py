@@ -27,7 +27,7 @@ from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tracing.capture import attribute, trace
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside
-from unet_xattn.recording import Calibration
+from unet_xattn.trace_plan import Calibration
 from unet_xattn.words import Word, tokens_of
 
 CALIBRATION_SEED = 1_414_213_562

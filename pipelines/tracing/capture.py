@@ -17,7 +17,7 @@ from pipelines.components import to_tensor
 from pipelines.pictures import fit_picture
 from pipelines.text_to_image import TextToImagePipeline, active_traces
 from unet_xattn import AttentionTrace, flow
-from unet_xattn.recording import TRACE_BYTES
+from unet_xattn.trace_plan import TRACE_BYTES
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def fit(run: OpenRun[TrainConfig]) -> None:
         batch, memory = frozen(batch)
         losses = forward_backward(state.model, batch, memory, config, accelerator)
         norm = state.clip_gradients(1.0)
-        # On a GPU this waits for the backward pass, but so does the update of the average, a few lines below.
+        # On a GPU this waits for the backward pass, but so does the update of the average in `step`.
         if not torch.isfinite(norm):
             raise DivergedError(step + 1, norm, losses._asdict(), examples.name(range(seen, seen + config.batch_size)))
         state.step()

@@ -169,11 +169,9 @@ def _autoguided(pipe: TextToImagePipeline, early: TextToImageModel, scale: float
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)])
         for t in scheduler.timesteps:
-            late_velocity = pipe.unet(x, t, late_memory, mask).sample
-            early_velocity = early.unet(x, t, early_memory, mask).sample
-            x = scheduler.step(
-                early_velocity + scale * (late_velocity - early_velocity), t, x, generator=generator
-            ).prev_sample
+            velocity = pipe.unet(x, t, late_memory, mask).sample
+            worse = early.unet(x, t, early_memory, mask).sample
+            x = scheduler.step(worse + scale * (velocity - worse), t, x, generator=generator).prev_sample
         return SimpleNamespace(images=((x.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy())
 
     return draw
@@ -266,13 +264,11 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--steps", type=int, default=750, help="steps of the unchanged recipe: each run gets their CPU time"
-    )
+    parser.add_argument("--steps", type=int, default=750, help="of the unchanged recipe: each run gets their CPU time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, at most as many as cores")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--draw", type=int, default=50, help="prompts of each kind and split, half the number of pairs")
+    parser.add_argument("--draw", type=int, default=50, help="prompts of each kind and split; pairs: twice as many")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # arguments of the processes
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -18,6 +18,7 @@ from pipelines.data.batches import Collator
 from pipelines.data.scenes import SceneExamples
 from pipelines.scenes import scene as scene_module
 from pipelines.scenes import shapes as scenes
+from pipelines.scenes.worlds import WORLDS
 from pipelines.tokenizer import train_tokenizer
 from pipelines.training.objective import TextToImageModel, text_loss
 from pipelines.training.train import TrainConfig
@@ -59,7 +60,13 @@ def small_world() -> None:
     few_things(SHAPES, COLOURS)
     describe, tellings = scenes._describe_objects, scenes.tellings
     scenes._describe_objects = lambda *scene: [replace(o, size="big") for o in describe(*scene)]
-    scenes.tellings = lambda seed, index, languages, *rest: tellings(seed, index, sorted(languages), *rest)
+    replace_tellings(lambda seed, index, languages, *rest: tellings(seed, index, sorted(languages), *rest))
+
+
+def replace_tellings(tellings: Callable[..., list]) -> None:
+    """Write the scenes of this process by another function in place of `shapes.tellings`."""
+    scenes.tellings = tellings
+    WORLDS["shapes"] = replace(WORLDS["shapes"], tellings=tellings)
 
 
 def settings(**changes: Any) -> Callable[[], Settings]:
@@ -183,7 +190,7 @@ def mixture(shares: Callable[[int], Sequence[float]]) -> Callable[[], Settings]:
                 kind = str(np.random.default_rng((seed, index, 1)).choice(scene_module.KINDS, p=shares(index)))
             return plain(seed, index, languages, kind, *rest)
 
-        scenes.tellings = tellings
+        replace_tellings(tellings)
         return {}
 
     return change
