@@ -1,4 +1,4 @@
-"""A run's card and what goes to the hub; only the network is a stand-in."""
+"""The model card of a run and the upload to the hub; only the network is replaced."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ COMPONENTS = {"tokenizer", "text_encoder", "unet", "scheduler"}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps on 100 pictures whose captions are nasty, kept where its path is nobody's business."""
+    """A run of two steps on 100 pictures with nasty captions, in a folder whose path must stay private."""
     import datasets
 
     folder = tmp_path_factory.mktemp("secret") / "pictures <b>"
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that takes what is uploaded, under the repository's id."""
+    """A folder that receives uploads, under the id of the repository."""
 
     def create_repo(repo_id: str, **_: object) -> SimpleNamespace:
         return SimpleNamespace(repo_id=repo_id)
@@ -71,7 +71,7 @@ def parts(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_run_on_a_folder_ends_with_a_card_and_a_look_for_copies(run: Path) -> None:
+def test_a_run_on_a_folder_ends_with_a_card_and_a_search_for_copies(run: Path) -> None:
     assert {"README.md", "sample.png", "model_index.json", "samples", "run.json"} <= parts(run)
     assert {"memorised.png", "memorised.json"} <= parts(run / "samples")
     card = (run / "README.md").read_text()
@@ -81,14 +81,14 @@ def test_a_run_on_a_folder_ends_with_a_card_and_a_look_for_copies(run: Path) -> 
     settings = json.loads((run / "run.json").read_text())
     data = settings["data"]
     assert data["pictures"] + data["held out"] == 100 and data["held out"] > 0
-    for said in (
+    for text in (
         "2 of 2 steps of 2 pictures",
         f"pictures of the data: {data['pictures']}",
         data["fingerprint"],
         '"learning_rate": 0.004',
         "from_pretrained",
     ):
-        assert said in card, said
+        assert text in card, text
     assert plain(settings["code"]) in card and plain(settings["machine"]) in card
     losses = json.loads((run / "validation.jsonl").read_text().splitlines()[-1])
     assert f"| 0.5 | {losses['loss 0.5']:.4f} | {losses['loss 0.5 shuffled']:.4f} |" in card
@@ -107,23 +107,23 @@ def test_captions_and_names_in_a_card_are_text_and_never_markup(run: Path) -> No
     assert [token.attrs["src"] for token in inline if token.type == "image"] == ["sample.png"]
     headings = [blocks[i + 1].content for i, token in enumerate(blocks) if token.type == "heading_open"]
     assert headings[1:] == ["How it was made", "Figures", "Does it copy?", "Limits"]
-    said = [
+    items = [
         "".join(child.content for child in blocks[i + 2].children)
         for i, token in enumerate(blocks)
         if token.type == "list_item_open"
     ]
     prompts = json.loads((run / "run.json").read_text())["prompts"]
     assert set(prompts) == set(NASTY)
-    assert [" ".join(prompt.split()) for prompt in prompts] == said[: len(prompts)]  # and it says just what they say
-    assert "www.example" not in card  # which sites make links of, asked or not
+    assert [" ".join(prompt.split()) for prompt in prompts] == items[: len(prompts)]  # their exact text
+    assert "www.example" not in card  # many sites turn it into a link
 
 
-def test_a_card_tells_nothing_of_where_things_lay(run: Path) -> None:
+def test_a_card_contains_no_paths(run: Path) -> None:
     card = (run / "README.md").read_text()
     assert "secret" not in card and str(run.parent) not in card
 
 
-def test_a_card_is_not_written_over(run: Path, tmp_path: Path) -> None:
+def test_a_card_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "README.md").write_text("Mine.")
@@ -133,7 +133,7 @@ def test_a_card_is_not_written_over(run: Path, tmp_path: Path) -> None:
     assert (copy / "README.md").read_text() == "Mine."
 
 
-def test_what_is_published_is_the_pipeline_with_its_card_and_draws_the_same(run: Path, hub: Path) -> None:
+def test_the_published_pipeline_has_its_card_and_draws_the_same(run: Path, hub: Path) -> None:
     publish(run, "me/mine")
     sent = hub / "me" / "mine"
     assert parts(sent) == COMPONENTS | {"model_index.json", "README.md", "sample.png"}
@@ -147,7 +147,7 @@ def test_what_is_published_is_the_pipeline_with_its_card_and_draws_the_same(run:
     assert np.array_equal(*pictures)
 
 
-def test_a_run_that_was_stopped_gets_a_card_for_the_upload_alone(run: Path, hub: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_gets_a_card_for_the_upload_only(run: Path, hub: Path, tmp_path: Path) -> None:
     copy = tmp_path / "stopped"
     shutil.copytree(run, copy)
     for file in ("README.md", "sample.png", "samples/memorised.json"):
@@ -158,7 +158,7 @@ def test_a_run_that_was_stopped_gets_a_card_for_the_upload_alone(run: Path, hub:
     assert not (copy / "README.md").exists()
 
 
-def test_diffusers_own_push_takes_the_pipeline_and_not_the_card(run: Path, hub: Path, tmp_path: Path) -> None:
+def test_diffusers_own_push_uploads_the_pipeline_without_the_card(run: Path, hub: Path, tmp_path: Path) -> None:
     pipe = TextToImagePipeline.from_pretrained(run)
     pipe.push_to_hub("me/plain")
     assert parts(hub / "me" / "plain") == COMPONENTS | {"model_index.json", "README.md"}
@@ -166,19 +166,17 @@ def test_diffusers_own_push_takes_the_pipeline_and_not_the_card(run: Path, hub: 
     TextToImagePipeline.from_pretrained(hub / "me" / "plain")
 
 
-def test_what_is_no_whole_model_or_no_run_is_not_published(
-    tiny_pipe: TextToImagePipeline, hub: Path, tmp_path: Path
-) -> None:
+def test_folders_that_are_not_runs_are_not_published(tiny_pipe: TextToImagePipeline, hub: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     tiny_pipe.save_pretrained(tmp_path / "bare")
-    for name, says in (("none", "is not a folder"), ("empty", "holds no model"), ("bare", "has no run.json")):
-        with pytest.raises(ValueError, match=says):
+    for name, reason in (("none", "is not a folder"), ("empty", "holds no model"), ("bare", "has no run.json")):
+        with pytest.raises(ValueError, match=reason):
             publish(tmp_path / name, "me/mine")
     assert not hub.exists()
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_plain_text_is_one_line_that_reads_as_it_was(text: str) -> None:
+def test_plain_text_is_one_line_with_the_original_words(text: str) -> None:
     line = plain(text)
     assert "\n" not in line
     rendered = MarkdownIt("commonmark", {"html": True}).parse(line)

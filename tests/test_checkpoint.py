@@ -120,7 +120,9 @@ def test_the_last_checkpoints_and_the_milestones_are_kept(tmp_path: Path) -> Non
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:08d}" for step in (8, 6, 3)]
 
 
-def test_old_checkpoints_are_removed_only_after_the_new_one_was_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_checkpoints_are_removed_only_after_the_new_one_was_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = saved(tmp_path, 1, 2, keep=1)
     run = Run(seed=0, steps=3)
     rename = os.replace

@@ -1,4 +1,4 @@
-"""Commands for a run that is done: what they print, leave and refuse."""
+"""The commands for finished runs: what they print, write and refuse."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ def model(tiny_pipe: TextToImagePipeline, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def test_memorised_prints_two_shares_and_leaves_the_sheet_and_the_figures(
+def test_memorised_prints_two_shares_and_writes_the_sheet_and_the_figures(
     model: Path, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_folder("twenty", ["a red circle"] * 20)
-    for i in range(1000):  # one that is held out, which depends on its file's hash
+    for i in range(1000):  # until one is held out, which depends on its hash
         file = data / "another.png"
         Image.new("RGB", (32, 32), (i % 256, i // 256, 0)).save(file)
         if is_validation_picture(hashlib.sha256(file.read_bytes()).hexdigest()):
@@ -51,7 +51,7 @@ def test_memorised_prints_two_shares_and_leaves_the_sheet_and_the_figures(
     assert "scenes without end" in str(endless.exception) and not (tmp_path / "b.png").exists()
 
 
-def test_publish_prints_where_the_model_went_and_refuses_what_is_none(
+def test_publish_prints_the_address_and_refuses_a_folder_that_is_not_a_run(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arrive(repo_id: str, folder_path: Path, **_: object) -> None:
@@ -72,7 +72,7 @@ def test_publish_prints_where_the_model_went_and_refuses_what_is_none(
     assert (tmp_path / "hub" / "README.md").read_text() == "Mine."
 
 
-def test_with_no_network_publish_says_so_in_a_line(model: Path, tmp_path: Path) -> None:
+def test_without_a_network_publish_fails_with_a_plain_error(model: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(model, own)
     (own / "README.md").write_text("Mine.")

@@ -1,4 +1,4 @@
-"""Encoders and VAEs of transformers and diffusers, tiny and untrained, from their folders to pictures and maps."""
+"""Tiny untrained encoders and VAEs of transformers and diffusers, from their folders to pictures and maps."""
 
 import json
 import shutil
@@ -198,7 +198,7 @@ def test_only_a_vocabulary_that_cannot_spell_a_word_does_not_know_it(folders: Fo
     assert unknown_words("a red Ж", t5) == ["Ж"]
 
 
-# What is read, and how long it may be.
+# The length of prompts.
 
 
 @pytest.mark.parametrize(("name", "limit"), [("clip", 77), ("t5", MAX_TOKENS)])
@@ -237,11 +237,11 @@ def test_encoder_and_vae_of_a_whole_pipeline_are_found_in_their_folders(
     assert fingerprint(find_vae(str(tmp_path))) == fingerprint(pipe.vae)
 
 
-# What is refused.
+# Refusals.
 
 
 def pickled(folder: Path, name: str) -> None:
-    """Leave the weights as a pickle, as many models on the hub still have them."""
+    """Save the weights as a pickle, the format of many models on the hub."""
     (weights,) = folder.glob("*.safetensors")
     torch.save(load_file(weights), folder / name)
     weights.unlink()
@@ -254,7 +254,7 @@ def spoilt(folder: Path, spoil: Callable[[dict[str, torch.Tensor]], object]) -> 
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
-def test_weights_that_are_pickles_are_never_read(folders: Folders, tmp_path: Path) -> None:
+def test_pickled_weights_are_never_read(folders: Folders, tmp_path: Path) -> None:
     for name, weights in (("clip", "pytorch_model.bin"), ("kl", "diffusion_pytorch_model.bin")):
         shutil.copytree(folders[name], tmp_path / name)
         pickled(tmp_path / name, weights)
@@ -299,7 +299,7 @@ def test_a_network_of_another_kind_is_refused_in_one_line(folders: Folders, tmp_
         assert "\n" not in str(refusal.value)
 
 
-def test_where_there_is_none_it_is_said_what_to_give(tmp_path: Path) -> None:
+def test_a_missing_network_is_refused_with_the_expected_names(tmp_path: Path) -> None:
     for find in (find_text_encoder, find_vae):
         for name in ("no-such-folder", str(tmp_path), "no-such/model", "../.."):
             with pytest.raises(ValueError, match="give a folder or a hub id that holds its config"):
@@ -317,11 +317,11 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folders: Folders, tmp_path: Pa
         find_text_encoder(str(tmp_path / "t5"))
 
 
-def test_parts_that_do_not_fit_one_another_make_no_pipeline(
+def test_networks_that_do_not_fit_one_another_are_refused(
     pipe: TextToImagePipeline, make_pipe: Callable[..., TextToImagePipeline]
 ) -> None:
     other = make_pipe("t5", "tiny")
-    with pytest.raises(ValueError, match="the text encoder's memory is 24 wide, the UNet reads one of 32"):
+    with pytest.raises(ValueError, match="the text encoder's memory has width 24, the UNet reads width 32"):
         TextToImagePipeline(**pipe.components | {"text_encoder": other.text_encoder})
     with pytest.raises(ValueError, match="the VAE's latent has 3 channels, the UNet draws 4"):
         TextToImagePipeline(**pipe.components | {"vae": other.vae})
@@ -354,7 +354,7 @@ def a_batch(folders: Folders, count: int = 3, text: str = "clip") -> tuple[Colla
 
 
 @pytest.mark.parametrize("text", ["clip", "t5"])
-def test_what_a_caption_and_a_picture_give_does_not_depend_on_their_batch(folders: Folders, text: str) -> None:
+def test_memory_and_latent_do_not_depend_on_the_batch(folders: Folders, text: str) -> None:
     collator, items = a_batch(folders, text=text)
     vae = find_vae(str(folders["kl"]))
     _, text_encoder = find_text_encoder(str(folders[text]))
@@ -370,12 +370,12 @@ def test_what_a_caption_and_a_picture_give_does_not_depend_on_their_batch(folder
         torch.testing.assert_close(its_memory, text_encoder(batch.ids).last_hidden_state)
         assert torch.equal(together.pictures[i], alone.pictures[0])
         torch.testing.assert_close(alone.pictures, encode_pictures(vae, batch.pictures))
-        # As random as the picture's, and of (seed, place) alone.
+        # The noise is the beginning of the picture's, a function of (seed, place) alone.
         assert torch.equal(alone.noise[0].flatten(), batch.noise[0].flatten()[: alone.noise[0].numel()])
         assert torch.equal(together.noise[i], alone.noise[0]) and alone.noise.shape == alone.pictures.shape
 
 
-def test_captions_and_pictures_that_come_again_are_encoded_once(
+def test_repeated_captions_and_pictures_are_encoded_once(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collator, items = a_batch(folders, 2)
@@ -401,7 +401,7 @@ def test_captions_and_pictures_that_come_again_are_encoded_once(
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
 
 
-def test_latents_on_disk_are_of_one_vae_and_made_again_where_torn(folders: Folders, tmp_path: Path) -> None:
+def test_latents_on_disk_belong_to_one_vae_and_damaged_ones_are_encoded_again(folders: Folders, tmp_path: Path) -> None:
     collator, items = a_batch(folders, 1)
     vae = find_vae(str(folders["kl"]))
     (wanted, _) = Frozen(None, vae, tmp_path)(collator(items))
@@ -469,11 +469,11 @@ def test_a_run_trains_the_unet_and_nothing_else(finished: TrainConfig, folders: 
     assert {name.split(".")[0] for name in trained} == {"unet"}
     with Image.open(Path(finished.out) / "samples" / "step-000002.png") as sheet:
         assert sheet.size == (4 * 32, 32)
-    # A picture of the folder has one latent, for training, validation and whoever comes later.
+    # Each picture has one latent, shared by training, validation and later runs.
     assert len(list((Path(finished.out) / "latents").rglob("*.safetensors"))) == len(CAPTIONS)
 
 
-def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_never_stopped(
     finished: TrainConfig, tmp_path: Path, stop_in_step: Callable[[int], None]
 ) -> None:
     config = replace(finished, out=str(tmp_path / "run"))
@@ -492,7 +492,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_never_stopped(
     assert losses[0] == losses[1]
 
 
-def test_a_run_begins_from_one_with_such_networks_and_keeps_them(finished: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_initialised_from_one_with_such_networks_keeps_them(finished: TrainConfig, tmp_path: Path) -> None:
     config = replace(finished, begin_from=finished.out, steps=1, out=str(tmp_path / "further"))
     with pytest.raises(ValueError, match="has its own networks: leave out --text-encoder and --vae"):
         train(config)
@@ -503,7 +503,7 @@ def test_a_run_begins_from_one_with_such_networks_and_keeps_them(finished: Train
         assert same_weights(getattr(after, part), getattr(before, part))
 
 
-def test_masks_of_words_hold_the_maps_of_latents_too(
+def test_mask_supervision_works_on_latents_too(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = SceneExamples(32, 0).validation(2)
@@ -514,19 +514,19 @@ def test_masks_of_words_hold_the_maps_of_latents_too(
     assert 0 < row["token loss"] < 1 and row["text loss"] == 0
     (report,) = map(json.loads, (tmp_path / "run" / "validation.jsonl").read_text().splitlines())
     assert 0 <= report["pointing"] <= 1 and "text loss" not in report
-    assert not (tmp_path / "run" / "latents").exists()  # scenes never come again
+    assert not (tmp_path / "run" / "latents").exists()  # no scene comes twice
     pipe = TextToImagePipeline.from_pretrained(tmp_path / "run")
     assert type(pipe.text_encoder) is T5EncoderModel and type(pipe.vae) is AutoencoderTiny
     assert pipe.tokenizer.model_max_length == MAX_TOKENS
 
 
-def test_samples_leave_each_network_training_or_not_as_it_was(
+def test_samples_do_not_change_the_training_mode_of_any_network(
     make_pipe: Callable[..., TextToImagePipeline], tmp_path: Path
 ) -> None:
     pipe = make_pipe("t5", "tiny")
     pipe.unet.train()
     draw_samples(pipe, SceneExamples(32, 0).validation(1), tmp_path, 1)
-    assert pipe.unet.training and not pipe.text_encoder.training  # whose dropout would be noise in the memory
+    assert pipe.unet.training and not pipe.text_encoder.training  # its dropout would add noise to the memory
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ def test_latents_go_in_and_come_out_as_latents(pipe: TextToImagePipeline) -> Non
     assert picture.shape == (1, 3, 16, 32)
     with torch.no_grad():
         torch.testing.assert_close(picture, (pipe.decode_latents(latents) / 2 + 0.5).clamp(0, 1))
-    with pytest.raises(ValueError, match=r"latents are \(1, 4, 8, 16\), expected \(1, 4, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"latents have shape \(1, 4, 8, 16\), expected \(1, 4, 16, 16\)"):
         draw(pipe, latents=noise)
     with pytest.raises(ValueError, match="multiples of 8 pixels, got 32×20"):
         draw(pipe, height=20)
@@ -638,7 +638,7 @@ def test_half_precision_draws_nearly_the_same_picture(
     assert TextToImagePipeline.from_pretrained(tmp_path / "half").text_encoder.dtype == torch.float32
 
 
-def test_parts_are_called_so_that_accelerates_hooks_run(make_pipe: Callable[..., TextToImagePipeline]) -> None:
+def test_networks_are_called_so_that_accelerates_hooks_run(make_pipe: Callable[..., TextToImagePipeline]) -> None:
     pipe, called = make_pipe(), []
 
     class Hook(ModelHook):
@@ -692,7 +692,7 @@ def test_a_picture_is_read_through_the_vae(pipe: TextToImagePipeline, monkeypatc
     assert (attention.pictures == 255).all()
     other = attribute(pipe, dark, PROMPT, draws=1)
     assert not torch.equal(attention.heatmap("circle"), other.heatmap("circle"))
-    # What the UNet is shown is the latent with that much noise.
+    # The input of the UNet is the latent with noise of that level.
     seen = []
     forward = pipe.unet.forward
     monkeypatch.setattr(pipe.unet, "forward", lambda x, *rest, **more: seen.append(x) or forward(x, *rest, **more))
@@ -722,20 +722,20 @@ def test_the_page_draws_with_such_a_model(pipe: TextToImagePipeline) -> None:
     assert read(PROMPT, pipe.tokenizer) == {"pieces": [], "error": ""}
 
 
-def test_such_a_model_does_not_translate_and_says_so(pipe: TextToImagePipeline, tmp_path: Path) -> None:
+def test_such_a_model_refuses_to_translate(pipe: TextToImagePipeline, tmp_path: Path) -> None:
     assert not can_translate(pipe.text_encoder)
     with pytest.raises(ValueError, match="has no decoder, so it cannot translate"):
         TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
     pipe.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no decoder, so it cannot translate; of the bundled models"):
+    with pytest.raises(ValueError, match="has no decoder, so it cannot translate; these bundled models can"):
         TranslationPipeline.from_pretrained(tmp_path)
 
 
-def test_the_command_trains_with_what_it_is_told(
+def test_the_command_passes_its_options_to_training(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[TrainConfig] = []
-    monkeypatch.setattr("ui.commands.train.train_model", lambda config, *_: asked.append(config) or tmp_path)
+    monkeypatch.setattr("pipelines.training.train.train", lambda config, *_: asked.append(config) or tmp_path)
     names = ["--text-encoder", str(folders["clip"]), "--vae", str(folders["kl"])]
     monkeypatch.setattr("sys.argv", ["unet-xattn", "train", *names, "--size", "256"])
     with pytest.raises(SystemExit) as end:

@@ -346,7 +346,7 @@ def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_full_batch(
 ) -> None:
     fit(model, batch, steps=2)
     batch.target_mask[5:] = False  # so that the parts have unequal numbers of tokens
-    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")  # as models it prepared
+    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast() else "no")  # as other tests do
     found = []
     for config in (TrainConfig(batch_size=8), TrainConfig(batch_size=8, accumulate=parts)):
         model.zero_grad()
