@@ -44,7 +44,7 @@ BATCH_SIZE = 256
 
 
 def bench_device(
-    device: str | torch.device = "cuda",
+    device: str | torch.device,
     widths: dict[str, tuple[tuple[int, ...], int]] = WIDTHS,
     steps: Sequence[int] = STEPS,
     batch_size: int = BATCH_SIZE,

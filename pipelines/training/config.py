@@ -123,7 +123,7 @@ class TrainConfig(Saving):
             raise ValueError(f"--distill already initialises from {self.distill}: leave out --from")
         if self.distill and any(getattr(self, n) != getattr(TrainConfig, n) for n in ("mask_weight", "text_weight")):
             raise ValueError(
-                "--distill trains on pictures of the teacher, which have no masks, and keeps its text encoder: "
+                "--distill trains on the student's own pictures, which have no masks, and keeps the text encoder: "
                 "leave --mask-weight and text_weight at their defaults"
             )
         for name, low, high in (
