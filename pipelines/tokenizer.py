@@ -1,4 +1,4 @@
-"""A tokenizer trained on given captions."""
+"""A tokenizer trained on given captions, and whether a text fits into what a model reads."""
 
 from collections.abc import Iterable
 
@@ -50,3 +50,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: 
         {w.text.lower() for caption in captions for w in split_words(caption, tokenizer)}
     )
     return tokenizer
+
+
+def fits(text: str, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a text has no more tokens than the model reads."""
+    return len(tokenizer(text, verbose=False)["input_ids"]) <= tokenizer.model_max_length

@@ -11,6 +11,7 @@ Shapes: Q query pictures, C training pictures in a chunk, D values per picture, 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipelines.data.stream import Example, Examples
 from pipelines.drawing import label_font
 from pipelines.evaluation.statistics import share_of
 from pipelines.sources.findings import DataError
+from pipelines.tokenizer import fits
 
 SIDE = 64
 """Largest side in pixels for the comparison; larger pictures are averaged down to it."""
@@ -180,15 +182,9 @@ def _closest(
 
 def _readable(pipe: Any, examples: Iterator[Example], count: int) -> list[Example]:
     """The first examples whose captions fit into the model's context."""
-    tokenizer = pipe.tokenizer
-    chosen = []
-    for example in examples:
-        if len(tokenizer(example.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length:
-            chosen.append(example)
-        if len(chosen) == count:
-            break
+    chosen = list(islice((example for example in examples if fits(example.caption, pipe.tokenizer)), count))
     if not chosen:
-        raise DataError(f"all captions are longer than this model's {tokenizer.model_max_length} tokens")
+        raise DataError(f"all captions are longer than this model's {pipe.tokenizer.model_max_length} tokens")
     return chosen
 
 

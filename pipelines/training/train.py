@@ -21,6 +21,7 @@ from pipelines.evaluation.memorise import leave_memorised
 from pipelines.runs.failures import DivergedError
 from pipelines.runs.folder import save_model
 from pipelines.runs.processes import check_share, loader_workers, share
+from pipelines.tokenizer import fits
 from pipelines.training.card import CARD, write_card
 from pipelines.training.config import TrainConfig
 from pipelines.training.distill import check_parts
@@ -31,7 +32,7 @@ from pipelines.training.report import Reporter, write_settings
 from pipelines.training.run import OpenRun, open_run
 from pipelines.training.sharding import fsdp_plugin
 from pipelines.training.state import TrainState
-from pipelines.training.validate import draw_samples, fitting, validate
+from pipelines.training.validate import draw_samples, validate
 
 FIXED = ("begin_from", "distill", "few_steps", "seed", "size", "text_encoder", "vae")
 """Settings that cannot change on resume."""
@@ -83,7 +84,7 @@ def fit(run: OpenRun[TrainConfig]) -> None:
     collator = make_collator(config, tokenizer, unet, vae)
     with accelerator.local_main_process_first():  # the other processes find the pictures that it decodes
         validation = examples.validation(128)
-    shown = fitting(validation, tokenizer)[:16]
+    shown = [example for example in validation if fits(example.caption, tokenizer)][:16]
 
     new_optimizer = partial(muon, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     state = TrainState(model, new_optimizer, power_function_ema(config.ema_sigma))

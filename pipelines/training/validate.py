@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
 from pipelines.components import can_translate, to_tensor
 from pipelines.data.batches import Batch, Collator
@@ -105,11 +104,6 @@ def validate(
 def _upsampled(weights: Tensor, grid: tuple[int, int], shape: tuple[int, int]) -> Tensor:
     maps = weights.mean(dim=1).transpose(1, 2).unflatten(-1, grid)  # (B, T, h, w)
     return F.interpolate(maps, shape, mode="bilinear")
-
-
-def fitting(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
-    """The examples whose captions are no longer than the model reads."""
-    return [e for e in examples if len(tokenizer(e.caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length]
 
 
 def draw_samples(pipe: TextToImagePipeline, examples: Sequence[Example], folder: Path, step: int) -> dict[str, float]:

@@ -25,6 +25,7 @@ let region = null; // the marked part of the picture: points [x, y] from 0 to 1
 let drawing = false; // whether a region is being marked
 let visited = []; // pictures of this visit, newest first
 let playing = null;
+let stepsAsked = { name: "", answer: null }; // the latest request for what "Play" needs
 
 // Which maps
 
@@ -62,7 +63,10 @@ async function fetchView(name) {
 async function fetchSteps() {
   const at = data;
   if (!server?.frames || !at.key || at.frames || !at.steps) return;
-  const answer = await server.frames({ key: at.key, image: at.image });
+  // Gradio may deliver a picture twice: the second copy uses the answer to the first one's request.
+  const name = at.key + "|" + at.image;
+  if (stepsAsked.name !== name) stepsAsked = { name, answer: server.frames({ key: at.key, image: at.image }) };
+  const answer = await stepsAsked.answer;
   if (answer.error) return;
   at.frames = answer.frames;
   views.set("mean||", decodeView(answer.view));
