@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from pipelines import TextToImagePipeline
+from pipelines.runs.resume import flag_of
 from pipelines.scenes.captions import LANGUAGES
-from pipelines.training.config import TextConfig, TrainConfig, flag_of
+from pipelines.training.config import TextConfig, TrainConfig
 from pipelines.training.parts import load_examples
 from pipelines.training.train import train
 from ui.cli import main
@@ -215,7 +216,7 @@ def test_a_model_of_ones_own_pairs_translates(run, fails, tmp_path: Path) -> Non
     # Options beside --resume are applied and printed, or refused; those that change nothing are ignored.
     code, printed, err = run(*arguments[:5], "--steps", "4", "--batch-size", "4", "--resume")
     assert code == 0 and "from step 2 on: steps 4 instead of 2" in printed and "batch size" not in printed, err
-    assert "seed (0) cannot change on resume" in fails(*arguments, "--seed", "1", "--resume")
+    assert "--seed (0) cannot change on resume" in fails(*arguments, "--seed", "1", "--resume")
     assert "cannot end after 2" in fails(*arguments, "--resume")
     assert "add --resume" in fails(*arguments[:3], "--out", tmp_path / "other", "--allow-changes")
     pairs.write_text("".join(f"{i}\tno. {i}\n" for i in range(30)))

@@ -259,7 +259,7 @@ def test_steps_and_batch_size_can_change_on_resume_and_changes_are_printed(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, r"^seed \(0\) cannot change on resume"),
+        ({"seed": 1}, r"^--seed \(0\) cannot change on resume"),
         ({"size": 48, "begin_from": "shapes"}, r"^size \(32\) and begin from \(\) cannot change"),
         ({"steps": 3}, "has already taken 4 steps: it cannot end after 3"),
         ({"batch_size": 1}, "--batch-size must be 2 or more"),

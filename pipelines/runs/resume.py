@@ -1,7 +1,7 @@
 """Resuming a run: its checkpoint, its settings, and whether its data and processes are the same."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,7 +38,8 @@ def resume_run(
     state = load_state(checkpoint)
     started = replace(settings_of(kind, state, out), out=str(out))  # type: ignore[type-var]
     changed = {name: new for name, new in (changes or {}).items() if getattr(started, name) != new}
-    if refused := [f"{_words(name)} ({getattr(started, name)})" for name in changed if name in fixed]:
+    flags = {setting.name: flag_of(setting) for setting in fields(kind)}  # type: ignore[arg-type]
+    if refused := [f"{flags[name]} ({getattr(started, name)!r})" for name in changed if name in fixed]:
         raise ValueError(
             f"{' and '.join(refused)} cannot change on resume: leave out that option, or start a run in another --out"
         )
@@ -64,6 +65,11 @@ def settings_of(kind: type[Settings], state: dict, folder: Path) -> Settings:
             "resume it with that version, or start a run in another --out"
         )
     return kind(**state["config"])
+
+
+def flag_of(setting: Field) -> str:
+    """The option of a setting on the command line, or the setting's own name if it has no option."""
+    return setting.metadata.get("flag", f"--{setting.name.replace('_', '-')}") if setting.metadata else setting.name
 
 
 def check_unchanged(state: dict, now: Mapping[str, Any], allowed: bool) -> list[str]:

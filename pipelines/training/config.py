@@ -3,10 +3,11 @@
 Nothing here imports torch or numpy, so that `--help` answers at once.
 """
 
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.runs.resume import flag_of
 from pipelines.scenes import WORLD_NAMES
 from pipelines.sources.findings import check_on_bad
 
@@ -26,11 +27,6 @@ def option(default: Any = MISSING, **shown: Any) -> Any:
         shown: arguments of `typer.Option`, and "flag" where the option is not named after the setting.
     """
     return field(default=default, kw_only=default is MISSING, metadata=shown)
-
-
-def flag_of(setting: Field) -> str:
-    """The option of a setting on the command line, or the setting's own name if it has no option."""
-    return setting.metadata.get("flag", f"--{setting.name.replace('_', '-')}") if setting.metadata else setting.name
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.training.config import Saving, flag_of
+from pipelines.runs.resume import flag_of
+from pipelines.training.config import Saving
 
 if TYPE_CHECKING:
     from pipelines import TextToImagePipeline
