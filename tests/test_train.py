@@ -260,7 +260,7 @@ def test_steps_and_batch_size_can_change_on_resume_and_changes_are_printed(
     ("changes", "message"),
     [
         ({"seed": 1}, r"^--seed \(0\) cannot change on resume"),
-        ({"size": 48, "begin_from": "shapes"}, r"^size \(32\) and begin from \(\) cannot change"),
+        ({"size": 48, "begin_from": "shapes"}, r"^--size \(32\) and --from \(''\) cannot change"),
         ({"steps": 3}, "has already taken 4 steps: it cannot end after 3"),
         ({"batch_size": 1}, "--batch-size must be 2 or more"),
     ],
