@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipelines.pixels import as_mask, displayed, opaque, read_picture
+
 Shape = tuple[int, int]
 """Height and width in pixels."""
 
@@ -18,45 +20,40 @@ RATIOS = (4 / 3, 3 / 2, 16 / 9)
 
 
 def load_picture(path: Path, size: int | Shape, fit: str = "crop") -> np.ndarray:
-    """A picture file as (h, w, 3) uint8: rotated by its EXIF orientation, made opaque on white, then fitted.
+    """A picture file as (h, w, 3) uint8: rotated by its EXIF orientation, in sRGB, opaque on white, then fitted.
 
     A picture of another shape is cropped to its middle where `fit` is "crop", and padded with white where it is "pad".
+
+    Raises:
+        OSError: the file cannot be opened.
+        PictureError: it is damaged, or no picture whose pixels are known to be right.
     """
-    with Image.open(path) as file:
-        return fit_picture(file, size, fit)
+    return fit_picture(read_picture(path.read_bytes()), size, fit)
 
 
 def fit_picture(picture: Image.Image, size: int | Shape, fit: str = "crop") -> np.ndarray:
     """The same as `load_picture` for an open picture; `size` is a side or a shape."""
-    return _fitted(_opaque(picture, "white").convert("RGB"), size, fit, Image.Resampling.LANCZOS, "white")
+    return _fitted(opaque(displayed(picture)[0], "white"), size, fit, Image.Resampling.LANCZOS, "white")
 
 
 def fit_mask(mask: Image.Image, picture_size: tuple[int, int], size: int | Shape, fit: str = "crop") -> np.ndarray:
-    """A mask, white where the object is, as (h, w) uint8, fitted in the same way as its picture.
+    """A mask as (h, w) uint8, white where the object is (see `as_mask`), fitted in the same way as its picture.
 
-    Transparent parts and padding are black.
+    Padding is black.
 
     Args:
         picture_size: (width, height) of its picture after rotation; the mask's resolution may be lower or higher.
 
     Raises:
-        ValueError: the mask's aspect ratio is not its picture's.
+        ValueError: the mask's aspect ratio is not its picture's, or it is not known which part is the object.
     """
-    mask = _opaque(mask, "black").convert("L")
+    mask = as_mask(mask)
     (w, h), (width, height) = mask.size, picture_size
     if abs(w * height / (h * width) - 1) > 0.05:  # more than rounding can cause
         raise ValueError(f"the mask has {w}×{h} pixels, its picture {width}×{height}: give both the same aspect ratio")
     if mask.size != picture_size:
         mask = mask.resize(picture_size, Image.Resampling.BOX)
     return _fitted(mask, size, fit, Image.Resampling.BOX, "black")
-
-
-def _opaque(picture: Image.Image, ground: str) -> Image.Image:
-    """A picture rotated by its EXIF orientation, with transparent parts in the colour `ground`."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):  # 16-bit grey, which Pillow's own conversion would clip
-        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture.convert("RGBA"))
 
 
 def _fitted(picture: Image.Image, size: int | Shape, fit: str, resampling: Image.Resampling, border: str) -> np.ndarray:

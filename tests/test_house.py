@@ -21,7 +21,15 @@ FLOORS = (
 )
 """Packages from the top down. Modules directly in pipelines/ are pipelines or, on a lower floor, their parts."""
 
-PARTS = {"pipelines.components", "pipelines.drawing", "pipelines.pictures", "pipelines.tokenizer"}
+PARTS = {
+    "pipelines.components",
+    "pipelines.drawing",
+    "pipelines.picture_files",
+    "pipelines.pictures",
+    "pipelines.pixels",
+    "pipelines.profiles",
+    "pipelines.tokenizer",
+}
 
 PUBLIC = {"pipelines", "unet_xattn"}
 """Their __init__ offers names of many modules, but imports a module only when a name of it is used."""

@@ -1,11 +1,13 @@
 """Shapes: h×w pixels."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.picture_files import PictureError
 from pipelines.pictures import fit_mask, fit_picture, load_picture, nearest_shape, shapes_near
 
 # Picture files.
@@ -141,6 +143,66 @@ def test_a_mask_may_be_black_and_white_or_transparent() -> None:
     cut_out.putalpha(mask)
     for other in (mask.convert("1"), mask.convert("P"), cut_out):
         assert (fit_mask(other, (40, 40), 40) == expected).all()
+
+
+def mask_in(kind: str) -> Image.Image:
+    """The disc of `marked` as people save masks."""
+    disc = np.asarray(marked(40, 40)[1]) > 0
+    clear = Image.fromarray(np.uint8(255) * disc)
+    if kind == "16-bit label":
+        return Image.fromarray(disc.astype(np.uint16))
+    if kind == "32-bit label":
+        return Image.fromarray(disc.astype(np.int32) * 7)
+    if kind == "floating-point":
+        return Image.fromarray(disc.astype(np.float32))
+    if kind == "8-bit label":
+        return Image.fromarray(disc.astype(np.uint8))
+    if kind == "16-bit white":
+        return Image.fromarray(disc.astype(np.uint16) * 65535)
+    if kind == "label with a colour":
+        palette = Image.fromarray(disc.astype(np.uint8), "P")
+        palette.putpalette([0, 0, 0, 128, 0, 0])
+        return palette
+    colour = {"black cut out": "black", "white cut out": "white", "red cut out": "red"}[kind]
+    cut_out = Image.new("RGBA", (40, 40), colour)
+    cut_out.putalpha(clear)
+    return cut_out
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["16-bit label", "32-bit label", "floating-point", "8-bit label", "16-bit white", "label with a colour"]
+    + ["black cut out", "white cut out", "red cut out"],
+)
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+def test_a_mask_of_one_object_is_white_on_black_however_it_is_saved(kind: str) -> None:
+    _, mask = marked(40, 40)
+    assert (fit_mask(mask_in(kind), (40, 40), 40) == np.asarray(mask)).all()
+
+
+def test_a_soft_mask_stays_soft() -> None:
+    ramp = np.tile(np.arange(0, 256, 255 / 39).round().astype(np.uint8), (40, 1))
+    assert (fit_mask(Image.fromarray(ramp), (40, 40), 40) == ramp).all()
+    assert (fit_mask(Image.fromarray(ramp.astype(np.uint16) * 257), (40, 40), 40) == ramp).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF"])
+def test_a_mask_may_be_saved_with_loss(kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip("this Pillow has no AVIF")
+    _, mask = marked(40, 40)
+    file = io.BytesIO()
+    mask.convert("RGB").save(file, kind, quality=60)
+    assert np.abs(fit_mask(Image.open(file), (40, 40), 40).astype(int) - np.asarray(mask)).mean() < 8
+
+
+def test_a_mask_of_several_objects_is_refused() -> None:
+    labels = np.arange(1600, dtype=np.uint8).reshape(40, 40) % 4
+    coloured = Image.fromarray(np.stack([labels * 80, labels * 40, 0 * labels], axis=-1))
+    for mask in (Image.fromarray(labels), Image.fromarray(labels.astype(np.int32)), coloured, coloured.quantize(4)):
+        with pytest.raises(PictureError, match=r"several .* save a mask of its own for each phrase"):
+            fit_mask(mask, (40, 40), 40)
 
 
 def test_a_mask_of_another_aspect_ratio_is_refused() -> None:

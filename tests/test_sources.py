@@ -320,8 +320,11 @@ def test_rows_without_files_and_files_without_rows_are_distinguished(put) -> Non
     assert found(source, WARNING) == [("no row", "2.png", ""), ("not read", "photo.heic", "")]
 
 
-def test_a_text_without_a_picture_is_noted(put) -> None:
-    assert found(read_source(put(BESIDE | {"readme.txt": b"spring"})), NOTE) == [("no picture", "readme.txt", "")]
+def test_a_text_that_is_not_read_is_named(put) -> None:
+    source = read_source(put(BESIDE | {"README.txt": b"spring", "notes.txt": b"spring", "more/tags.csv": b"spring"}))
+    assert len(source.rows) == 2 and found(source, NOTE) == [("not read", "README.txt", "")]
+    assert found(source) == [("not read", "notes.txt", "")]  # it lies among the captions
+    assert found(source, WARNING) == [("not read", "more/tags.csv", "")]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{", b"[1, 2]", b'{"file": "0.png", "text": "a"}'])

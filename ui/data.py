@@ -13,13 +13,15 @@ import numpy as np
 
 from pipelines.data.scenes import SceneExamples
 from pipelines.data.stream import Example
+from pipelines.picture_files import open_picture
 from pipelines.pictures import fit_picture
+from pipelines.pixels import read_picture
 from pipelines.scenes.worlds import WORLDS
 from pipelines.sources.captioned import is_picture
 from pipelines.sources.check import Report, examine
 from pipelines.sources.files import open_zip
 from pipelines.sources.findings import DataError
-from pipelines.sources.look import open_picture
+from pipelines.sources.pairing import TEXTS, ending
 from pipelines.sources.tables import TABLES
 from ui.runs import NAME
 
@@ -30,8 +32,9 @@ DEFAULT_DATA = "shapes"
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Picture formats accepted in an upload, by Pillow's names: the widely used ones of those that `sources` reads."""
 
-UPLOAD_TABLES, UPLOAD_TEXT = ("metadata.jsonl", "metadata.csv"), ".txt"
-"""Files accepted in an upload as captions."""
+UPLOAD_TABLES = ("metadata.jsonl", "metadata.csv")
+UPLOAD_TEXTS = tuple(ending for ending in TEXTS if ending != ".json")
+"""Files accepted in an upload as captions: names of tables, and endings of texts."""
 
 FINDINGS_SHOWN = 12
 """Lines of findings shown in a preview."""
@@ -83,7 +86,7 @@ def preview(name: str, size: int, count: int = 8) -> Preview:
         rows = report.rows
         chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
         shown = [rows[i] for i in chosen]
-        examples = [Example(fit_picture(open_picture(row.read()), size), row.caption) for row in shown]
+        examples = [Example(fit_picture(read_picture(row.read()), size), row.caption) for row in shown]
     except (ValueError, OSError) as error:
         return Preview([], [" ".join(str(error).split())], usable=False)
     return Preview(examples, report.summary() + _first(report), usable=not report.errors and bool(rows))
@@ -142,18 +145,19 @@ def unpack(archive: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, "xb") as file:
                 file.write(data)
-        except (OSError, DataError) as error:
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise DataError(f"the upload has {name[:80]!r}, which cannot be stored: {reason}") from error
 
 
 def _check_name(name: str) -> None:
     """Raise DataError unless this is the name of a picture or of captions, and safe to store on every system."""
-    if UNSAFE.search(name):
-        raise DataError(f"the upload has {name[:80]!r}: a name with a character that not every system can store")
-    path = PurePosixPath(name)
-    if path.name not in UPLOAD_TABLES and path.suffix.lower() != UPLOAD_TEXT and not is_picture(name, UPLOAD_FORMATS):
-        accepted = f"pictures ({', '.join(UPLOAD_FORMATS)}), {', '.join(UPLOAD_TABLES)} and {UPLOAD_TEXT}"
+    if unsafe := UNSAFE.search(name):
+        what = f"{unsafe[0]!r} in a name, which not every system can store: rename the file"
+        raise DataError(f"the upload has {name[:80]!r}: {what}")
+    is_text = PurePosixPath(name).name.lower() in UPLOAD_TABLES or ending(name) in UPLOAD_TEXTS
+    if not is_text and not is_picture(name, UPLOAD_FORMATS):
+        accepted = f"pictures ({', '.join(UPLOAD_FORMATS)}), {', '.join(UPLOAD_TABLES)} and {', '.join(UPLOAD_TEXTS)}"
         raise DataError(f"the upload has {name[:80]!r}: only {accepted} are accepted")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-VERSION = "pictures-1"
+VERSION = "pictures-2"
 """To be raised when the same file would be decoded to other pixels."""
 
 Decode = Callable[[], np.ndarray]

@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 
 from pipelines.data.cache import VERSION, DecodedArrays, cache_folder, decode_in_memory, decode_on_disk
+from pipelines.picture_files import PictureError, open_picture, picture_errors
 from pipelines.pictures import Shape, fit_mask, fit_picture
 from pipelines.sources.findings import DataError
-from pipelines.sources.look import open_picture, picture_errors
 from pipelines.sources.rows import Row
 
 IN_MEMORY = 2**24
@@ -94,5 +94,5 @@ def _mask_keys(row: Row) -> dict[str, str]:
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, DataError) as error:
+    except (OSError, PictureError) as error:
         raise DataError(f"{name}: {error}") from error

@@ -3,7 +3,9 @@
 Shapes: B batch, S source tokens, T target tokens.
 """
 
+import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.data.stream import Shuffled
 from pipelines.sources.findings import DataError
+from pipelines.sources.tables import NOT_TEXT
+
+VALIDATION_SHARE = 0.1
+"""Share of sources that are held out for validation, by their hash."""
 
 LONGEST_LINE = 10_000
 """Limit on the characters of a line. A longer line means a broken file."""
@@ -32,18 +38,21 @@ def read_pairs(path: str | Path, skip_bad: bool = False) -> list[Pair]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} not found: give a .tsv or .jsonl with a source and a target sentence per line")
-    if path.suffix not in (".tsv", ".jsonl"):
+    ending = path.suffix.lower()
+    if ending not in (".tsv", ".jsonl"):
         raise DataError(f"{path} is neither .tsv nor .jsonl: the ending decides how lines are read")
     pairs, bad = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            pairs.append(_pair(line, path.suffix == ".jsonl"))
+            pairs.append(_pair(line, ending == ".jsonl"))
         except ValueError as error:
             bad.append(f"line {number}: {error}")
     if bad and not skip_bad:
         raise DataError(f"{path}: {len(bad)} lines cannot be used: {'; '.join(bad)}. Correct them or use --skip-bad")
+    if bad:
+        print(f"{path}: {len(bad)} lines are left out: {'; '.join(bad[:5])}{'; …' * (len(bad) > 5)}", file=sys.stderr)
     if not pairs:
         raise DataError(f"{path} has no pairs")
     return pairs
@@ -56,6 +65,8 @@ def _pair(line: bytes, is_json: bool) -> Pair:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"not UTF-8 text: {NOT_TEXT}")
     if is_json:
         try:
             row = json.loads(text)
@@ -75,10 +86,19 @@ def _pair(line: bytes, is_json: bool) -> Pair:
 
 
 def split_pairs(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs): every tenth pair is held out, and no training pair has the source of one."""
-    held_out = pairs[7::10] or pairs[-1:]
+    """(training pairs, held-out pairs), about nine to one.
+
+    Whether a pair is held out depends on its source alone. So adding pairs never moves others, and no source is on both
+    sides.
+    """
+    held_out = [pair for pair in pairs if is_validation_source(pair[0])] or pairs[-1:]
     sources = {source for source, _ in held_out}
     return [pair for pair in pairs if pair[0] not in sources] or pairs, held_out
+
+
+def is_validation_source(source: str) -> bool:
+    """Whether pairs with this source are held out for validation, in any file."""
+    return hashlib.sha256(source.encode()).digest()[0] < VALIDATION_SHARE * 256
 
 
 @dataclass

@@ -105,8 +105,8 @@ class PictureExamples:
 
     @property
     def notes(self) -> list[str]:
-        where = self._pixels.folder
-        notes = [f"{len(self.rows):,} pictures, decoded {f'in {where}' if where else 'in memory'}"]
+        where, count = self._pixels.folder, len({row.digest for row in self.rows})
+        notes = [f"{count:,} pictures, decoded {f'in {where}' if where else 'in memory'}"]
         if self.flip and (sided := sum(bool(_SIDES.search(row.caption + row.translation)) for row in self.rows)):
             notes.append(f"warning: {sided:,} captions say left or right, but --flip mirrors their pictures")
         texts = ((row, phrase, f"{row.caption}\n{row.translation}") for row in self.rows for phrase in row.masks)
@@ -146,7 +146,8 @@ def held_out_split(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     weighted = [i for i, row in enumerate(rows) if row.weight]
     held_out = [i for i, row in enumerate(rows) if is_validation_picture(row.digest)]
     trained = [i for i in weighted if not is_validation_picture(rows[i].digest)]
-    return (trained, held_out) if len(rows) >= SMALL_SET and held_out and trained else (weighted, weighted)
+    small = len({row.digest for row in rows}) < SMALL_SET
+    return (weighted, weighted) if small or not held_out or not trained else (trained, held_out)
 
 
 def is_validation_picture(digest: str) -> bool:

@@ -91,12 +91,16 @@ class Report:
     def errors(self) -> list[Finding]:
         return of_severity(self.findings, ERROR)
 
+    @property
+    def pictures(self) -> int:
+        return len({row.name for row in self.rows})
+
     def summary(self) -> list[str]:
         """A few lines about the source as a whole."""
         left_out = len({(finding.name, finding.where) for finding in self.errors})
         opens = f"{left_out:,} cannot be used." if left_out else "Every picture opens."
         counts = [len(of_severity(self.findings, severity)) for severity in (ERROR, WARNING, NOTE)]
-        summary = [f"{len(self.rows):,} pictures, {self.vocabulary.different:,} different captions. {opens}"]
+        summary = [f"{self.pictures:,} pictures, {self.vocabulary.different:,} different captions. {opens}"]
         if any(counts):
             summary.append("{:,} errors, {:,} warnings, {:,} notes.".format(*counts))
         if self.rows:
@@ -123,7 +127,7 @@ class Report:
         """Everything except the pictures, including every finding."""
         return {
             "source": self.source,
-            "pictures": len(self.rows),
+            "pictures": self.pictures,
             "findings": as_json(self.findings),
             "captions": {
                 "different": self.vocabulary.different,
@@ -143,7 +147,7 @@ def check(
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """`examine` a source before training on it. With `progress`, errors and warnings are printed.
+    """`examine` a source before training on it. With `progress`, the findings are printed.
 
     Args:
         on_bad: "fail", or "skip" to leave out rows with errors.
@@ -154,8 +158,7 @@ def check(
     check_on_bad(on_bad)
     report = examine(source, size=size, streaming=streaming, limit=limit, workers=workers, progress=progress)
     if progress:
-        printed = [finding for finding in report.findings if finding.severity != NOTE]
-        print(*lines(printed), *report.summary()[:2], sep="\n")
+        print(*lines(report.findings), *report.summary()[:2], sep="\n")
     report.raise_if_unfit(on_bad)
     return report
 
@@ -199,7 +202,11 @@ def examine(
     findings += _same(kept)
     findings += _alike(kept, shaped, outlines, bytes(tints))
     findings += _over_long(kept)
-    return Report(printable(os.fspath(source)), kept, findings, Vocabulary.of([row.caption for row in kept]))
+    report = Report(printable(os.fspath(source)), kept, findings, Vocabulary.of([row.caption for row in kept]))
+    if report.pictures > 1 and report.vocabulary.different == 1:
+        what = f"all {report.pictures:,} pictures have the same, {kept[0].caption[:80]!r}: no word tells them apart"
+        findings.append(Finding(WARNING, "one caption", "captions", "", what))
+    return report
 
 
 def _looks(rows: Sequence[Row], size: int, workers: int | None, progress: bool) -> Iterator[Look]:
@@ -237,12 +244,8 @@ def _same(rows: Sequence[Row]) -> Iterator[Finding]:
     first: dict[str, Row] = {}
     for row in rows:
         earlier = first.setdefault(row.digest, row)
-        if earlier is row:
-            continue
-        other = "" if row.caption == earlier.caption else ", with another caption"
-        if row.name == earlier.name:
-            yield Finding(NOTE, "several captions", row.name, row.where, f"also named in {earlier.where}{other}")
-        else:
+        if row.name != earlier.name:
+            other = "" if row.caption == earlier.caption else ", with another caption"
             yield Finding(WARNING, "duplicate", row.name, row.where, f"the same file as {earlier.name}{other}")
 
 

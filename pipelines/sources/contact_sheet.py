@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.drawing import label_font
+from pipelines.pixels import read_picture
 from pipelines.sources.findings import printable
-from pipelines.sources.look import eight_bits, open_picture, picture_errors
 from pipelines.sources.rows import Row
 
 MOST = 64
@@ -21,10 +21,9 @@ def contact_sheet(rows: Sequence[Row]) -> Image.Image:
 
 
 def _thumbnail(row: Row) -> Image.Image:
-    with picture_errors():
-        picture = eight_bits(ImageOps.exif_transpose(open_picture(row.read())))
-        picture.thumbnail((CELL - 4, CELL - 4))
-        return picture.convert("RGBA")
+    picture = read_picture(row.read())
+    picture.thumbnail((CELL - 4, CELL - 4))
+    return picture.convert("RGBA")
 
 
 def captioned_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:

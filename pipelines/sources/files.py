@@ -6,10 +6,12 @@ import re
 import stat
 import tarfile
 import tempfile
+import unicodedata
 import weakref
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -26,14 +28,33 @@ MOST_RATIO, SMALL = 100, 2**24
 
 @dataclass
 class Files:
-    """Names, with `/` between folders -> readers, sorted by name; and files that are not read, with the reasons."""
+    """Names, with `/` between folders -> readers, sorted by name; and files that are not read, with the reasons.
+
+    Names are as `composed` makes them. `root` is the folder that they are relative to, "" for an archive. `samples`:
+    whether names may follow WebDataset's rule, see `pairing.texts_of`.
+    """
 
     readers: dict[str, Reader] = field(default_factory=dict)
     refused: dict[str, Finding] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    root: str = ""
+    samples: bool = False
+
+    def add(self, name: str, where: str, read: Reader) -> None:
+        """Add a file; of several files of one name, none is read."""
+        name = composed(name)
+        if self.readers.pop(name, None) or name in self.refused:
+            self.refuse(name, where, "twice", "several files have this name, or write its accents differently", ERROR)
+        else:
+            self.readers[name] = read
 
     def refuse(self, name: str, where: str, kind: str, what: str, severity: str = WARNING) -> None:
+        name = composed(name)
         self.refused[name] = Finding(severity, kind, name, where, what)
+
+    def sort(self) -> "Files":
+        self.readers = dict(sorted(self.readers.items()))
+        return self
 
 
 class Spool:
@@ -103,6 +124,11 @@ class ZipPart:
         return data
 
 
+def composed(name: str) -> str:
+    """A name with its accents as single characters (NFC), as most tables have them. macOS stores "é" as "e" and "´"."""
+    return unicodedata.normalize("NFC", name)
+
+
 def leads_elsewhere(name: str) -> bool:
     """Whether a name, with `/` between folders, leads out of the folder it is relative to."""
     path = PurePosixPath(name)
@@ -118,7 +144,7 @@ def is_clutter(name: str) -> bool:
 
 def open_folder(folder: Path) -> Files:
     """The files of a folder and of its subfolders. Links to folders and links out of the folder are refused."""
-    files, root = Files(), os.path.realpath(folder)
+    files, root = Files(root=os.path.abspath(folder)), os.path.realpath(folder)
 
     def unreadable(error: OSError) -> None:
         files.refuse(_relative(error.filename, folder), "", "unreadable", f"{error.strerror}", ERROR)
@@ -140,9 +166,8 @@ def open_folder(folder: Path) -> Files:
             elif not os.path.isfile(path):
                 files.refuse(shown, "", "no file", "a pipe, a socket or a device")
             else:
-                files.readers[shown] = FilePart(path)
-    files.readers = dict(sorted(files.readers.items()))
-    return files
+                files.add(shown, "", FilePart(path))
+    return files.sort()
 
 
 def _relative(path: str, folder: Path) -> str:
@@ -168,10 +193,9 @@ def open_zip(path: Path, most_files: int | None = None, most_bytes: int | None =
             members = [member for member in archive.infolist() if not member.is_dir()]
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
-    files = Files()
-    parts: dict[str, ZipPart] = {}
+    files, count, size = Files(), 0, 0
     for member in members:
-        name = member.filename.replace("\\", "/")
+        name = _name_in_zip(member)
         if not _take(files, name, path.name, member.file_size):
             continue
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
@@ -180,20 +204,31 @@ def open_zip(path: Path, most_files: int | None = None, most_bytes: int | None =
             files.refuse(name, path.name, "locked", "locked with a password: pack it without one", ERROR)
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             files.refuse(name, path.name, "unreadable", "compressed by a method other than deflate", ERROR)
-        elif parts.pop(name, None) or name in files.refused:
-            files.refuse(name, path.name, "twice", "the archive has several files of this name", ERROR)
         else:
-            parts[name] = ZipPart(str(path), member)
-    size = sum(part.member.file_size for part in parts.values())
-    if most_files is not None and len(parts) > most_files:
-        raise DataError(f"{path} holds {len(parts):,} files, the limit is {most_files:,}")
+            count, size = count + 1, size + member.file_size
+            files.add(name, path.name, ZipPart(str(path), member))
+    if most_files is not None and count > most_files:
+        raise DataError(f"{path} holds {count:,} files, the limit is {most_files:,}")
     if most_bytes is not None and size > most_bytes:
         raise DataError(f"{path} unpacks to {size / 2**20:,.0f} MiB, the limit is {most_bytes / 2**20:,.0f} MiB")
     # Overlapping members claim more bytes than the file has, and bytes of no member may pad the file.
     packed = min(os.path.getsize(path), sum(member.compress_size for member in members))
     _check_ratio(path, sum(member.file_size for member in members), packed)
-    files.readers.update(sorted(parts.items()))
-    return files
+    return files.sort()
+
+
+def _name_in_zip(member: zipfile.ZipInfo) -> str:
+    """A member's name. macOS writes UTF-8 without the mark for it, and without the mark zipfile reads code page 437."""
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return _plain(name.replace("\\", "/"))
+
+
+def _plain(name: str) -> str:
+    """A name without "./" and "//"."""
+    return str(PurePosixPath(name)) if name else name
 
 
 def open_tar(path: Path) -> Files:
@@ -205,14 +240,15 @@ def open_tar(path: Path) -> Files:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     plain = _gunzip(path) if packed else str(path)
-    files, count = Files(), 0
+    files, count = Files(samples=True), 0
+    written: dict[str, str] = {}
     try:
         with tarfile.open(plain, "r:") as archive:
             size = os.path.getsize(plain)
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member in memory
                 count += 1
-                name = member.name.removeprefix("./")
+                name = _plain(member.name)
                 if member.isdir() or not _take(files, name, path.name, member.size):
                     continue
                 if not member.isreg() or member.issparse():
@@ -220,14 +256,15 @@ def open_tar(path: Path) -> Files:
                 elif member.offset_data + member.size > size:
                     files.refuse(name, path.name, "truncated", "the archive ends within it", ERROR)
                 else:
-                    files.readers[name] = FilePart(plain, member.offset_data, member.size)
+                    if written.setdefault(composed(name), name) == name:
+                        files.readers.pop(composed(name), None)  # as when unpacking, the last of equal names counts
+                    files.add(name, path.name, FilePart(plain, member.offset_data, member.size))
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:  # a header may hold any number
         if not count:
             raise DataError(f"{path} cannot be read as a tar: {error}") from error
         what = f"damaged after {count:,} members, and the rest is not read: {error}"
         files.findings.append(Finding(ERROR, "truncated", path.name, "", what))
-    files.readers = dict(sorted(files.readers.items()))
-    return files
+    return files.sort()
 
 
 def _take(files: Files, name: str, where: str, size: int) -> bool:

@@ -10,17 +10,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipelines.sources.captioned import is_picture, read_files
 from pipelines.sources.files import open_folder, open_tar, open_zip
 from pipelines.sources.findings import ERROR, DataError, Finding, printable
+from pipelines.sources.pairing import ending
 from pipelines.sources.rows import Source
 from pipelines.sources.sets import is_name, is_saved, read_set
-from pipelines.sources.tables import TABLES
+from pipelines.sources.tables import is_table
 
 MOST_NAMES = 100_000
 """Limit on the file names that the braces of a pattern stand for."""
+
+TARS = (".tar", ".tar.gz", ".tgz")
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -32,7 +35,7 @@ def read_source(source: str | os.PathLike, streaming: bool = False, limit: int |
         source: a folder, a .zip, .tar or .tar.gz of one, shards of WebDataset (a folder of .tar files, or a pattern
             such as "shards/{000..009}.tar"), a folder saved by `datasets`, or a set's name on the hub.
         streaming: take the rows of a set of `datasets` as they arrive; rows after `limit` are never downloaded.
-        limit: how many rows to take; all if None.
+        limit: how many pictures to take; all if None.
 
     Raises:
         DataError: the source is not found, has no pictures or no captions, or cannot be read at all.
@@ -45,7 +48,8 @@ def read_source(source: str | os.PathLike, streaming: bool = False, limit: int |
         found = _read(source, streaming, limit)
     except OSError as error:
         raise DataError(f"{printable(str(source))} cannot be read: {error.strerror or error}") from error
-    return found if limit is None else Source(found.rows[:limit], found.findings)
+    names = set(islice(dict.fromkeys(row.name for row in found.rows), limit))
+    return Source([row for row in found.rows if row.name in names], found.findings)
 
 
 def _read(source: str | os.PathLike, streaming: bool, limit: int | None) -> Source:
@@ -56,15 +60,17 @@ def _read(source: str | os.PathLike, streaming: bool, limit: int | None) -> Sour
             return read_set(name, streaming, limit)
         files = open_folder(path)
         pictures = any(map(is_picture, files.readers))
-        endings = {PurePosixPath(name).suffix for name in files.readers if PurePosixPath(name).name not in TABLES}
+        shards = [path / name for name in files.readers if name.lower().endswith(TARS)]
+        if shards and not pictures:
+            return read_shards(shown, shards)
+        endings = {ending(name) for name in files.readers if not is_table(name)}
         if not pictures and ".parquet" in endings:  # the files of a set of `datasets`, as on the hub
             return read_set(name, streaming, limit)
-        shards = [path / name for name in files.readers if name.endswith((".tar", ".tar.gz", ".tgz"))]
-        return read_shards(shown, shards) if shards and not pictures else read_files(shown, files)
+        return read_files(shown, files)
     if path.is_file():
         if path.suffix.lower() == ".zip":
             return read_files(shown, open_zip(path))
-        if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+        if path.name.lower().endswith(TARS):
             return read_files(shown, open_tar(path))
         raise DataError(f"{shown} is neither a folder nor a .zip, .tar or .tar.gz of captioned pictures")
     if re.search(r"[*?{\[]", name):

@@ -1,16 +1,20 @@
 """A row: one captioned picture with its translation, masks and weight."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.sources.files import Reader
 from pipelines.sources.findings import ERROR, Finding
-from pipelines.sources.tables import CAPTIONS, is_utf8
+from pipelines.sources.tables import CAPTIONS, NOT_TEXT, is_utf8
 
 MOST_CHARACTERS = 10_000
 """Limit on the length of a caption."""
+
+_BOX = re.compile(r"\d+( \d*\.\d+){4,}")
+"""A line of a file of labels for finding objects: a class, then a box or the corners of a polygon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,12 @@ class Source(NamedTuple):
 
 def make_row(name: str, where: str, values: Mapping[str, Any], read: Reader) -> tuple[Row | None, list[Finding]]:
     """A row of these values, without masks, and no findings; or None and what is wrong with the values."""
-    caption = next((values[column] for column in CAPTIONS if column in values), None)
+    given = [values[column] for column in CAPTIONS if column in values]
+    told = [text for text in given if text not in (None, "")]
+    caption = (told or given or [None])[0]
     wrong = list(_wrong_text(caption, "caption"))
+    if any(text != caption for text in told):
+        wrong.append(("several captions", f"the columns {' and '.join(CAPTIONS)} differ: keep one of them"))
     translation, weight = values.get("translation"), values.get("weight")
     if translation is None:
         translation = ""
@@ -68,5 +76,9 @@ def _wrong_text(text: Any, what: str) -> Iterator[tuple[str, str]]:
         yield f"no {what}", f"the {what} is empty"
     elif not is_utf8(text):
         yield "not UTF-8", f"the {what} is not UTF-8 text: {text[:40]!r}"
+    elif "\0" in text:
+        yield "not UTF-8", f"the {what} is not UTF-8 text: {NOT_TEXT}"
+    elif _BOX.fullmatch(text.strip()):
+        yield f"no {what}", f"numbers as of a labelled box, {text[:40]!r}"
     elif len(text) > MOST_CHARACTERS:
         yield f"long {what}", f"{len(text):,} characters, the limit is {MOST_CHARACTERS:,}"

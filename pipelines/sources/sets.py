@@ -96,13 +96,17 @@ def _columns(name: str, features: Mapping[str, Any] | None, names: Iterable[str]
     from datasets import Image
 
     names = list(names)
-    images = [column for column, kind in (features or {}).items() if isinstance(kind, Image)]
-    image = next((column for column in (*images, *IMAGES) if column in names), None)
-    text = next((column for column in TEXTS if column in names), None)
-    if image is None or text is None:
-        missing = "pictures ('image')" if image is None else "captions ('text' or 'caption')"
+    typed = [column for column, kind in (features or {}).items() if isinstance(kind, Image)]
+    images = [column for column in IMAGES if column in (typed or names)] or typed
+    texts = [column for column in TEXTS if column in names]
+    if not images or not texts:
+        missing = "captions ('text' or 'caption')" if images else "pictures ('image')"
         raise DataError(f"{printable(name)} has no column of {missing}, only {', '.join(map(repr, names))}")
-    return image, text
+    for columns in (images, texts):
+        if len(columns) > 1 and columns[0] not in ("image", "text"):
+            shown = " or ".join(map(repr, columns))
+            raise DataError(f"{printable(name)}: it is not clear which column to read, {shown}: rename one of them")
+    return images[0], texts[0]
 
 
 def _undecoded(rows: Any, image: str) -> Any:

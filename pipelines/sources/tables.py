@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of tables, in any letter case."""
+
+NOT_TEXT = "it has NUL characters, as UTF-16 has: save it as UTF-8"
 
 FILE_NAME, CAPTIONS = "file_name", ("text", "caption")
 COLUMNS = (FILE_NAME, *CAPTIONS, "translation", "weight", "masks")
@@ -17,14 +21,21 @@ Line = tuple[int, dict[str, Any] | str]
 """A line's number, from 1, and its values or what is wrong with the line."""
 
 
+def is_table(name: str) -> bool:
+    """Whether a file is read as a table of captions."""
+    return PurePosixPath(name).name.lower() in TABLES
+
+
 def read_table(name: str, data: bytes) -> Iterator[Line]:
     """The lines of a .jsonl, .csv or .parquet file, one after another. No content makes this raise.
 
     Bytes that are not UTF-8 become surrogates in the text, which `is_utf8` detects.
     """
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[PurePosixPath(name).suffix]
+    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[PurePosixPath(name).suffix.lower()]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") and read is not _parquet:
         return iter([(1, "UTF-16: save it as UTF-8")])
+    if b"\0" in data[:4] and read is not _parquet:
+        return iter([(1, f"not UTF-8 text: {NOT_TEXT}")])
     return read(data.removeprefix(b"\xef\xbb\xbf"))
 
 
@@ -51,9 +62,10 @@ def _jsonl(data: bytes) -> Iterator[Line]:
 
 def _csv(data: bytes) -> Iterator[Line]:
     text = data.decode("utf-8", "surrogateescape")
-    head = text.split("\n", 1)[0]
+    head = re.split(r"[\r\n]", text, maxsplit=1)[0]
     # Spreadsheets separate cells by semicolons in countries where the comma marks decimals.
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
+    separator = max(",;\t", key=head.count)
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     begin = 1
     try:
         _ = table.fieldnames  # reads the first line

@@ -59,7 +59,7 @@ def rows_of(folder: Path, count: int) -> list[Row]:
 def make_step(examples: Examples) -> tuple[Callable[[Batch], None], Collator]:
     """A full training step of the default model, as in `train`, and the collator of its batches."""
     config = TrainConfig(size=SIZE, batch_size=BATCH)
-    tokenizer, text_encoder, unet, _ = build(config, examples, examples.translates)
+    tokenizer, text_encoder, unet, _ = build(config, examples)
     model = TextToImageModel(text_encoder, unet.to(memory_format=torch.channels_last))
     optimizer = muon(model, config.learning_rate, config.weight_decay)
 
