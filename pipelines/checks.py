@@ -17,6 +17,11 @@ MAX_SEED = 2**64 - 1
 """The largest seed `torch.Generator.manual_seed` accepts."""
 
 
+def listed(value: Any) -> list[Any]:
+    """The values of a list or tuple; a single value as a list of one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def check_text(text: Any, name: str = "text") -> None:
     """Raise ValueError unless a tokenizer can read the text; it may be empty. `name` is what the message calls it."""
     if not isinstance(text, str):
@@ -43,10 +48,21 @@ def check_tokens(ids: Sequence[int], tokenizer: "PreTrainedTokenizerFast", name:
         raise ValueError(f"the {name} has {len(ids)} tokens, this model reads {limit}: shorten it")
 
 
+def check_whole(value: Any, name: str, low: int, high: int) -> None:
+    """Raise ValueError unless a value is an integer, of Python or numpy, in [low, high]."""
+    if not _is_number(value, Integral) or not low <= value <= high:
+        raise ValueError(f"the {name} must be a whole number between {low} and {high}, got {str(value)[:40]}")
+
+
+def check_number(value: Any, name: str, low: float, high: float) -> None:
+    """Raise ValueError unless a value is a number, of Python or numpy, in [low, high]."""
+    if not _is_number(value, Real) or not low <= value <= high:
+        raise ValueError(f"the {name} must be a number between {low} and {high}, got {str(value)[:40]}")
+
+
 def check_steps(steps: Any) -> None:
     """Raise ValueError unless the number of steps is an integer in [1, 1000]."""
-    if not _is_number(steps, Integral) or not 1 <= steps <= 1000:
-        raise ValueError(f"the number of steps must be a whole number between 1 and 1000, got {str(steps)[:40]}")
+    check_whole(steps, "number of steps", 1, 1000)
 
 
 def check_guidance(scale: Any, negatives: Sequence[str], guidable: bool) -> None:
@@ -55,8 +71,7 @@ def check_guidance(scale: Any, negatives: Sequence[str], guidable: bool) -> None
     Guidance moves away from the prediction for the negative prompt. Where that is empty, the model has to be
     `guidable`: trained with caption dropout, so that it knows the empty caption.
     """
-    if not _is_number(scale, Real) or not 0 <= scale <= 100:
-        raise ValueError(f"the guidance scale must be a number between 0 and 100, got {str(scale)[:40]}")
+    check_number(scale, "guidance scale", 0, 100)
     if scale != 1 and not guidable and not all(text.strip() for text in negatives):
         raise ValueError(
             f"guidance {float(scale):g} with an empty negative prompt needs a model trained with caption dropout: "
@@ -69,8 +84,8 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def check_seed(seed: Any) -> None:
-    """Raise ValueError unless the seed is an integer in [0, 2**64)."""
-    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+    """Raise ValueError unless the seed is an integer, of Python or numpy, in [0, 2**64)."""
+    if not _is_number(seed, Integral) or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"the seed is a whole number from 0 to {MAX_SEED} (2**64 - 1), not {str(seed)[:40]!r}")
 
 

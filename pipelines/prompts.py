@@ -17,7 +17,15 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checks import check_guidance, check_prompt, check_seed, check_steps, check_text, check_tokens
+from pipelines.checks import (
+    check_guidance,
+    check_number,
+    check_prompt,
+    check_seed,
+    check_steps,
+    check_text,
+    check_tokens,
+)
 from pipelines.runs.processes import this_process
 from pipelines.runs.rows import append_row, read_rows
 from pipelines.runs.signals import StoppedError, StopSignals
@@ -85,6 +93,10 @@ def draw_prompts(
         pipe.to(process.device)
     steps = pipe.config.num_inference_steps if steps is None else steps
     guidance = pipe.config.guidance_scale if guidance is None else guidance
+    check_seed(seed)
+    check_steps(steps)
+    check_number(guidance, "guidance scale", 0, 100)
+    seed, steps, guidance = int(seed), int(steps), float(guidance)  # not numpy's: they are written as JSON
     prompts = read_prompt_file(file, pipe.tokenizer, seed, steps, guidance, pipe.config.guidable)
     model = model or pipe.config.get("_name_or_path") or ""
     plan: dict[str, Any] = {"prompts": hashlib.sha256(file.read_bytes()).hexdigest(), "model": model}

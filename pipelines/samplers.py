@@ -48,6 +48,7 @@ def integrate(
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
     progress: Callable[[Tensor], Iterable[Tensor]] = iter,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Integrate a rectified flow from noise (B, C, h, w) to the end of the flow (B, C, h, w).
 
@@ -56,6 +57,7 @@ def integrate(
         on_step: called as f(step, timestep, latents, clean) after each step. It returns the latents to continue with;
             `clean` (B, C, h, w) is the prediction of x0 that the step used.
         progress: wraps the timesteps as tqdm does.
+        stop: asked after each step; where it is True, the latents so far are returned.
     """
     scheduler = deepcopy(scheduler)  # it counts its steps, and another thread may be drawing with the same one
     sigmas = {}
@@ -73,4 +75,6 @@ def integrate(
         latents = scheduler.step(velocity, timestep, latents, return_dict=False, **noise)[0]
         if on_step is not None:
             latents = on_step(step, timestep, latents, clean)
+        if stop():
+            break
     return latents

@@ -4,24 +4,25 @@ Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the me
 of the flow, f scale factor of the VAE. The flow ends in a picture, or in a VAE's latent with sides f times shorter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checks import check_guidance, check_prompt, check_steps, check_text, check_tokens
+from pipelines.callbacks import Call, Callback, CallState
+from pipelines.checks import check_number, check_text, check_tokens, listed
 from pipelines.components import (
     SOURCE,
     TextEncoder,
     Vae,
-    check_size,
     check_tokenizer,
     decode_latents,
     encode_pictures,
@@ -31,14 +32,13 @@ from pipelines.components import (
     quiet,
     scale_factor,
 )
+from pipelines.request import check_results, read_request
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text
 
 BUNDLED = Path(__file__).parent / "bundled"
-
-Value = TypeVar("Value")
 
 active_traces: ContextVar[tuple[tuple[DiffusionPipeline, AttentionTrace], ...]] = ContextVar(
     "active_traces", default=()
@@ -83,7 +83,7 @@ def read_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str], name: s
     return padded["input_ids"], padded["attention_mask"].bool()
 
 
-class TextToImagePipeline(DiffusionPipeline):
+class TextToImagePipeline(CallState, DiffusionPipeline):
     """Draws pictures from prompts by integrating a rectified flow from noise to picture.
 
     Components: a tokenizer with offsets; the text encoder that computes the memory (ours, or one of `TEXT_ENCODERS`);
@@ -93,18 +93,21 @@ class TextToImagePipeline(DiffusionPipeline):
     The config also holds the model's own defaults, `num_inference_steps` and `guidance_scale`; `guidable`, whether it
     was trained with caption dropout, so that it knows the empty caption that guidance needs; and `calibration`, how
     far each attention head can be trusted, where that has been measured.
+
+    Without a UNet (None) the pipeline only encodes prompts. `guidance_scale`, `do_classifier_free_guidance`,
+    `num_timesteps` and `interrupt` belong to a call and are for its callback, see `CallState`.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["vae"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "clean"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "clean"]
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         text_encoder: TextEncoder,
-        unet: CrossAttentionUNet,
-        scheduler: SchedulerMixin,
+        unet: CrossAttentionUNet | None,
+        scheduler: SchedulerMixin | None,
         vae: Vae | None = None,
         calibration: dict[str, list[float]] | None = None,
         num_inference_steps: int = 20,
@@ -112,13 +115,10 @@ class TextToImagePipeline(DiffusionPipeline):
         guidable: bool = True,
     ):
         super().__init__()
-        given, read = memory_width(text_encoder), unet.config.memory_width
-        if given != read:
-            raise ValueError(f"the text encoder's memory has width {given}, the UNet reads width {read}")
-        channels = 3 if vae is None else vae.config.latent_channels
-        if channels != unet.config.in_channels:
-            source = "a picture" if vae is None else "the VAE's latent"
-            raise ValueError(f"{source} has {channels} channels, the UNet draws {unet.config.in_channels}")
+        self._calls = {}
+        if unet is not None:
+            _check_fit(text_encoder, unet, vae)
+            unet.to(memory_format=torch.channels_last)  # 5 to 15 % faster on CPUs
         self.register_to_config(
             calibration=calibration,
             num_inference_steps=num_inference_steps,
@@ -126,9 +126,9 @@ class TextToImagePipeline(DiffusionPipeline):
             guidable=guidable,
         )
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
-        unet.to(memory_format=torch.channels_last)  # 5 to 15 % faster on CPUs
         self.vae_scale_factor = scale_factor(vae)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=unet.size_multiple * self.vae_scale_factor)
+        multiple = 1 if unet is None else unet.size_multiple
+        self.image_processor = VaeImageProcessor(vae_scale_factor=multiple * self.vae_scale_factor)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "TextToImagePipeline":
@@ -162,14 +162,20 @@ class TextToImagePipeline(DiffusionPipeline):
         """Side of the pictures the model was trained on, in pixels."""
         return self.unet.config.sample_size * self.vae_scale_factor
 
-    def encode_prompt(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Prompts -> memory (B, T, D) and the mask of its real tokens (B, T).
+    def encode_prompt(self, prompt: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """A prompt, or a list of them, -> memory (B, T, D) and the mask of its real tokens (B, T).
 
         Raises:
-            ValueError: a prompt has more tokens than the model reads; none is truncated.
+            ValueError: a prompt is not a text, or has more tokens than the model reads; none is truncated.
         """
+        prompts = listed(prompt)
+        if not prompts:
+            raise ValueError("there must be at least one prompt, got an empty list")
+        for text in prompts:
+            check_text(text, "prompt")
         ids, token_mask = (t.to(self._execution_device) for t in read_prompts(self.tokenizer, prompts))
-        return encode_text(self.text_encoder, ids, token_mask).to(self.unet.dtype), token_mask
+        memory = encode_text(self.text_encoder, ids, token_mask)
+        return memory if self.unet is None else memory.to(self.unet.dtype), token_mask
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, h, w) in [-1, 1] -> latents (B, C, h/f, w/f); without a VAE the pictures themselves."""
@@ -182,19 +188,19 @@ class TextToImagePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | Sequence[str],
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
-        negative_prompt: str | list[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         attention: AttentionTrace | None = None,
         ignore: Sequence[Sequence[int]] = (),
@@ -217,9 +223,12 @@ class TextToImagePipeline(DiffusionPipeline):
             latents: the initial noise itself, (B, C, height / f, width / f).
             output_type: "pil", "np" (B, h, w, 3) in [0, 1], "pt" (B, 3, h, w) in [0, 1] or "latent": the end of the
                 flow unchanged, a picture in [-1, 1] or a VAE's latent.
-            callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; if it returns
-                latents, they replace the current ones. `callback_on_step_end_tensor_inputs` may also name "clean":
-                the predicted clean picture x0, (B, 3, height, width) in [-1, 1] (a VAE decodes it).
+            callback_on_step_end: called as f(pipe, step, timestep, {"latents": ...}) after each step; tensors that it
+                returns replace the current ones. It can assign `pipe._guidance_scale`, where 0 or 1 switches guidance
+                off, and `pipe._interrupt = True`, which ends the call with the picture so far.
+            callback_on_step_end_tensor_inputs: of "latents"; "prompt_embeds", the memory, where there is guidance that
+                of the negative prompts first; and "clean", the predicted clean picture x0, (B, 3, height, width) in
+                [-1, 1] (a VAE decodes it), which cannot be replaced.
             attention: the trace that records the cross-attention; `with trace(pipe) as attention` provides one.
             ignore: for each prompt the positions of tokens (`Word.tokens`) that no image position may attend to.
             ignore_below: the noise level in [0, 1] at and below which those tokens are ignored.
@@ -230,110 +239,81 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument is out of its range; the message says which.
         """
-        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
-        size = (self.picture_size if height is None else height, self.picture_size if width is None else width)
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        w = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        each, inputs = num_images_per_prompt, callback_on_step_end_tensor_inputs
-        self.check_inputs(
-            prompts, negatives, size, steps, w, guidance_interval, each, generator, latents, output_type, inputs, ignore
+        asked = read_request(
+            self,
+            prompt,
+            negative_prompt,
+            ignore,
+            (height, width),
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            num_images_per_prompt,
+            generator,
+            latents,
         )
-        prompts, negatives, ignore = _repeat(prompts, each), _repeat(negatives, each), _repeat(ignore, each)
-        count, guided = len(prompts), w != 1
-        low, high = guidance_interval
+        callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            inputs = callback.tensor_inputs
+        check_results(output_type, callback, inputs, self._callback_tensor_inputs, attention)
+        check_number(ignore_below, "noise level to ignore below", 0, 1)
+        count, guided = len(asked.prompts), asked.guidance_scale != 1
+        low, high = asked.guidance_interval
+        call = Call(asked.guidance_scale, guided, read_negative=guided)
 
         attention = self._open_trace() if attention is None else attention
         if attention is not None:
-            settings = {
-                "steps": steps,
-                "guidance_scale": w,
-                "guidance_interval": list(guidance_interval),
-                "scheduler": type(self.scheduler).__name__,
-                "seeds": _seeds(generator) if latents is None else None,
-            }
-            branches = {"prompt": prompts} | ({"negative": negatives} if guided else {})
-            attention.start(self.recording(branches, size, steps, settings))
+            branches = {"prompt": asked.prompts} | ({"negative": asked.negatives} if guided else {})
+            settings = asked.settings | {"scheduler": type(self.scheduler).__name__}
+            attention.start(self.recording(branches, asked.size, asked.steps, settings))
 
         # Both branches are encoded together, so that they have the same padding and run as one batch.
-        memory, token_mask = self.encode_prompt(negatives + prompts if guided else prompts)
+        memory, token_mask = self.encode_prompt(asked.negatives + asked.prompts if guided else asked.prompts)
         read_mask = token_mask.clone()
-        for row, tokens in zip(read_mask[-count:], ignore, strict=False):
-            row[list(tokens)] = False
+        for row, tokens in zip(read_mask[-count:], asked.ignored, strict=True):
+            row[tokens] = False
 
         def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
             """The velocity at x, guided within the interval."""
             mask = read_mask if sigma <= ignore_below else token_mask
-            if guided and low < sigma <= high:
+            if call.guided and low < sigma <= high:
                 rows = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
                 record = attention.recorder(step, rows) if attention else None
                 both = self.unet(torch.cat([x, x]), timestep, memory, mask, record=record).sample
                 negative, positive = both.chunk(2)
-                return negative + w * (positive - negative)
+                return negative + call.guidance_scale * (positive - negative)
             record = attention.recorder(step, {"prompt": slice(0, count)}) if attention else None
             return self.unet(x, timestep, memory[-count:], mask[-count:], record=record).sample
 
         def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:
-            if callback_on_step_end is None:
+            nonlocal memory
+            if callback is None:
                 return latents
-            values = {"latents": latents} if "latents" in inputs else {}
-            if "clean" in inputs:
-                values["clean"] = self.decode_latents(clean)
-            return callback_on_step_end(self, step, timestep, values).pop("latents", latents)
+            now = {"latents": latents, "prompt_embeds": memory}
+            shown = now | ({"clean": self.decode_latents(clean)} if "clean" in inputs else {})
+            left = self._call_back(callback, step, timestep, now, {name: shown[name] for name in inputs})
+            memory = left["prompt_embeds"]
+            return left["latents"]
 
-        noise = self.prepare_latents(self._latent_shape(count, size), generator, latents)
-        latents = integrate(denoise, noise, self.scheduler, steps, generator, on_step, self.progress_bar)
+        def progress(timesteps: Tensor) -> Iterable[Tensor]:
+            call.num_timesteps = len(timesteps)
+            return self.progress_bar(timesteps)
+
+        with self._calling(call):
+            noise = self.prepare_latents((count, *self.latent_shape(*asked.size)), asked.generator, asked.latents)
+            latents = integrate(
+                denoise,
+                noise,
+                self.scheduler,
+                asked.steps,
+                asked.generator,
+                on_step,
+                progress,
+                stop=lambda: call.interrupt,
+            )
         images = self._finish(latents, output_type, attention)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)
-
-    def check_inputs(
-        self,
-        prompts: list[str],
-        negatives: list[str],
-        size: tuple[int, int],
-        steps: int,
-        scale: float,
-        interval: tuple[float, float],
-        each: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None,
-        output_type: str,
-        inputs: Sequence[str],
-        ignore: Sequence[Sequence[int]],
-    ) -> None:
-        """Raise ValueError where an argument of a call, or the model's own default for it, cannot be used."""
-        if not prompts:
-            raise ValueError("there must be at least one prompt, got an empty list")
-        for text in prompts:
-            check_prompt(text)
-        if len(negatives) != len(prompts):
-            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for each")
-        for text in negatives:
-            check_text(text, "negative prompt")
-        check_size(self.unet, self.vae, *size)
-        check_steps(steps)
-        check_guidance(scale, negatives, self.config.guidable)
-        if not 0 <= interval[0] < interval[1] <= 1:
-            raise ValueError(f"guidance_interval must be (low, high) with 0 ≤ low < high ≤ 1, got {interval}")
-        if each < 1:
-            raise ValueError(f"num_images_per_prompt must be 1 or more, got {each}")
-        shape = self._latent_shape(len(prompts) * each, size)
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators for {shape[0]} pictures: give one for each")
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-        if unknown := set(inputs) - set(self._callback_tensor_inputs):
-            known = ", ".join(self._callback_tensor_inputs)
-            raise ValueError(f"callback_on_step_end_tensor_inputs can name {known}, not {', '.join(sorted(unknown))}")
-        if ignore and len(ignore) != len(prompts):
-            raise ValueError(f"tokens to ignore for {len(ignore)} of {len(prompts)} prompts: give a list for each")
-        for text, tokens in zip(prompts, ignore, strict=False):
-            last = len(self.tokenizer(text, verbose=False)["input_ids"]) - 1
-            if not all(0 <= token <= last for token in tokens):
-                raise ValueError(f"tokens to ignore are {list(tokens)}, the prompt has tokens 0 to {last}")
 
     def prepare_latents(
         self,
@@ -371,8 +351,9 @@ class TextToImagePipeline(DiffusionPipeline):
             settings,
         )
 
-    def _latent_shape(self, count: int, size: tuple[int, int]) -> tuple[int, ...]:
-        return (count, self.unet.config.in_channels, *(side // self.vae_scale_factor for side in size))
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape (C, h/f, w/f) in which the UNet draws a picture of this size in pixels."""
+        return self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def _open_trace(self) -> AttentionTrace | None:
         """The trace of the innermost open `capture.trace` block that records this pipeline."""
@@ -393,12 +374,12 @@ def with_sampler(pipe: TextToImagePipeline, name: str) -> TextToImagePipeline:
     return other
 
 
-def _repeat(values: Sequence[Value], times: int) -> list[Value]:
-    return [value for value in values for _ in range(times)]
-
-
-def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> list[int] | None:
-    """The seed of each picture's generator, or of the one they share; None without a generator."""
-    if generator is None:
-        return None
-    return [g.initial_seed() for g in (generator if isinstance(generator, list) else [generator])]
+def _check_fit(text_encoder: TextEncoder, unet: CrossAttentionUNet, vae: Vae | None) -> None:
+    """Raise ValueError unless the UNet reads this encoder's memory, and draws this VAE's latents or pictures."""
+    given, read = memory_width(text_encoder), unet.config.memory_width
+    if given != read:
+        raise ValueError(f"the text encoder's memory has width {given}, the UNet reads width {read}")
+    channels = 3 if vae is None else vae.config.latent_channels
+    if channels != unet.config.in_channels:
+        source = "a picture" if vae is None else "the VAE's latent"
+        raise ValueError(f"{source} has {channels} channels, the UNet draws {unet.config.in_channels}")

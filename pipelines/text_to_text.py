@@ -3,7 +3,7 @@
 Shapes: B texts, L decoder layers, H heads, S source tokens, T target tokens, D width of the memory, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.checks import check_text, check_tokens
+from pipelines.checks import check_number, check_text, check_tokens, check_whole, listed
 from pipelines.components import can_translate, load_components
 from pipelines.text_to_image import bundled_models, find_model, read_prompts
 from unet_xattn import Transformer
 from unet_xattn.decoding import beam_search, greedy_steps
+
+MOST_BEAMS = 64
+"""More beams find no better sentences, but take memory."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class TranslationPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, text: str | list[str], beams: int = 4, length_penalty: float = 0.6, max_tokens: int | None = None
+        self, text: str | Sequence[str], beams: int = 4, length_penalty: float = 0.6, max_tokens: int | None = None
     ) -> list[Translation]:
         """Translate a text, or each text of a list.
 
@@ -84,13 +87,16 @@ class TranslationPipeline(DiffusionPipeline):
             max_tokens: the most tokens to write; by default as many as the model reads.
 
         Raises:
-            ValueError: a text is empty, or has more tokens than the model reads.
+            ValueError: a text is empty, or has more tokens than the model reads; or a number is out of its range.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        ids, mask, memory = self._encode(texts)
-        max_tokens = self.tokenizer.model_max_length if max_tokens is None else max_tokens
+        check_whole(beams, "number of beams", 1, MOST_BEAMS)
+        check_number(length_penalty, "length penalty", 0, 100)
+        max_tokens = self._most_tokens(max_tokens)
+        ids, mask, memory = self._encode(listed(text))
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        written = beam_search(self.text_encoder, memory, mask, start, end, max_tokens, beams, length_penalty)
+        written = beam_search(
+            self.text_encoder, memory, mask, start, end, max_tokens, int(beams), float(length_penalty)
+        )
         return [self._read_back(ids[i], mask[i], memory[i], [*tokens, end]) for i, tokens in enumerate(written)]
 
     @torch.no_grad()
@@ -100,8 +106,8 @@ class TranslationPipeline(DiffusionPipeline):
         The last one is the complete sentence with its end token, the same as with one beam. The errors of a call are
         raised when the first is requested.
         """
+        max_tokens = self._most_tokens(max_tokens)
         ids, mask, memory = self._encode([text])
-        max_tokens = self.tokenizer.model_max_length if max_tokens is None else max_tokens
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         written: list[int] = []
         for token in greedy_steps(self.text_encoder, memory, mask, start, end, max_tokens):
@@ -125,6 +131,11 @@ class TranslationPipeline(DiffusionPipeline):
         given = self.tokenizer(translation, verbose=False)["input_ids"]
         check_tokens(given, self.tokenizer, "translation")
         return self._read_back(ids[0], mask[0], memory[0], given[1:])  # all but the start token
+
+    def _most_tokens(self, given: Any) -> int:
+        tokens = self.tokenizer.model_max_length if given is None else given
+        check_whole(tokens, "number of tokens to write", 1, 1000)
+        return int(tokens)
 
     def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids (B, S), the mask of real ones (B, S), and their memory (B, S, D)."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from unet_xattn.words import split_words
+from unet_xattn.words import as_read, split_words
 
 MAX_TOKENS = 64
 
@@ -20,10 +20,11 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: 
     one_space = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Prepend(" ")]
     lower = [normalizers.Lowercase()] if lowercase else []
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower, *one_space])
-    # A word keeps the space before it as "▁", so that tokens can be decoded to text. Punctuation marks and Han
-    # characters are separate tokens, because no spaces separate them from their neighbours.
+    # A word keeps the space before it as "▁", so that tokens can be decoded to text. Punctuation, symbols and Han
+    # characters, with their marks, are separate, because no spaces separate them from their neighbours: no token
+    # belongs to two words.
     words = pre_tokenizers.Metaspace(prepend_scheme="never")
-    single = pre_tokenizers.Split(pattern=Regex(r"\p{Han}|[^\p{L}\p{N}\p{M}▁]"), behavior="isolated")
+    single = pre_tokenizers.Split(pattern=Regex(r"(?:\p{Han}|[^\p{L}\p{N}\p{M}▁])\p{M}*"), behavior="isolated")
     core.pre_tokenizer = pre_tokenizers.Sequence([words, single])
     special = ["[PAD]", "[UNK]", "[START]", "[END]"]
     letters = [chr(c) for c in range(33, 127)]
@@ -47,7 +48,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 4096, lowercase: 
         known_words=[],
     )
     tokenizer.init_kwargs["known_words"] = sorted(
-        {w.text.lower() for caption in captions for w in split_words(caption, tokenizer)}
+        {as_read(word.text) for caption in captions for word in split_words(caption, tokenizer)}
     )
     return tokenizer
 

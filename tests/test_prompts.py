@@ -114,6 +114,7 @@ def test_a_text_file_has_a_prompt_a_line(tiny_pipe: TextToImagePipeline, tmp_pat
     ]
 
 
+@pytest.mark.usefixtures("default_sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_leaves_whole_batches_and_the_same_call_draws_only_the_rest(
     tiny_pipe: TextToImagePipeline,
@@ -283,6 +284,7 @@ def test_the_command_takes_a_prompt_or_a_file_of_them(command: Callable, file: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("default_sigint")
 def test_the_command_ends_with_the_signals_code_and_says_how_to_go_on(
     command: Callable, file: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

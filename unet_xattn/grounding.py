@@ -1,4 +1,4 @@
-"""Measures of how well attention maps agree with the regions that their words describe.
+"""Regions of a picture, and measures of how well attention maps agree with the regions that words describe.
 
 Shapes: B batch, T tokens, h×w the grid of one attention layer. Masks are in [0, 1]; a token whose mask is zero
 everywhere describes no region and is ignored.
@@ -104,3 +104,42 @@ def measure(heat: Tensor) -> Measures:
     y = p.sum(dim=1) @ (torch.arange(height) + 0.5)
     area = (heat >= heat.max() / 2).float().mean()
     return Measures(float(heat.mean()), float(entropy), float(area), (float(x), float(y)))
+
+
+Region = Sequence[int] | Sequence[Sequence[float]] | Tensor
+"""A box (x0, y0, x1, y1) in whole pixels, x1 and y1 exclusive; a point (x, y); or a mask (height, width) in [0, 1].
+
+Each may also be an array of numpy.
+"""
+
+
+def region_mask(region: Region, size: tuple[int, int]) -> Tensor:
+    """A region of a picture of this size as a mask (height, width) float32.
+
+    Raises:
+        ValueError: the region is empty, not inside the picture, or of another form.
+    """
+    try:
+        given = torch.as_tensor(region).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty(0)  # of no form
+    if given.ndim == 2:
+        return _checked(given.float(), size)
+    if tuple(given.shape) not in ((2,), (4,)) or given.is_floating_point() or given.dtype == torch.bool:
+        raise ValueError(f"a region is 4 or 2 whole numbers, or a mask (height, width), not {str(region)[:40]!r}")
+    box, (height, width) = given.tolist(), size
+    x0, y0, x1, y1 = box if len(box) == 4 else (*box, box[0] + 1, box[1] + 1)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        what = "point (x, y)" if len(box) == 2 else "box (x0, y0, x1, y1)"
+        raise ValueError(f"region {tuple(box)} is not a {what} inside the picture, {width}×{height}")
+    mask = torch.zeros(size)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def _checked(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(mask.shape) != size:
+        raise ValueError(f"the mask is {tuple(mask.shape)}, the picture {size} (height, width)")
+    if not (mask.min() >= 0 and mask.max() <= 1 and mask.sum() > 0):  # not NaN either
+        raise ValueError("a mask needs values from 0 to 1, at least one of them above 0")
+    return mask

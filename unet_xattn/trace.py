@@ -19,15 +19,12 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from unet_xattn.attention import RecordLayer
-from unet_xattn.grounding import Measures, measure
+from unet_xattn.grounding import Measures, Region, measure, region_mask
 from unet_xattn.trace_plan import TRACE_BYTES, Recording
-from unet_xattn.words import Text, Word, find_phrase
+from unet_xattn.words import Text, Word, find_phrase, is_index
 
 FORMAT = "unet_xattn attention 3"
 KEEP = ("step", "head")
-
-Region = tuple[int, int, int, int] | tuple[int, int] | Tensor
-"""A box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; a point (x, y); or a mask (height, width) in [0, 1]."""
 
 
 class Selection(TypedDict, total=False):
@@ -51,8 +48,9 @@ class AttentionTrace:
     """
 
     def __init__(self, keep: str | Collection[str] = "mean", budget: int = TRACE_BYTES):
-        kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else tuple(keep)
-        if unknown := set(kept) - set(KEEP):
+        names = keep if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
+        kept = {"mean": (), "full": KEEP}.get(keep, names) if isinstance(keep, str) else names
+        if unknown := [str(name) for name in kept if name not in KEEP]:
             raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
         self.keep = frozenset(kept)
         self.budget = budget
@@ -189,7 +187,7 @@ class AttentionTrace:
         mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0).cpu() / sum(
             self._counts[k] for k in keys
         )  # (H, T, N)
-        if head is not None and not 0 <= head < len(mean):
+        if head is not None and not is_index(head, len(mean)):
             raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {head}")
         asked = mean.mean(dim=0) if head is None else mean[head]  # (T, N)
         return asked.unflatten(1, self.recording.grids[layer])
@@ -255,7 +253,7 @@ class AttentionTrace:
         Raises:
             ValueError: the region is empty or not inside the picture.
         """
-        words, mask = self.words_of(image, which.get("branch", "prompt")), self._mask_of(region)
+        words, mask = self.words_of(image, which.get("branch", "prompt")), region_mask(region, self.size)
         shares = [float((self.heatmap(w, image=image, **which) * mask).sum() / mask.sum()) for w in words]
         return sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
 
@@ -302,24 +300,6 @@ class AttentionTrace:
         heat = torch.stack([self.heatmap(word, image=image, **which) for image in found])
         return heat.mean(dim=0), heat.std(dim=0)
 
-    def _mask_of(self, region: Region) -> Tensor:
-        """A region as a mask (height, width) float32."""
-        height, width = self.size
-        if isinstance(region, Tensor):
-            if tuple(region.shape) != self.size:
-                raise ValueError(f"the mask is {tuple(region.shape)}, the picture {self.size} (height, width)")
-            mask = region.float()
-            if not (mask.min() >= 0 and mask.max() <= 1 and mask.sum() > 0):  # not NaN either
-                raise ValueError("a mask needs values from 0 to 1, at least one of them above 0")
-            return mask
-        x0, y0, x1, y1 = region if len(region) == 4 else (*region, region[0] + 1, region[1] + 1)
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            what = "point (x, y)" if len(region) == 2 else "box (x0, y0, x1, y1)"
-            raise ValueError(f"region {tuple(region)} is not a {what} inside the picture, {width}×{height}")
-        mask = torch.zeros(self.size)
-        mask[y0:y1, x0:x1] = 1
-        return mask
-
     def _weighted(self, layer: str | None, head: int | None, reduce: str) -> list[tuple[str, int | None, float]]:
         """The maps whose weighted sum is a heat map: (layer, head or None for the mean of heads, weight)."""
         if reduce not in ("mean", "calibrated"):
@@ -337,10 +317,12 @@ class AttentionTrace:
     def _tokens(self, word: str | int | Word, occurrence: int, image: int, branch: str) -> tuple[int, ...]:
         text = self._text(image, branch)
         if isinstance(word, Word):
+            if text.text[word.start : word.end] != word.text or max(word.tokens, default=0) >= len(text.tokens):
+                raise ValueError(f"the word {word.text!r} is not of this prompt: take one of words_of({image})")
             return word.tokens
         if isinstance(word, str):
             return find_phrase(word, text.text, text.words, occurrence)
-        if not 0 <= word < self.recording.tokens:
+        if not is_index(word, self.recording.tokens):
             raise ValueError(f"token {word} does not exist: the prompt has tokens 0 to {self.recording.tokens - 1}")
         return (word,)
 
@@ -348,7 +330,7 @@ class AttentionTrace:
         texts = self.recording.texts
         if branch not in texts:
             raise ValueError(f"branch {branch!r} was not recorded; recorded: {', '.join(sorted(texts))}")
-        if not 0 <= image < len(texts[branch]):
+        if not is_index(image, len(texts[branch])):
             raise ValueError(f"image {image} does not exist: {len(texts[branch])} image(s) were recorded, from 0")
         return texts[branch][image]
 

@@ -4,17 +4,32 @@ Any tokenizer with character offsets works (the fast ones of transformers). Word
 typed, and a token belongs to every word whose characters it covers.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
+
+import regex
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Each Han character is a word; elsewhere a word is letters and digits, with hyphens or apostrophes inside.
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-'’][^\W{_HAN}]+)*")
+# Letters and digits, also those that NFKC makes of a sign, as a tokenizer does ("™" is read as "tm").
+_LETTER = r"\p{L}\p{N}\p{Pc}[\p{So}&&\p{NFKC_QC=No}]"
+# Marks, and the two joiners that choose the shape of a letter, belong to the letter before them.
+_RUN = rf"[{_LETTER}--\p{{Han}}][{_LETTER}\p{{M}}\u200c\u200d--\p{{Han}}]*+"
+# Hyphens, apostrophes and the like, and characters without a shape, but not the space of no width.
+_INSIDE = r"[-‐‑'’·׳״[\p{Cf}--\u200b]]"
+# An emoji is all characters that are shown as one picture: flags, families, keys, with their colours. "▁" is a space
+# to most tokenizers.
+_SYMBOL = r"(?=[\p{So}\p{Emoji_Presentation}--[\p{NFKC_QC=No}▁]]|[0-9#*]\uFE0F?\u20E3)\X"
+
+WORD = regex.compile(rf"\p{{Han}}\p{{M}}*|{_SYMBOL}|{_RUN}(?:{_INSIDE}{_RUN})*", regex.V1)
+"""A word: a Han character; an emoji or another symbol that is a picture; or a run of letters and digits of any script
+with their marks, and with single hyphens, apostrophes or joiners inside. Punctuation and the signs of mathematics and
+of currencies are not words. Scripts written without spaces, except Han, are not divided further."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +54,21 @@ class Text:
     tokens: tuple[str, ...]
 
 
+def is_index(value: Any, count: int) -> bool:
+    """Whether a value is a whole number in [0, count), of Python or of numpy."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < count
+
+
 def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Positions of the tokens that cover any of the characters [start, end); special tokens cover none."""
     return tuple(i for i, (s, e) in enumerate(offsets) if s < end and e > start and e > s)
 
 
 def split_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[Word]:
-    """The words of a prompt in order. Punctuation has tokens but is not a word."""
+    """The words of a prompt in order, as `WORD` defines them. Punctuation has tokens but is not a word."""
     offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return [Word(m.group(), *m.span(), tokens_of(*m.span(), offsets)) for m in WORD.finditer(prompt)]
+    spans = [match.span() for match in WORD.finditer(prompt)]
+    return [Word(prompt[start:end], start, end, tokens_of(start, end, offsets)) for start, end in spans]
 
 
 def read_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
@@ -56,44 +77,73 @@ def read_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
     return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens))
 
 
+def as_read(text: str) -> str:
+    """A text in the form our tokenizers read: composed characters, compatible ones made equal, in small letters."""
+    return normalize("NFKC", text).lower()
+
+
 def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The words of a prompt that were not in the model's training captions, in order.
 
     Our tokenizers store the words of their training captions (`known_words`). For other tokenizers, a word is unknown
     if the vocabulary cannot spell it.
     """
-    known = tokenizer.init_kwargs.get("known_words")
-    if known is not None:
-        known = frozenset(known)
-        return [word.text for word in split_words(prompt, tokenizer) if word.text.lower() not in known]
+    words = split_words(prompt, tokenizer)
+    if (stored := tokenizer.init_kwargs.get("known_words")) is not None:
+        known = frozenset(map(as_read, stored))
+        return [word.text for word in words if as_read(word.text) not in known]
     ids = tokenizer(prompt, verbose=False)["input_ids"]
-    unknown = tokenizer.unk_token_id
-    return [w.text for w in split_words(prompt, tokenizer) if any(ids[i] == unknown for i in w.tokens)]
+    return [word.text for word in words if any(ids[i] == tokenizer.unk_token_id for i in word.tokens)]
 
 
 def phrase_spans(query: str, prompt: str) -> list[tuple[int, int]]:
-    """The characters [start, end) of each occurrence of a word or phrase in a prompt, ignoring case."""
-    pattern = re.compile(r"\s+".join(map(re.escape, query.split())), re.IGNORECASE)
-    words = list(WORD.finditer(prompt))
-    ends = {word.end() for word in words}
-    # Matched at the start of each word, so that an occurrence may overlap the one before.
-    matches = [pattern.match(prompt, word.start()) for word in words]
-    return [m.span() for m in matches if m and m.end() in ends]
+    """The characters [start, end) of each occurrence of a word or phrase in a prompt, compared as by `find_phrase`."""
+    return _occurrences(query, prompt, [match.span() for match in WORD.finditer(prompt)])
+
+
+def _occurrences(query: str, prompt: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where a phrase occurs in a prompt with words at these spans; occurrences may overlap."""
+    query = query.strip()
+    asked = [match.span() for match in WORD.finditer(query)]
+    if not asked or (asked[0][0], asked[-1][1]) != (0, len(query)):
+        return []
+    wanted, pieces = _pieces(query, asked), _pieces(prompt, spans)
+    last = len(asked) - 1
+    return [
+        (spans[i][0], spans[i + last][1])
+        for i in range(len(spans) - last)
+        if pieces[2 * i : 2 * i + len(wanted)] == wanted
+    ]
+
+
+def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The words at these spans and, between each two of them, the text that separates them, all folded."""
+    return [_folded(text[start:end]) for start, end in pairwise(edge for span in spans for edge in span)]
+
+
+def _folded(text: str) -> str:
+    """A text that is equal for spellings in any case, composed or decomposed, with any spaces."""
+    text = normalize("NFKC", normalize("NFKC", text).casefold())
+    text = text.replace("i\u0307", "i").replace("ı", "i")  # Turkish has İ i and I ı
+    return regex.sub(r"\s+", " ", text)
 
 
 def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int = 0) -> tuple[int, ...]:
-    """Positions of the tokens of a word or phrase, ignoring case.
+    """Positions of the tokens of a word or phrase.
+
+    Case, the kind of spaces, and whether characters are composed ("é" or "e" with U+0301) are ignored.
 
     Args:
+        words: the words of the prompt, as `split_words` gave them.
         occurrence: which occurrence, from 0, if the prompt has several.
 
     Raises:
         ValueError: the prompt does not have it, or has fewer occurrences.
     """
-    places = phrase_spans(query, prompt)
+    places = _occurrences(query, prompt, [(word.start, word.end) for word in words])
     if not places:
         raise ValueError(f"{query!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}")
-    if not 0 <= occurrence < len(places):
+    if not is_index(occurrence, len(places)):
         raise ValueError(
             f"{query!r} occurs {len(places)} time(s) in the prompt: occurrence {occurrence} does not exist"
         )
