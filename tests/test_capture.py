@@ -1,3 +1,4 @@
+import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from pipelines import TextToImagePipeline, attribute, trace, verify
 from pipelines.components import to_tensor
+from pipelines.scenes.scene import Object, Scene
 from pipelines.scenes.shapes import render, scene
+from pipelines.tracing.capture import reading_shape, tolerances
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.words import split_words
 
@@ -251,7 +254,71 @@ def test_keep_is_checked_before_anything_is_drawn(tiny_pipe: TextToImagePipeline
 def test_a_faithful_recording_is_verified(tiny_pipe: TextToImagePipeline) -> None:
     found = verify(tiny_pipe, PROMPT)
     assert found.layers == len(tiny_pipe.unet.attention_layers)
-    assert max(found.rows, found.outputs, found.picture, found.threads) < 1e-4
+    assert max(found.rows, found.outputs, found.prediction, found.picture, found.threads) < 1e-4
+
+
+HALF = [torch.float16, torch.bfloat16]
+
+
+def in_dtype(pipe: TextToImagePipeline, dtype: torch.dtype, kind: type[CrossAttentionUNet]) -> TextToImagePipeline:
+    """A pipeline of the same weights in another dtype, with a UNet of another class."""
+    unet = kind.from_config(pipe.unet.config)
+    unet.load_state_dict(pipe.unet.state_dict())
+    text_encoder = copy.deepcopy(pipe.text_encoder).to(dtype)
+    parts = pipe.components | {"unet": unet.to(dtype), "text_encoder": text_encoder}
+    changed = TextToImagePipeline(**parts)
+    changed.set_progress_bar_config(disable=True)
+    return changed
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_faithful_recording_in_half_precision_is_verified(tiny_pipe: TextToImagePipeline, dtype: torch.dtype) -> None:
+    found = verify(in_dtype(tiny_pipe, dtype, CrossAttentionUNet), PROMPT)
+    # The rounding of this dtype is seen, and is well within what is allowed.
+    allowed = tolerances(dtype, tokens=10)
+    assert found.outputs > tolerances(torch.float32, 10)["outputs"]
+    assert all(getattr(found, name) < most / 2 for name, most in allowed.items())
+
+
+def the_layer_before(weights: Tensor, seen: list[Tensor]) -> Tensor:
+    seen.append(weights)
+    return next((other for other in seen[-2::-1] if other.shape == weights.shape), weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda w, _: w.roll(1, dims=1),  # another head
+        lambda w, _: w.roll(1, dims=-1),  # another token
+        lambda w, _: w.roll(1, dims=-2),  # another position
+        lambda w, _: 1.02 * w,
+        the_layer_before,
+    ],
+    ids=["head", "token", "position", "scaled", "layer"],
+)
+def test_wrong_weights_are_detected_in_every_dtype(tiny_pipe: TextToImagePipeline, dtype: torch.dtype, lie) -> None:
+    class Liar(CrossAttentionUNet):
+        def forward(self, *args: object, record: Callable[..., None] | None = None, **kwargs: object) -> object:
+            seen: list[Tensor] = []
+            changed = record and (lambda layer, weights, grid: record(layer, lie(weights, seen), grid))
+            return super().forward(*args, record=changed, **kwargs)
+
+    with pytest.raises(RuntimeError, match=r"not what the model does: .*(rows|outputs) by"):
+        verify(in_dtype(tiny_pipe, dtype, Liar), PROMPT, steps=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_a_recording_that_changes_the_prediction_is_detected_in_every_dtype(
+    tiny_pipe: TextToImagePipeline, dtype: torch.dtype
+) -> None:
+    class Shy(CrossAttentionUNet):
+        def forward(self, *args: object, record: object = None, **kwargs: object) -> object:
+            out = super().forward(*args, record=record, **kwargs)
+            return type(out)(sample=out.sample * 1.1) if record else out
+
+    with pytest.raises(RuntimeError, match="prediction by"):
+        verify(in_dtype(tiny_pipe, dtype, Shy), PROMPT, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -326,9 +393,47 @@ def test_attribute_leaves_the_picture_unchanged_and_is_deterministic(
     assert not torch.equal(first.heatmap("red"), other.heatmap("red"))
 
 
-def test_a_picture_of_any_size_and_mode_is_read_at_the_models_size(tiny_pipe: TextToImagePipeline) -> None:
-    attention = attribute(tiny_pipe, Image.new("LA", (50, 90)), PROMPT)
-    assert attention.heatmap("square").shape == (32, 32)
+@pytest.mark.parametrize(
+    ("size", "shape", "cut_off"),
+    [
+        ((40, 40), (32, 32), 0.0),
+        ((192, 64), (32, 96), 0.0),  # the whole picture
+        ((64, 192), (96, 32), 0.0),
+        ((50, 90), (56, 32), 0.028),  # the nearest multiple of 8 pixels
+        ((33, 32), (32, 32), 0.03),
+        ((1280, 64), (32, 128), 0.8),  # 20:1, of which 4:1 are read
+        ((1, 300), (128, 32), 0.987),
+    ],
+)
+def test_a_picture_is_read_in_its_own_shape_and_what_is_cut_off_is_told(
+    tiny_pipe: TextToImagePipeline, size: tuple[int, int], shape: tuple[int, int], cut_off: float
+) -> None:
+    attention = attribute(tiny_pipe, Image.new("LA", size), PROMPT, draws=1, levels=(0.5,))
+    assert attention.heatmap("square").shape == attention.pictures[0].shape[:2] == shape
+    assert attention.recording.settings["cut_off"] == pytest.approx(cut_off, abs=1e-3)
+
+
+def test_a_picture_that_its_file_turns_is_read_upright(tiny_pipe: TextToImagePipeline) -> None:
+    turned = Image.new("RGB", (64, 32))
+    turned.getexif()[0x0112] = 6
+    assert attribute(tiny_pipe, turned, PROMPT, draws=1, levels=(0.5,)).size == (64, 32)
+
+
+def test_words_are_found_in_all_of_a_wide_picture() -> None:
+    pipe = TextToImagePipeline.from_pretrained("shapes")
+    objects = (Object("circle", "red", "big", 0.1, 0.5, 0.18), Object("square", "blue", "big", 0.9, 0.5, 0.18))
+    picture, masks = render(Scene("two", objects, "gray", None), (64, 192))
+    assert reading_shape(pipe, 192, 64) == (64, 192)
+    attention = attribute(pipe, Image.fromarray(picture), "a red circle and a blue square", keep="head")
+    for mask, words in zip(masks, (("red", "circle"), ("blue", "square")), strict=True):
+        for word in words:
+            heat = attention.heatmap(word, reduce="calibrated").numpy()
+            assert mask.flat[heat.argmax()] > 0.5, word
+
+
+def test_words_unknown_to_the_model_are_told(tiny_pipe: TextToImagePipeline, picture: Image.Image) -> None:
+    attention = attribute(tiny_pipe, picture, "a red zebra", draws=1, levels=(0.5,))
+    assert attention.recording.settings["unknown_words"] == ["zebra"]
 
 
 @pytest.mark.parametrize(

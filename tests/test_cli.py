@@ -111,6 +111,40 @@ def test_words_are_found_in_an_existing_picture(run, fails, tiny_model: Path, tm
     assert "none.png" in fails("attribute", tmp_path / "none.png", "a star", "--model", tiny_model)
 
 
+def test_what_a_person_should_know_is_told_by_every_command(run, fails, writer: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (400, 20), "red").save(tmp_path / "strip.png")
+    notes = {}
+    for name, arguments in {
+        "generate": ("generate", "a zebra", "--steps", "1", "--out", tmp_path / "a"),
+        "signs": ("generate", "!!!", "--steps", "1", "--keep", "step", "--out", tmp_path / "b"),
+        "attribute": ("attribute", tmp_path / "strip.png", "a zebra", "--out", tmp_path / "c"),
+        "translate": ("translate", "a zebra", "--beams", "1"),
+        "known": ("translate", "a red circle", "--beams", "1"),
+    }.items():
+        code, _, err = run(*arguments, "--model", writer)
+        assert code == 0, err
+        notes[name] = err.strip().splitlines()
+    unknown = 'note: words unknown to the model: "zebra"'
+    assert notes["generate"] == notes["translate"] == [unknown]
+    assert notes["signs"] == ["note: the text has no words"] and notes["known"] == []
+    cut = "note: 80% of the picture is cut off: the model reads its middle at 128×32 pixels"
+    assert notes["attribute"] == [unknown, cut]
+    for kept, name in (("c/strip", "attribute"), ("b/picture-seed0", "signs")):
+        code, out, err = run("export", tmp_path / f"{kept}.safetensors", "--out", tmp_path / name)
+        assert code == 0 and "page.html" in out
+        assert err.strip().splitlines() == notes[name]
+
+
+def test_a_damaged_picture_is_one_line(fails, tiny_model: Path, tmp_path: Path) -> None:
+    Image.effect_noise((90, 90), 90).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    for name, kept in (("head.jpg", 9), ("cut.jpg", len(data) // 2), ("empty.jpg", 0)):
+        (tmp_path / name).write_bytes(data[:kept])
+        line = fails("attribute", tmp_path / name, "a star", "--model", tiny_model, "--out", tmp_path / "new")
+        assert f"{name} cannot be used: " in line
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_bundled_model_draws_in_a_process_of_its_own_with_no_network(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ui.cli", "generate", "a red circle and an elephant", "--steps", "2"]
     command += ["--seed", str(2**64 - 1), "--out", str(tmp_path)]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.tracing.overlay import word_overlay
+from pipelines.tracing.overlay import step_sheet, word_overlay
 from ui.export import DOWNLOADS, download, export, measures, stem
 from ui.viewer import document, payload, view_names
 from unet_xattn import AttentionTrace
@@ -49,6 +49,26 @@ def test_a_loaded_trace_exports_what_the_living_one_does(tiny_pipe: TextToImageP
 def test_without_steps_there_is_no_film(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
     names = [path.name for path in export(traced(tiny_pipe, keep="mean"), tmp_path / "new")]
     assert "words.png" in names and not any(name.startswith("steps") for name in names)
+
+
+@pytest.mark.parametrize("prompt", ["!!!", "。", "+"])
+def test_a_prompt_without_words_is_exported_with_its_tokens(
+    tiny_pipe: TextToImagePipeline, tmp_path: Path, prompt: str
+) -> None:
+    attention = traced(tiny_pipe, prompt)
+    names = [path.name for path in export(attention, tmp_path / "new")]
+    assert names == ["words.png", "steps.webp", "measures.csv", "page.html"]
+    assert {row["kind"] for row in measures(attention)} == {"token"}
+    assert all(download(attention, 0, kind, {}) for kind in DOWNLOADS)
+    with pytest.raises(ValueError, match="has no words: there are no maps to draw"):
+        step_sheet(attention)
+
+
+@pytest.mark.parametrize("prompt", ["🦆 zebra", "café кошка كلب 红", "a\u0301"])
+def test_a_prompt_in_any_script_is_exported(tiny_pipe: TextToImagePipeline, tmp_path: Path, prompt: str) -> None:
+    attention = traced(tiny_pipe, prompt)
+    names = {path.name for path in export(attention, tmp_path / "new")}
+    assert len(names) == len(attention.words) + 5 and "steps.png" in names
 
 
 def test_nothing_is_written_over(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:

@@ -686,7 +686,7 @@ def test_maps_are_as_large_as_the_picture_and_what_the_model_does(
 
 
 def test_a_picture_is_read_through_the_vae(pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    bright, dark = (Image.new("RGB", (50, 40), colour) for colour in ("white", "black"))
+    bright, dark = (Image.new("RGB", (40, 40), colour) for colour in ("white", "black"))
     attention = attribute(pipe, bright, PROMPT, draws=1)
     assert attention.size == (32, 32) and attention.heatmap("circle").shape == (32, 32)
     assert (attention.pictures == 255).all()

@@ -5,13 +5,15 @@ import copy
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
@@ -126,7 +128,52 @@ def test_templates_hold_nothing_that_gradio_would_run() -> None:
         assert not any(mark in template for mark in ("${", "{{", "`", "\\"))
 
 
+def test_the_diagram_says_what_the_model_does_not_know(both: TextToImagePipeline) -> None:
+    for prompt, note in (
+        ("a red zebra", 'Words unknown to the model: "zebra".'),
+        ("!!!", "The text has no words."),
+        (PROMPT, ""),
+    ):
+        drawing = record_inputs(both, prompt, "0", steps=1)
+        assert look_at_picture(both, drawing, 0, "down.0.0")["note"] == note
+        assert look_at_text(both, prompt, "decoder.0")["note"] == note
+
+
 # The page's API
+
+
+WRONG = {
+    "/generate": {"prompt": PROMPT, "steps": 1, "guidance": "x"},
+    "/translate": {"text": PROMPT, "beams": [1]},
+    "/follow": {"prompt": PROMPT, "x": "left", "y": 1},
+    "/follow_translation": {"text": PROMPT, "position": {}},
+    "/train": {"name": "x", "steps": "many"},
+    "/stop": {"name": True},
+    "/resume": {"name": []},
+}
+
+
+def test_a_value_of_another_type_is_one_line_of_every_endpoint(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {name for name, about in endpoints.items() if about["parameters"]} == {*WRONG, "/attribute"}
+    for name, arguments in WRONG.items():
+        with pytest.raises(AppError, match=r"^\w+ must be (a|a whole) (number|text), got '[^\n]*'$"):
+            client.predict(**arguments, api_name=name)
+
+
+def test_an_upload_that_cannot_be_opened_is_one_line(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
+    (tmp_path / "drawing.svg").write_text("<svg/>")
+    for name in ("cut.jpg", "drawing.svg"):
+        with pytest.raises(AppError, match=r"^the picture cannot be used, or its file is damaged: [^\n]*$"):
+            client.predict(handle_file(tmp_path / name), PROMPT, "", api_name="/attribute")
+
+
+def test_an_upload_of_any_shape_is_read_with_notes(client: Client, tmp_path: Path) -> None:
+    Image.new("RGB", (1280, 64)).save(tmp_path / "strip.png")
+    found = client.predict(handle_file(tmp_path / "strip.png"), "a zebra", "", api_name="/attribute")
+    assert 'Words unknown to the model: "zebra". 80% of the picture is cut off' in found["note"]
+    assert found["pictures"][0]["layers"]["down.0.0"] == [8, 32]
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, *HOSTILE])

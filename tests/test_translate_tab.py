@@ -103,6 +103,10 @@ def test_beams_give_the_translation_of_the_pipeline(pipe: TranslationPipeline) -
     assert whole["reference"] is None
 
 
+def test_a_text_without_words_is_told(pipe: TranslationPipeline) -> None:
+    assert next(translate(pipe, "!!!"))["note"] == "The text has no words."
+
+
 def test_unknown_words_are_named(pipe: TranslationPipeline) -> None:
     assert next(translate(pipe, "a red elephant"))["note"] == 'Words unknown to the model: "elephant".'
     assert next(translate(pipe, TEXT))["note"] == ""

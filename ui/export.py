@@ -22,7 +22,7 @@ def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: b
 
     The files are `words.png`, all words on a sheet; `word-NN-TEXT.png`, one word each; `measures.csv`, see `measures`;
     and `page.html`, the viewer in one file that needs nothing else. If the steps were recorded separately, there are
-    also `steps.png` and the animation `steps.webp`.
+    also `steps.png`, unless the prompt has no words, and the animation `steps.webp`.
 
     Raises:
         ValueError: the image does not exist, or the folder is not empty and `overwrite` is False.
@@ -34,7 +34,7 @@ def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: b
     for i, word in enumerate(words, 1):
         name = re.sub(r"\W+", "-", word.text)[:40]
         drawings[f"word-{i:02}-{name}.png"] = word_overlay(attention, word, image)
-    if attention.steps:
+    if attention.steps and words:
         drawings["steps.png"] = step_sheet(attention, image)
     folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in drawings.items():

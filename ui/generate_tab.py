@@ -22,13 +22,14 @@ from pipelines.scenes.emoji_font import FontError
 from pipelines.scenes.judge import judge
 from pipelines.scenes.worlds import parse
 from pipelines.text_to_image import with_sampler
+from ui.endpoint import Seed, endpoint
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, MODEL, Models
+from ui.notes import sentences, text_note
 from ui.reading import read, reading
 from ui.viewer import data_url, payload
 from ui.viewer.component import attention_viewer
 from unet_xattn import AttentionTrace
-from unet_xattn.words import unknown_words
 
 EXAMPLES = [
     "a red circle left of a blue square",
@@ -71,7 +72,11 @@ class Request:
         parse_seed(self.seed)
         for name, value, most in (("steps", self.steps, MOST_STEPS), ("number of pictures", self.count, MOST_PICTURES)):
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value}")
+                raise ValueError(f"{name} must be a whole number from 1 to {most}, got {str(value)[:40]}")
+        numbers = {"guidance scale": self.guidance, "lowest noise level": self.low, "highest noise level": self.high}
+        for name, number in numbers.items():
+            if not isinstance(number, int | float):
+                raise ValueError(f"the {name} must be a number, got {str(number)[:40]}")
 
     @property
     def seeds(self) -> list[int]:
@@ -155,9 +160,8 @@ def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, second
     ]
     note = f"Seed {request.seed}, {request.steps} steps, guidance scale {request.guidance:g}: "
     note += f"generated in {seconds:.1f} s."
-    if unknown := dict.fromkeys(unknown_words(request.prompt, pipe.tokenizer)):
-        note += " Words unknown to the model: " + ", ".join(f'"{word}"' for word in unknown) + "."
-    return {"pictures": pictures, "note": note}
+    unknown = sentences([text_note(request.prompt, pipe.tokenizer)])
+    return {"pictures": pictures, "note": f"{note} {unknown}".strip()}
 
 
 def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]] | None:
@@ -259,7 +263,7 @@ def generate_tab(
 
     def generate(
         prompt: str,
-        seed: str = "0",
+        seed: Seed = "0",
         steps: int | None = None,
         guidance: float | None = None,
         low: float = 0.0,
@@ -276,15 +280,12 @@ def generate_tab(
         `pipelines.samplers.SAMPLERS`. Picture i of `count` has the seed + i. model is one of /models, by default the
         page's first.
         """
-        try:
-            own = own_settings(models.get(model or models.first))
-            steps = own["steps"] if steps is None else steps
-            guidance = own["guidance"] if guidance is None else guidance
-            request = Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
-            *_, answer = viewer_updates(models, kept, request)
-            return answer
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        own = own_settings(models.get(model or models.first))
+        steps = own["steps"] if steps is None else steps
+        guidance = own["guidance"] if guidance is None else guidance
+        request = Request(prompt, str(seed), steps, guidance, low, high, negative, sampler, count, model)
+        *_, answer = viewer_updates(models, kept, request)
+        return answer
 
     with gr.Row(equal_height=True):
         prompt = gr.Textbox(
@@ -354,7 +355,7 @@ def generate_tab(
         "show_progress": "hidden",
     }
     model.input(take_settings, **taken)
-    gr.api(generate, api_name="generate", **MODEL)
+    gr.api(endpoint(generate), api_name="generate", **MODEL)
 
     def draw_after(event: Dependency, other_model: bool = False) -> Dependency:
         return (event.then(take_settings, **taken) if other_model else event).then(show, **drawing)
@@ -364,7 +365,7 @@ def generate_tab(
 
 def _request(*values: Any) -> Request:
     prompt, seed, steps, guidance, low, high, negative, sampler, count, model = values
-    return Request(prompt, seed, int(steps), guidance, low, high, negative, sampler, int(count), model)
+    return Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
 
 
 def _values(request: Request) -> list[Any]:

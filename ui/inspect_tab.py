@@ -8,7 +8,9 @@ import gradio as gr
 from pipelines import TextToImagePipeline
 from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.tracing.follow import Query, Trajectory, decoder_layers, draw_states, follow_picture, follow_text
+from ui.endpoint import Seed, endpoint
 from ui.models import MODEL, Models
+from ui.notes import sentences, text_note
 from ui.query import picture_payload, query_diagram, text_payload
 from ui.translate_tab import translator
 
@@ -39,8 +41,9 @@ def record_inputs(
 
 def look_at_picture(pipe: TextToImagePipeline, drawing: Trajectory, step: int, layer: str) -> dict[str, Any]:
     """The diagram's value for a layer at a step, counted from 0. Raises as `follow_picture` does."""
-    trust = trusted(pipe, layer)
-    return picture_payload(drawing, follow_picture(pipe, drawing, step, layer)) | {"head": trust.index(max(trust))}
+    trust, note = trusted(pipe, layer), sentences([text_note(drawing.prompt, pipe.tokenizer)])
+    shown = picture_payload(drawing, follow_picture(pipe, drawing, step, layer))
+    return shown | {"head": trust.index(max(trust)), "note": note}
 
 
 def look_at_text(pipe: TextToImagePipeline, text: str, layer: str) -> dict[str, Any]:
@@ -50,7 +53,8 @@ def look_at_text(pipe: TextToImagePipeline, text: str, layer: str) -> dict[str, 
         ValueError: the text is empty or too long, the layer does not exist, or the model has no text decoder.
     """
     check_text(text)
-    return text_payload(follow_text(translator(pipe), text, layer))
+    shown = text_payload(follow_text(translator(pipe), text, layer))
+    return shown | {"note": sentences([text_note(text, pipe.tokenizer)])}
 
 
 def layers(pipe: TextToImagePipeline, reader: str) -> list[tuple[str, str]]:
@@ -118,7 +122,7 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         prompt: str,
         x: int,
         y: int,
-        seed: str = "0",
+        seed: Seed = "0",
         steps: int | None = None,
         guidance: float | None = None,
         step: int | None = None,
@@ -130,15 +134,12 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         step and head count from 0. By default, the step is the middle one, the layer has the head that locates words
         best, and steps and guidance (the guidance scale) are the model's own.
         """
-        try:
-            pipe = models.get(models.first)
-            drawing = record_inputs(pipe, prompt, seed, steps, guidance)
-            step = len(drawing.states) // 2 if step is None else step
-            reading = follow_picture(pipe, drawing, step, layer or first_layer(pipe, "picture"))
-            position = reading.place(x, y)
-            query = reading.query(position, head)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        pipe = models.get(models.first)
+        drawing = record_inputs(pipe, prompt, seed, steps, guidance)
+        step = len(drawing.states) // 2 if step is None else step
+        reading = follow_picture(pipe, drawing, step, layer or first_layer(pipe, "picture"))
+        position = reading.place(x, y)
+        query = reading.query(position, head)
         row, column = divmod(position, reading.grid[1])
         about = {"layer": reading.layer, "grid": list(reading.grid), "row": row, "column": column}
         return numbers(query, **about, step=step, noise=reading.noise, head=head)
@@ -149,12 +150,9 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         The answer has the numbers of /follow, and `written`, the tokens of the translation. position and head count
         from 0.
         """
-        try:
-            check_text(text)
-            reading = follow_text(translator(models.get(models.first)), text, layer)
-            query = reading.query(position, head)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        check_text(text)
+        reading = follow_text(translator(models.get(models.first)), text, layer)
+        query = reading.query(position, head)
         return numbers(query, layer=layer, head=head, position=position, written=list(reading.written))
 
     first = models.get(models.first)
@@ -197,5 +195,5 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         show_progress="hidden",
         api_visibility="private",
     ).then(**looking)
-    gr.api(follow, api_name="follow", **MODEL)
-    gr.api(follow_translation, api_name="follow_translation", **MODEL)
+    gr.api(endpoint(follow), api_name="follow", **MODEL)
+    gr.api(endpoint(follow_translation), api_name="follow_translation", **MODEL)

@@ -1,19 +1,20 @@
 """The Your picture tab: upload a picture with a caption, and see where each word of the caption lies."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from gradio.data_classes import ImageData
 
 from pipelines import attribute as attribute_words
 from pipelines.checks import check_text
+from pipelines.picture_files import PictureError
+from pipelines.pixels import read_picture
 from ui.kept import Drawing, Kept
 from ui.models import MODEL, Models
+from ui.notes import sentences, trace_notes
 from ui.viewer import payload
 from ui.viewer.component import attention_viewer
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that an upload may have. Pillow knows more, but some of them run other programs."""
 
 MOST_PIXELS = 40_000_000
 """The limit for an upload: as many as a large camera has. A decompression bomb has more."""
@@ -34,18 +35,18 @@ def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) 
     check_text(caption, "caption")
     pipe = models.get(name or models.first)
     try:
-        with Image.open(file, formats=FORMATS) as picture:  # reads the file's head only: size first, pixels later
-            if picture.width * picture.height > MOST_PIXELS:
-                size = f"{picture.width}×{picture.height}"
-                raise ValueError(f"the picture has {size} pixels, the limit is {MOST_PIXELS:,}: make it smaller")
-            picture.load()
-            attention = attribute_words(pipe, picture, caption, keep="full")
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        formats = ", ".join(FORMATS)
-        raise ValueError(f"the file is damaged, or not a picture in one of these formats: {formats}") from None
+        picture = read_picture(Path(file).read_bytes(), most_pixels=MOST_PIXELS)
+    except (PictureError, OSError) as error:
+        raise ValueError(f"the picture cannot be used, or its file is damaged: {error}") from None
+    attention = attribute_words(pipe, picture, caption, keep="full")
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
-    note = "Attention at three noise levels: steps 1 to 3."
+    note = f"Attention at three noise levels: steps 1 to 3. {sentences(trace_notes(attention))}".strip()
     return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
+
+
+def path_of(upload: ImageData | None) -> str | None:
+    """The path of an upload. Gradio's own function opens the file too, and clients do not see why it fails."""
+    return None if upload is None else upload.path
 
 
 def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
@@ -69,6 +70,7 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
             picture = gr.Image(
                 type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=260
             )
+            picture.preprocess = path_of
             caption = gr.Textbox(label="Caption", placeholder="What the picture shows", max_lines=4)
             button = gr.Button("Where is each word?", variant="primary")
         with gr.Column(scale=2):

@@ -47,7 +47,7 @@ class Run:
         its first checkpoint).
     step: the last known step, out of `steps`.
     log, validation: the rows of figures.
-    prompts: the prompts of the sample pictures.
+    prompts: the prompts of the sample pictures after step `prompts_since`; earlier ones have others.
     note: the last line that a stopped or broken run printed.
     """
 
@@ -60,6 +60,7 @@ class Run:
     log: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    prompts_since: int = 0
     note: str = ""
 
     @property
@@ -73,8 +74,8 @@ class Run:
 
     @property
     def samples(self) -> list[int]:
-        """The steps with saved sample pictures; a step's row is written after its pictures."""
-        steps = [row["step"] for row in self.validation]
+        """The steps with saved sample pictures of `prompts`; a step's row is written after its pictures."""
+        steps = [row["step"] for row in self.validation if row["step"] > self.prompts_since]
         return [step for step in steps if (self.folder / "samples" / f"step-{step:06d}.png").is_file()]
 
 
@@ -193,7 +194,8 @@ def _read(folder: Path) -> Run | None:
     step = max([saved, *(row["step"] for rows in (log, validation) if found.held for row in rows[-1:])])
     note = _last_line(folder / OUTPUT) if state in ("stopped", "broken") else ""
     data, prompts = config.get("data", ""), settings.get("prompts", [])
-    return Run(folder.name, folder, state, step, steps, data, log, validation, prompts, note)
+    since = settings.get("prompts since", 0)
+    return Run(folder.name, folder, state, step, steps, data, log, validation, prompts, since, note)
 
 
 def _json(path: Path) -> dict[str, Any]:

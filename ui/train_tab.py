@@ -16,6 +16,7 @@ from ui import runs
 from ui.album import album
 from ui.album import page as album_page
 from ui.data import DEFAULT_DATA, add_upload, check_data, data_names, preview
+from ui.endpoint import endpoint
 from ui.models import Models
 from ui.runs import Run, check_name, find_run, list_runs
 
@@ -323,12 +324,6 @@ def _names() -> list[str]:
 def _add_endpoints() -> None:
     """Add the tab's endpoints to the API."""
 
-    def answer(action: Callable[..., Run], *typed: Any) -> dict[str, Any]:
-        try:
-            return as_row(action(*typed))
-        except (ValueError, OSError) as error:
-            raise gr.Error(_line(error), print_exception=False) from None
-
     def runs() -> list[dict[str, Any]]:
         """List the training runs, active ones first: state, step, and last figures of each."""
         return [as_row(run) for run in list_runs(RUNS)]
@@ -343,17 +338,17 @@ def _add_endpoints() -> None:
         every: int = 50,
     ) -> dict[str, Any]:
         """Start a training run on shapes, emoji or a folder that the page lists; /runs tells its progress."""
-        return answer(start_run, name, data, steps, batch_size, seed, size, every)
+        return as_row(start_run(name, data, steps, batch_size, seed, size, every))
 
     def stop(name: str) -> dict[str, Any]:
         """Ask a run to finish its step, save and end; /runs tells when it has."""
-        return answer(stop_run, name)
+        return as_row(stop_run(name))
 
     def resume(name: str) -> dict[str, Any]:
         """Resume a stopped run with the settings that it was started with."""
-        return answer(resume_run, name)
+        return as_row(resume_run(name))
 
     gr.api(runs, api_name="runs")
-    gr.api(train, api_name="train", concurrency_id="runs")
-    gr.api(stop, api_name="stop", concurrency_id="runs")
-    gr.api(resume, api_name="resume", concurrency_id="runs")
+    gr.api(endpoint(train), api_name="train", concurrency_id="runs")
+    gr.api(endpoint(stop), api_name="stop", concurrency_id="runs")
+    gr.api(endpoint(resume), api_name="resume", concurrency_id="runs")

@@ -9,8 +9,9 @@ from pipelines import TextToImagePipeline, TranslationPipeline
 from pipelines.checks import check_text
 from pipelines.text_to_text import Translation
 from ui.alignment import alignment, payload
+from ui.endpoint import endpoint
 from ui.models import MODEL, Models
-from unet_xattn.words import unknown_words
+from ui.notes import sentences, text_note
 
 EXAMPLES = [
     "a red circle left of a blue square",
@@ -37,7 +38,7 @@ def translate(pipe: TranslationPipeline, text: str, reference: str = "", beams: 
     check_text(text)
     read = _read(pipe, text, reference)
     special = {*pipe.tokenizer.all_special_tokens, "▁"}  # "▁" marks the beginning of a word
-    note = _note(pipe, text)
+    note = sentences([text_note(text, pipe.tokenizer)])
     for translation in pipe.stream(text) if beams == 1 else pipe(text, beams=int(beams)):
         yield payload(translation, read, special) | {"text": translation.text, "note": note}
 
@@ -48,11 +49,6 @@ def _read(pipe: TranslationPipeline, text: str, reference: str) -> Translation |
     except ValueError as error:
         raise ValueError(f"your translation: {error}") from None
     return pipe.read(text, reference) if reference.strip() else None
-
-
-def _note(pipe: TranslationPipeline, text: str) -> str:
-    unknown = ", ".join(f'"{word}"' for word in dict.fromkeys(unknown_words(text, pipe.tokenizer)))
-    return f"Words unknown to the model: {unknown}." if unknown else ""
 
 
 def translator(pipe: TextToImagePipeline) -> TranslationPipeline:
@@ -90,10 +86,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         reference is another translation of the text; the answer has the model's probability and attention for each of
         its tokens too.
         """
-        try:
-            *_, whole = translate(translator(models.get(model)), text, reference, beams)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        *_, whole = translate(translator(models.get(model)), text, reference, beams)
         return whole
 
     *_, first = answers(models.first, EXAMPLES[0], "", 1)  # so that the tab opens with a translation
@@ -137,5 +130,5 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
     gr.on([button.click, text.submit, reference.submit, beams.change, model.change], write, **writing)
     # The reference belonged to another text, so an example clears it.
     examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
-    gr.api(translate_text, api_name="translate", **MODEL)
+    gr.api(endpoint(translate_text), api_name="translate", **MODEL)
     return translation, use

@@ -6,9 +6,9 @@ Shapes: h×w pixels.
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from pipelines.drawing import colour_map, label_font, readable
+from pipelines.drawing import colour_map, label, readable
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
@@ -40,7 +40,7 @@ def word_overlay(attention: AttentionTrace, word: Word, image: int = 0, side: in
     large = overlay(picture, heat / peak).resize(_fit(picture.size, side), Image.Resampling.NEAREST)
     sheet = Image.new("RGB", (large.width, large.height + 28), "white")
     sheet.paste(large, (0, 0))
-    _colour_bar(sheet, 0, f"{peak:.1%} of the attention", label_font([word.text], 15))
+    _colour_bar(sheet, 0, f"{peak:.1%} of the attention")
     return sheet
 
 
@@ -68,8 +68,13 @@ def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, column
     """A row of heat maps for each word, at evenly spaced steps of those that the trace kept.
 
     Each word is scaled to its own peak over all steps.
+
+    Raises:
+        ValueError: the trace did not keep the steps, or its prompt has no words.
     """
     picture, words = drawn(attention, image), attention.words_of(image)
+    if not words:
+        raise ValueError(f"the prompt {attention.prompts[image][:40]!r} has no words: there are no maps to draw")
     peaks = _peaks(attention, image)
     places = np.linspace(0, len(attention.steps) - 1, min(columns, len(attention.steps))).round().astype(int)
     steps = [attention.steps[i] for i in places]
@@ -111,49 +116,53 @@ def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
 def _sheet(tiles: list[tuple[str, Image.Image]], columns: int, tile: int) -> Image.Image:
     """Labelled pictures of one size in rows, above a colour bar."""
     width, height = _fit(tiles[0][1].size, tile)
-    label, gap, bar = 24, 8, 30
+    strip, gap, bar = 24, 8, 30
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + label + gap) + gap + bar), "white")
-    draw, font = ImageDraw.Draw(sheet), label_font([text for text, _ in tiles], 15)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + strip + gap) + gap + bar), "white")
     for i, (text, picture) in enumerate(tiles):
-        x, y = gap + i % columns * (width + gap), gap + i // columns * (height + label + gap)
+        x, y = gap + i % columns * (width + gap), gap + i // columns * (height + strip + gap)
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        draw.text((x + 2, y + height + 3), text, fill=(20, 20, 20), font=font)
-    _colour_bar(sheet, gap, "each word's peak share of the attention", font)
+        _write(sheet, (x + 2, y + height), text)
+    _colour_bar(sheet, gap, "each word's peak share of the attention")
     return sheet
 
 
-def _colour_bar(
-    sheet: Image.Image, margin: int, largest: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
-) -> None:
+def _write(sheet: Image.Image, place: tuple[int, int], text: str) -> None:
+    """A label of 24 pixels' height with its upper left corner at `place`."""
+    line = label(text, 15)
+    sheet.paste(line, place, line)
+
+
+def _colour_bar(sheet: Image.Image, margin: int, largest: str) -> None:
     """A colour bar along the bottom of a sheet, from 0 to the label of the largest value."""
-    draw, y = ImageDraw.Draw(sheet), sheet.height - 24
-    width = max(16, min(160, sheet.width // 4))
+    y, width = sheet.height - 24, max(16, min(160, sheet.width // 4))
     bar = Image.fromarray(np.broadcast_to(colour_map(np.linspace(0, 1, width)), (14, width, 3)).copy())
-    draw.text((margin + 2, y), "0", fill=(20, 20, 20), font=font)
     sheet.paste(bar, (margin + 16, y + 3))
-    draw.text((margin + width + 22, y), largest, fill=(20, 20, 20), font=font)
+    _write(sheet, (margin + 2, y - 3), "0")
+    _write(sheet, (margin + width + 22, y - 3), largest)
 
 
 def alignment_sheet(translation: "Translation", cell: int = 26) -> Image.Image:
     """The attention of each target token (rows) to each source token (columns), as a picture.
 
     The mean over layers and heads; every row sums to one, and dark cells have no attention.
+
+    Raises:
+        ValueError: no font has the letters of a token.
     """
     weights = translation.attention.mean(dim=(0, 1)).numpy()  # (T, S)
-    font = label_font([*translation.tokens, *translation.source_tokens], 16)
-    labels = [[readable(token) for token in tokens] for tokens in (translation.tokens, translation.source_tokens)]
-    left = 12 + max(round(font.getlength(text)) for text in labels[0])
-    top = 12 + max(round(font.getlength(text)) for text in labels[1])
+    written, read = (
+        [label(readable(token), 16) for token in tokens] for tokens in (translation.tokens, translation.source_tokens)
+    )
+    left, top = (12 + max(line.width for line in lines) for lines in (written, read))
     rows, columns = weights.shape
     sheet = Image.new("RGB", (left + columns * cell + 8, top + rows * cell + 8), "white")
     heat = Image.fromarray(colour_map(weights)).resize((columns * cell, rows * cell), Image.Resampling.NEAREST)
     sheet.paste(heat, (left, top))
-    draw = ImageDraw.Draw(sheet)
-    for i, text in enumerate(labels[0]):
-        draw.text((left - 6, top + (i + 0.5) * cell), text, fill=(20, 20, 20), font=font, anchor="rm")
-    for i, text in enumerate(labels[1]):
-        upright = Image.new("RGB", (top, cell), "white")
-        ImageDraw.Draw(upright).text((6, cell / 2), text, fill=(20, 20, 20), font=font, anchor="lm")
-        sheet.paste(upright.rotate(90, expand=True), (left + i * cell, 0))
+    for i, line in enumerate(written):
+        sheet.paste(line, (left - 6 - line.width, top + i * cell + (cell - line.height) // 2), line)
+    for i, line in enumerate(read):
+        upright = line.rotate(90, expand=True)
+        place = left + i * cell + (cell - upright.width) // 2, top - 6 - upright.height
+        sheet.paste(upright, place, upright)
     return sheet

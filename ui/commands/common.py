@@ -1,6 +1,7 @@
 """Shared by the commands: their options, and functions that load a model and write files."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from inspect import Parameter, Signature, signature
@@ -66,6 +67,12 @@ def refuse_existing(files: Iterable[Path | None], instead: str) -> None:
     """Raise ValueError if one of the files exists."""
     if existing := [str(file) for file in files if file is not None and file.exists()]:
         raise ValueError(f"{', '.join(existing)} already exists: choose another {instead}")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what is worth knowing beside the result."""
+    for note in filter(None, notes):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def require_png(file: Path | None, option: str) -> None:

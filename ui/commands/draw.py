@@ -1,12 +1,11 @@
 """Commands that draw pictures, find words in them, and translate."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ui.commands.common import Device, Guidance, Model, Overwrite, Steps, load, refuse_existing
+from ui.commands.common import Device, Guidance, Model, Overwrite, Steps, load, print_notes, refuse_existing
 
 app = typer.Typer()
 
@@ -36,10 +35,10 @@ def generate(
 
     from pipelines import trace
     from pipelines.checks import check_prompt, parse_seed
-    from pipelines.drawing import label_font
+    from pipelines.drawing import label
     from pipelines.tracing.overlay import word_sheet
     from ui.export import stem
-    from unet_xattn.words import unknown_words
+    from ui.notes import text_note
 
     number = parse_seed(seed)
     if (prompt is None) == (prompts is None) or (prompts and (keep or overwrite)):
@@ -52,10 +51,9 @@ def generate(
     name = stem(prompt, number)
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
-    label_font([prompt], 15)  # a missing font is found before the picture is drawn
+    label(prompt, 15)  # a missing font is found before the picture is drawn
     pipe = load(model, device)
-    if unknown := unknown_words(prompt, pipe.tokenizer):
-        print(f"note: words unknown to the model: {', '.join(dict.fromkeys(unknown))}", file=sys.stderr)
+    print_notes([text_note(prompt, pipe.tokenizer)])
     with trace(pipe, keep or "mean") as attention:
         generator = torch.Generator().manual_seed(number)
         picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator).images[0]
@@ -96,23 +94,24 @@ def attribute_words(
 
     It writes a sheet of heat maps, and the trace.
     """
-    from PIL import Image
-
     from pipelines import attribute
     from pipelines.checks import check_text
-    from pipelines.drawing import label_font
+    from pipelines.drawing import label
+    from pipelines.picture_files import PictureError
+    from pipelines.pixels import read_picture
     from pipelines.tracing.overlay import word_sheet
+    from ui.notes import trace_notes
 
     check_text(caption, "caption")
     files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
-    label_font([caption], 15)
+    label(caption, 15)
     try:
-        with Image.open(picture) as shown:
-            shown.load()
-            attention = attribute(load(model, device), shown, caption, keep=keep)
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{picture} cannot be read: {error}") from error
+        shown = read_picture(picture.read_bytes())
+    except PictureError as error:
+        raise ValueError(f"{picture} cannot be used: {error}") from error
+    attention = attribute(load(model, device), shown, caption, keep=keep)
+    print_notes(trace_notes(attention))
     out.mkdir(parents=True, exist_ok=True)
     word_sheet(attention).save(files[0])
     attention.save(files[1])
@@ -131,9 +130,12 @@ def export_trace(
     The page is one file that opens in any browser. No model is needed.
     """
     from ui.export import export
+    from ui.notes import trace_notes
     from unet_xattn import AttentionTrace
 
-    print(*export(AttentionTrace.load(file), out, image, overwrite), sep="\n")
+    attention = AttentionTrace.load(file)
+    print(*export(attention, out, image, overwrite), sep="\n")
+    print_notes(trace_notes(attention, image))
 
 
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
@@ -155,11 +157,14 @@ def translate(
     from pipelines.checks import check_text
     from pipelines.runs.processes import find_device
     from pipelines.tracing.overlay import alignment_sheet
+    from ui.notes import text_note
 
     refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
     check_text(text)
     place = find_device(device)
-    (translation,) = TranslationPipeline.from_pretrained(model).to(place)(text, beams=beams)
+    pipe = TranslationPipeline.from_pretrained(model).to(place)
+    (translation,) = pipe(text, beams=beams)
+    print_notes([text_note(text, pipe.tokenizer)])
     print(translation.text)
     if attention is not None:
         attention.parent.mkdir(parents=True, exist_ok=True)

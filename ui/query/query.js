@@ -124,7 +124,7 @@ function render() {
     row.valueTerm.textContent = part ? `·${numbered("v", at)} ${part}` : "";
   });
   const list = [...masked].map(quoted).join(", ");
-  message.textContent = error ?? (list && `What if ${list} were masked? (The model did not mask this.)`);
+  message.textContent = error ?? (list ? `What if ${list} were masked? (The model did not mask this.)` : data.note);
   mark();
   renderAsker(shown);
   renderWorked(shown ?? found.weights.indexOf(most));

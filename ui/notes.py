@@ -1,0 +1,41 @@
+"""What a person should know of the texts and pictures that a model read."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from unet_xattn import AttentionTrace
+from unet_xattn.words import split_words, unknown_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CUT_OFF = 0.03
+"""The share of a picture that may be cut off without a note: less than a cell of most layers' grids."""
+
+
+def text_note(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The words of a text that the model does not know, or that it has none at all; "" if it knows every word."""
+    return _note([word.text for word in split_words(text, tokenizer)], unknown_words(text, tokenizer))
+
+
+def trace_notes(attention: AttentionTrace, image: int = 0) -> list[str]:
+    """The note on the prompt of a recorded picture, and how much of an attributed picture was cut off."""
+    settings, (height, width) = attention.recording.settings, attention.size
+    words = [word.text for word in attention.words_of(image)]
+    unknown = set(settings.get("unknown_words", ()))
+    notes = [_note(words, [word for word in words if word in unknown])]
+    if (share := settings.get("cut_off", 0.0)) > CUT_OFF:
+        notes.append(f"{share:.0%} of the picture is cut off: the model reads its middle at {width}×{height} pixels")
+    return [note for note in notes if note]
+
+
+def sentences(notes: Iterable[str]) -> str:
+    """Notes as they stand on the page."""
+    return " ".join(f"{note[0].upper()}{note[1:]}." for note in notes if note)
+
+
+def _note(words: Sequence[str], unknown: Sequence[str]) -> str:
+    if not words:
+        return "the text has no words"
+    names = ", ".join(f'"{word}"' for word in dict.fromkeys(unknown))
+    return f"words unknown to the model: {names}" if names else ""
