@@ -3,9 +3,12 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from inspect import signature
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything bundled or local works without a network
@@ -61,6 +64,36 @@ def make_unet() -> Callable[..., CrossAttentionUNet]:
             return _awake(unet) if awake else unet.eval()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """New networks are small unless their sizes are given, so that runs train them in little time."""
+    text = {"width": 32, "heads": 2, "encoder_layers": 1}
+    unet = {"block_out_channels": (16, 16, 32, 32), "layers_per_block": 1, "heads": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, sizes in ((Transformer, text), (CrossAttentionUNet, unet)):
+            patch.setattr(kind, "__init__", _with_defaults(kind.__init__, sizes))  # type: ignore[misc]
+        yield
+
+
+def _with_defaults(function: Callable[..., None], defaults: dict[str, Any]) -> Callable[..., None]:
+    names = list(signature(function).parameters)
+
+    @wraps(function)
+    def changed(*arguments: Any, **named: Any) -> None:
+        given = {*names[: len(arguments)], *named}
+        function(*arguments, **{name: value for name, value in defaults.items() if name not in given}, **named)
+
+    return changed
+
+
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Python's own handler of SIGINT, which is missing where SIGINT is ignored: under nohup, in a script's jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.data import get_worker_info
 
 import pipelines.training.recipe
 import pipelines.training.train
@@ -61,8 +62,9 @@ def main(folder: Path, model: str) -> None:
     asked, example = folder / f"places-{rank}.txt", SceneExamples.example
 
     def noted(self: SceneExamples, place: int) -> object:
-        with open(asked, "a") as file:
-            file.write(f"{place}\n")
+        if get_worker_info():
+            with open(asked, "a") as file:
+                file.write(f"{place}\n")
         return example(self, place)
 
     patch.setattr(SceneExamples, "example", noted)

@@ -8,10 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import TextToImagePipeline
@@ -23,24 +26,61 @@ from pipelines.training.train import TrainConfig, train
 from ui import runs
 from ui.cli import app
 
-PATIENCE = 120  # seconds; on a busy machine the libraries alone take half a minute to load
+PATIENCE = 300  # seconds without progress; on a busy machine the libraries alone take half a minute to load
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    """A run of seconds: sixty steps on two tiny scenes each."""
-    return TrainConfig(out=str(tmp_path / "runs" / "tiny"), steps=60, batch_size=2, size=16, every=60)
+    """A run of seconds: thirty steps on two tiny scenes each."""
+    return TrainConfig(out=str(tmp_path / "runs" / "tiny"), steps=30, batch_size=2, size=16, every=30)
 
 
-def wait_until(done: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
+@pytest.fixture
+def options(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> list[str]:
+    """The options of a run that trains a tiny model on four pictures for as long as it is left alone."""
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for i, colour in enumerate(["red", "green", "blue", "white"]):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "data" / f"{i}.png")
+        (tmp_path / "data" / f"{i}.txt").write_text(f"a {colour} wall")
+    named = {"from": tmp_path / "model", "data": tmp_path / "data", "out": tmp_path / "runs" / "tiny"}
+    numbers = {"steps": 100_000, "every": 100_000, "save-every": 40, "batch-size": 2, "size": 32}
+    return [f"--{name}={value}" for name, value in (named | numbers).items()]
+
+
+@contextmanager
+def command(options: list[str]) -> Iterator[subprocess.Popen]:
+    """The process of `unet-xattn train`, which is killed if it has not ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ui.cli", "train", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(done: Callable[[], bool], what: str, process: int) -> None:
+    """Wait as long as a process works; it fails if that ends, or uses no processor for `PATIENCE` seconds."""
+    used, since = -1.0, time.monotonic()
     while not done():
-        assert time.monotonic() < end, f"waited in vain until {what}"
-        time.sleep(0.05)
+        try:
+            times = psutil.Process(process).cpu_times()
+        except psutil.NoSuchProcess:
+            assert done(), f"the process ended before {what}"
+            return
+        if (now := times.user + times.system) > used + 0.1:
+            used, since = now, time.monotonic()
+        assert time.monotonic() < since + PATIENCE, f"waited in vain until {what}"
+        time.sleep(0.02)
 
 
-def wait_for_step(out: str | Path, step: int) -> None:
-    wait_until(lambda: any(row["step"] >= step for row in read_rows(Path(out) / "log.jsonl")), f"step {step}")
+def wait_for_step(out: str | Path, step: int, process: int) -> None:
+    wait_until(lambda: any(row["step"] >= step for row in read_rows(Path(out) / "log.jsonl")), f"step {step}", process)
 
 
 def steps_in(out: str | Path, name: str) -> list[int]:
@@ -54,8 +94,9 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
         return runs.find_run(out.parent, "tiny")
 
     assert runs.start(config).state == "starting"
-    wait_for_step(out, 1)
-    assert run().state == "running" and run().steps == 60
+    trainer = find_trainer(out).process
+    wait_for_step(out, 1, trainer)
+    assert run().state == "running" and run().steps == 30
     with pytest.raises(ValueError, match=r"^.*is being trained by process \d+: stop that one.*$"):
         train(config, resume=True)
     with pytest.raises(ValueError, match="run 'tiny' already"):
@@ -66,70 +107,74 @@ def test_a_run_is_started_seen_stopped_and_resumed_by_its_folder_alone(config: T
     assert runs.stop(run()).state in ("stopping", "stopped")
     with pytest.raises(ValueError, match=r"is stopping already|there is nothing to stop"):
         runs.stop(run())  # a second signal would have ended it without saving
-    wait_until(lambda: not run().active, "it has stopped")
+    wait_until(lambda: not run().active, "it has stopped", trainer)
     stopped = run()
-    assert stopped.state == "stopped" and 0 < stopped.step < 60
-    assert stopped.note.startswith(f"stopped at step {stopped.step} of 60")
+    assert stopped.state == "stopped" and 0 < stopped.step < 30
+    assert stopped.note.startswith(f"stopped at step {stopped.step} of 30")
     TextToImagePipeline.from_pretrained(out)
     with pytest.raises(ValueError, match="nothing to stop"):
         runs.stop(stopped)
 
     assert runs.resume(stopped).active
-    wait_until(lambda: not run().active, "it has finished")
+    wait_until(lambda: not run().active, "it has finished", find_trainer(out).process)
     finished = run()
-    assert (finished.state, finished.step, finished.samples, finished.note) == ("finished", 60, [60], "")
-    assert steps_in(out, "log.jsonl") == [1, 50, 60] and steps_in(out, "validation.jsonl") == [60]
+    assert (finished.state, finished.step, finished.samples, finished.note) == ("finished", 30, [30], "")
+    assert steps_in(out, "log.jsonl") == [1, 30] and steps_in(out, "validation.jsonl") == [30]
     seconds = [row["seconds"] for row in finished.log]
     assert seconds == sorted(seconds)
     assert 0 <= finished.validation[0]["agreement"] <= 1 and finished.validation[0]["judged"] == 16 == len(
         finished.prompts
     )
-    assert (out / "samples" / "words-000060.png").is_file()
+    assert (out / "samples" / "words-000030.png").is_file()
     with pytest.raises(ValueError, match="is finished: only a stopped run"):
         runs.resume(finished)
 
 
-def test_a_killed_run_is_resumed_and_its_log_has_every_step_once(config: TrainConfig) -> None:
-    out = Path(config.out)
-    runs.start(replace(config, every=40))
-    wait_for_step(out, 50)
-    found = find_trainer(out)
-    assert found.held
-    os.kill(found.process, signal.SIGKILL)
-    wait_until(lambda: not find_trainer(out).held, "the kernel has given the lock back")
+def test_a_killed_run_is_resumed_and_its_log_has_every_step_once(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "tiny"
+    with command(options) as process:
+        wait_for_step(out, 50, process.pid)
+        found = find_trainer(out)
+        assert found.held and found.process == process.pid
+        process.kill()
+        process.wait()
+    assert not find_trainer(out).held  # the kernel has given the lock back
     killed = runs.find_run(out.parent, "tiny")
-    assert (killed.state, killed.step) == ("stopped", 40)
-    train(TrainConfig(out=config.out), resume=True)
-    assert steps_in(out, "log.jsonl") == [1, 50, 60] and steps_in(out, "validation.jsonl") == [40, 60]
+    assert killed.state == "stopped" and killed.step % 40 == 0 < killed.step  # it is back at a checkpoint
+    last = killed.step + 30
+    train(TrainConfig(out=str(out)), resume=True, changes={"steps": last, "every": 20})
+    assert steps_in(out, "log.jsonl") == [1, *(step for step in range(50, last, 50)), last]
+    assert steps_in(out, "validation.jsonl") == [*(s for s in range(killed.step + 1, last) if s % 20 == 0), last]
     assert runs.find_run(out.parent, "tiny").state == "finished"
 
 
+@pytest.mark.usefixtures("default_sigint")  # a child inherits what is ignored
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_command_in_order(config: TrainConfig, number: int, code: int) -> None:
-    options = ["--out", config.out, "--steps", "60", "--batch-size", "2", "--size", "16", "--every", "60"]
-    command = [sys.executable, "-m", "ui.cli", "train", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_step(config.out, 1)
+def test_a_signal_ends_the_command_in_order(options: list[str], tmp_path: Path, number: int, code: int) -> None:
+    out = tmp_path / "runs" / "tiny"
+    with command(options) as process:
+        wait_for_step(out, 1, process.pid)
         process.send_signal(number)
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert said.splitlines()[-1].startswith("stopped at step") and "Traceback" not in said
-    state = last_state(Path(config.out) / "checkpoints")
-    assert 0 < state["step"] < 60
-    TextToImagePipeline.from_pretrained(config.out)
+    state = last_state(out / "checkpoints")
+    assert 0 < state["step"] < 100_000
+    TextToImagePipeline.from_pretrained(out)
 
 
 def test_data_that_cannot_be_used_makes_a_broken_run_that_says_why_and_leaves_its_name_free(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = TrainConfig(data=str(tmp_path / "empty"), out=str(tmp_path / "runs" / "broken"))
+    out = tmp_path / "runs" / "broken"
     runs.start(config)
-    wait_until(lambda: not runs.find_run(tmp_path / "runs", "broken").active, "it has failed")
+    wait_until(lambda: not runs.find_run(out.parent, "broken").active, "it has failed", find_trainer(out).process)
     (broken,) = runs.list_runs(tmp_path / "runs")
     assert broken.state == "broken" and "has no pictures" in broken.note
     assert not (tmp_path / "runs" / "broken" / "run.json").exists()
     again = runs.start(config)
     runs.stop(again)  # before it has trained anything
-    wait_until(lambda: not runs.find_run(tmp_path / "runs", "broken").active, "it is gone")
+    wait_until(lambda: not runs.find_run(out.parent, "broken").active, "it is gone", find_trainer(out).process)
 
 
 # What is said of folders
@@ -208,14 +253,6 @@ def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path: Path) -> None:
     assert find_trainer(tmp_path / "mine") == (os.getpid(), False, "")
 
 
-@pytest.fixture
-def default_sigint() -> Iterator[None]:
-    """Python's own handler of SIGINT, which is missing where SIGINT is ignored: under nohup, in a script's jobs."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("default_sigint")
 def test_the_first_signal_is_noted_and_the_second_does_what_it_always_did() -> None:
     with StopSignals() as stop:
@@ -225,6 +262,16 @@ def test_the_first_signal_is_noted_and_the_second_does_what_it_always_did() -> N
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("default_sigint")
+def test_a_signal_that_is_ignored_outside_stays_ignored() -> None:
+    """A shell ignores SIGINT for the background jobs of a script, which a Ctrl+C for another program reaches too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received is None
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:

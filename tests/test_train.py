@@ -44,6 +44,8 @@ from pipelines.training.train import TrainConfig, forward_backward, train
 from pipelines.training.validate import LEVELS, draw_samples, sheet_of, validate
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
 CAPTIONS = ["a black night", "a dark wall", "Some fog.", "a grey cat"]
@@ -60,7 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
+def finished(small_networks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
     """A run of four steps on a folder, uninterrupted."""
     import datasets
 
@@ -234,10 +236,14 @@ def test_a_sheet_has_every_picture_in_its_place() -> None:
     assert sheet[::2, ::2, 0].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 0, 0, 0, 0, 0, 0]]
 
 
-def test_captions_longer_than_the_model_reads_do_not_fail_a_run(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_captions_longer_than_the_model_reads_do_not_fail_a_run_but_are_told(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_folder("pictures", ["a very long story " * 30, "a cat"])
     train(settings(folder, tmp_path / "run", steps=1))
     assert (tmp_path / "run" / "model_index.json").is_file()
+    told = "warning: 1 captions are longer than 64 tokens and not read to their end: a very long story"
+    assert told in capsys.readouterr().err
 
 
 # Resuming with changes.

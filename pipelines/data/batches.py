@@ -7,6 +7,7 @@ decide how the stream is cut. With pictures of several shapes, the batch size al
 Shapes: B batch, T tokens, h×w pixels.
 """
 
+import hashlib
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,27 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+    def fingerprint(self) -> str:
+        """A hash of what was drawn, decoded and read; the last bits of random numbers, which depend on the processor,
+        have no part in it.
+        """
+        return hash_of(
+            ((self.pictures + 1) * 127.5).round().to(torch.uint8),
+            self.noise.flatten(1)[:, :64] > 0,
+            (self.times * 100).round(),
+            self.ids,
+            self.masks > 0,
+            self.target_ids,
+        )
+
+
+def hash_of(*tensors: Tensor) -> str:
+    """A hash of the shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Collator:

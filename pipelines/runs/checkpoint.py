@@ -1,8 +1,9 @@
 """Checkpoints: the training state that a run resumes from, in safetensors and JSON.
 
 A checkpoint is a folder `step-NNNNNNNN` with the weights, their average, the optimizer's moments, `state.json`, and a
-`manifest.json` with the size and SHA-256 of each. It is written under another name and renamed when all of it is on the
-disk; older ones are removed only after it has been read back. So at any moment there is an intact one.
+`manifest.json` with the size and SHA-256 of each; the files of a tokenizer may lie beside them. It is written under
+another name and renamed when all of it is on the disk; older ones are removed only after it has been read back. So at
+any moment there is an intact one.
 
 No state of a random generator is saved, because none is needed. The next example, its noise, its time and its caption
 dropout are functions of the seed and of the example's place; what dropout drops is a function of the seed and the step;
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ def save_checkpoint(
     state: dict,
     keep: int = 2,
     milestone: bool = False,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write weights, averaged weights, the optimizer's moments and `state` as the newest checkpoint in `folder`.
 
@@ -43,6 +46,7 @@ def save_checkpoint(
         state: content for JSON, with the number of steps taken as "step".
         keep: the number of checkpoints to keep, this one included and milestones not.
         milestone: never remove this one.
+        beside: further files, name -> content.
 
     Raises:
         OSError: the checkpoint could not be written or read back. Earlier ones are untouched.
@@ -58,6 +62,8 @@ def save_checkpoint(
         manifest: dict[str, Any] = {"milestone": milestone, "files": {}}
         for name in FILES:  # one at a time, so that only one is in memory twice
             manifest["files"][name] = _write(new / name, _content(name, model, ema, optimizer, state))
+        for name, content in (beside or {}).items():
+            manifest["files"][name] = _write(new / name, content)
         _write(new / MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(new)
         if path.exists():  # a damaged one: the run resumed from an earlier step
@@ -86,7 +92,8 @@ def load_checkpoint(path: Path, model: "nn.Module", ema: "nn.Module", optimizer:
         try:
             module.load_state_dict(load_file(path / f"{name}.safetensors"))
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit the network that this version trains: {error}") from error
+            wrong = " ".join(str(error).split())[:300]  # torch gives a line to every tensor
+            raise ValueError(f"{path} holds other networks than those of this run's settings: {wrong}") from error
     moments = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # the optimizer does not have it
@@ -129,9 +136,9 @@ def damage(path: Path) -> str:
     name = MANIFEST
     try:
         files = json.loads((path / MANIFEST).read_bytes())["files"]
-        if set(files) != set(FILES):
+        if not set(files) >= set(FILES):
             return f"its {MANIFEST} does not list the files of a checkpoint"
-        for name in FILES:
+        for name in files:
             size, digest = _digest(path / name)
             if size != files[name]["size"]:
                 return f"its {name} has {size:,} bytes instead of {files[name]['size']:,}"
@@ -142,6 +149,14 @@ def damage(path: Path) -> str:
     except (ValueError, KeyError, TypeError):
         return f"its {MANIFEST} is not a manifest"
     return ""
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in the checkpoint `path`, by their names; the weights are not read."""
+    from safetensors import safe_open
+
+    with safe_open(path / "model.safetensors", "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def load_state(path: Path) -> dict:

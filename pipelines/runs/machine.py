@@ -85,18 +85,28 @@ class Pace:
             including validations; "memory GiB", the resident memory of this process without its loader's workers; on an
             accelerator also "GPU memory GiB", the peak of its tensors so far.
         """
-        import torch
-
         now = time.monotonic()
         figures = {
             "pictures/s": (step - self.step) * self.batch_size / max(now - self.since, 1e-9),
             "seconds left": (self.last - step) * (now - self.began) / max(step - self.first, 1),
             "memory GiB": psutil.Process().memory_info().rss / 2**30,
         }
-        if torch.accelerator.is_available() and (peak := torch.accelerator.max_memory_allocated()):
+        if peak := peak_gpu_memory():
             figures["GPU memory GiB"] = peak / 2**30
         self.restart(step)
         return figures
+
+
+def peak_gpu_memory() -> int:
+    """The peak of the tensors on this process's accelerator so far, in bytes; 0 where none counts them."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return 0
+    try:
+        return torch.accelerator.max_memory_allocated()
+    except RuntimeError:  # not every backend's allocator counts
+        return 0
 
 
 def brief(figures: dict[str, float]) -> str:

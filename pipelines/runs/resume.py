@@ -10,14 +10,26 @@ from pipelines.runs.folder import CHECKPOINTS
 
 Settings = TypeVar("Settings")
 
+PHRASES = {
+    "first_batch": "a first batch that is drawn or decoded otherwise from the same data,",
+    "text_encoder": "a text encoder of the fingerprint",
+    "vae": "a VAE of the fingerprint",
+}
+"""How messages name what has a fingerprint."""
+
 
 @dataclass(frozen=True)
 class Resumed(Generic[Settings]):
-    """The checkpoint that a run resumes from, its state, the settings from there on, and messages to print."""
+    """The checkpoint that a run resumes from, its state, and the settings from there on.
+
+    changed: names of the settings that are not those of the checkpoint.
+    messages: lines to print.
+    """
 
     checkpoint: Path
     state: dict
     config: Settings
+    changed: frozenset[str]
     messages: list[str]
 
 
@@ -49,7 +61,8 @@ def resume_run(
         messages.append(f"from step {state['step']:,} on: {_words(name)} {new} instead of {getattr(started, name)}")
         if name == "steps":
             messages[-1] += ", and the learning rate falls towards the new end"
-    return Resumed(checkpoint, state, replace(started, **changed), messages)  # type: ignore[type-var]
+    config = replace(started, **changed)  # type: ignore[type-var]
+    return Resumed(checkpoint, state, config, frozenset(changed), messages)
 
 
 def settings_of(kind: type[Settings], state: dict, folder: Path) -> Settings:
@@ -75,10 +88,16 @@ def flag_of(setting: Field) -> str:
 def check_unchanged(state: dict, now: Mapping[str, Any], allowed: bool) -> list[str]:
     """Messages about what no option changes but has changed since `state` was saved: the data, the processes.
 
+    What an older version did not save is not compared.
+
     Raises:
         ValueError: something has changed, and that is not `allowed`.
     """
-    different = [f"{_words(name)} {new} instead of {state[name]}" for name, new in now.items() if state[name] != new]
+    different = [
+        f"{PHRASES.get(name, _words(name))} {new} instead of {state[name]}"
+        for name, new in now.items()
+        if state.get(name, new) != new
+    ]
     if different and not allowed:
         raise ValueError(
             f"the run would resume with {' and '.join(different)}: "

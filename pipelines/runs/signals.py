@@ -17,7 +17,9 @@ class StoppedError(Exception):
 class StopSignals:
     """A context in which the first SIGINT or SIGTERM is recorded in `received`; the second acts as it does outside.
 
-    It does nothing in other threads than the main one, because Python delivers no signals there.
+    A signal that is ignored outside stays ignored: a shell starts the background jobs of a script so, and a Ctrl+C that
+    is meant for another program then reaches them too. It does nothing in other threads than the main one, because
+    Python delivers no signals there.
     """
 
     def __init__(self) -> None:
@@ -26,7 +28,9 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

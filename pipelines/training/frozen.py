@@ -12,12 +12,14 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from cachetools import LRUCache, cachedmethod
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from pipelines.components import TextEncoder, Vae, encode_pictures, encode_text
 from pipelines.data.batches import Batch
@@ -42,6 +44,15 @@ class Frozen:
         self.folder = None if folder is None or vae is None else folder / fingerprint(vae)[:16]
         self._memories: LRUCache[tuple, Tensor] = LRUCache(CACHE_BYTES, getsizeof=lambda tensor: tensor.nbytes)
         self._latents: LRUCache[str, Tensor] = LRUCache(CACHE_BYTES, getsizeof=lambda tensor: tensor.nbytes)
+
+    def fingerprints(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+        """Fingerprints of the networks by their kind. `tokenizer` is that of the text encoder, if there is one here."""
+        found = {}
+        if self.text_encoder is not None:
+            found["text_encoder"] = _fingerprint(self.text_encoder, tokenizer.get_vocab())[:16]
+        if self.vae is not None:
+            found["vae"] = fingerprint(self.vae)[:16]
+        return found
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Batch, Tensor | None]:
@@ -105,9 +116,12 @@ def beginning(noise: Tensor, shape: torch.Size) -> Tensor:
 
 def fingerprint(vae: Vae) -> str:
     """A sha256 of a VAE's class, settings and weights; its name and place have no part in it."""
-    settings = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps([type(vae).__name__, settings], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
+    return _fingerprint(vae, {key: value for key, value in vae.config.items() if not key.startswith("_")})
+
+
+def _fingerprint(network: nn.Module, settings: Any) -> str:
+    digest = hashlib.sha256(json.dumps([type(network).__name__, settings], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -22,13 +22,17 @@ from pipelines.training.config import TrainConfig
 from pipelines.training.distill import Distillation
 from pipelines.training.frozen import Frozen
 from pipelines.training.objective import TextToImageModel
+from pipelines.training.run import OpenRun
+from pipelines.training.vocabulary import Kept
 from unet_xattn import CrossAttentionUNet, Transformer, flow
 
 
 def build(
-    config: TrainConfig, examples: Examples, translates: bool
+    config: TrainConfig, examples: Examples, kept: Kept | None = None
 ) -> tuple[PreTrainedTokenizerFast, TextEncoder, CrossAttentionUNet, Vae | None]:
     """The networks of a run: new ones for these examples, those it names, or those of the model it initialises from.
+
+    kept: what a resumed run keeps, so that its weights fit and mean the same.
 
     Raises:
         ValueError: a named network was not found, or the model to initialise from has its own.
@@ -38,12 +42,16 @@ def build(
             raise ValueError(f"{begin_from} has its own networks: leave out --text-encoder and --vae")
         pipe = TextToImagePipeline.from_pretrained(begin_from)
         pipe.unet.register_to_config(sample_size=config.size // pipe.vae_scale_factor)
-        return pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
+        tokenizer = pipe.tokenizer if kept is None or kept.tokenizer is None else kept.tokenizer
+        return tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
     text_encoder: TextEncoder
     if config.text_encoder:
         tokenizer, text_encoder = find_text_encoder(config.text_encoder)
     else:
-        tokenizer = train_tokenizer(examples.captions())
+        if kept is None:
+            tokenizer, translates = train_tokenizer(examples.captions()), config.text_weight > 0 and examples.translates
+        else:
+            tokenizer, translates = kept.tokenizer, kept.translates
         text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
     width = memory_width(text_encoder)
     if not config.vae:
@@ -101,6 +109,40 @@ def load_examples(config: TrainConfig) -> Examples:
     if config.buckets:
         shapes = shapes_near(config.size, size_multiple(config.begin_from or config.distill))
     return PictureExamples(found.rows, shapes, config.seed, config.batch_size, config.fit, config.flip)
+
+
+def has_new_words(run: OpenRun[TrainConfig]) -> bool:
+    """Whether a run may learn words that its tokenizer was not trained on. A student learns its teacher's alone."""
+    from_another = bool(run.config.begin_from) and run.checkpoint is None
+    return not run.config.distill and (from_another or run.has_changed("data"))
+
+
+def validation_set(examples: Examples) -> str:
+    """What a run validates on, in a few words."""
+    if not isinstance(examples, PictureExamples):
+        return "scenes of another seed"
+    count, small = f"{len(examples.held_out):,}", set(examples.held_out) == set(examples.trained)
+    return f"its {count} training pictures" if small else f"{count} held-out pictures"
+
+
+def guidance_notes(config: TrainConfig) -> list[str]:
+    """A line to print where a run makes a model that refuses guidance from one that accepts it."""
+    if not config.begin_from or config.caption_dropout:
+        return []
+    if not TextToImagePipeline.load_config(find_model(config.begin_from)).get("guidable", True):
+        return []
+    return [f"note: {config.begin_from} can be guided, the new model cannot: --caption-dropout 0.1 would keep that"]
+
+
+def length_notes(examples: Examples, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """A line to print if captions have more tokens than the model reads. Those of scenes never do."""
+    if not isinstance(examples, PictureExamples):
+        return []
+    texts, limit = list(dict.fromkeys(examples.captions())), tokenizer.model_max_length
+    lengths = map(len, tokenizer(texts, verbose=False)["input_ids"])
+    if not (cut := [text for text, length in zip(texts, lengths, strict=True) if length > limit]):
+        return []
+    return [f"warning: {len(cut):,} captions are longer than {limit} tokens and not read to their end: {cut[0][:40]}…"]
 
 
 def size_multiple(begin_from: str) -> int:

@@ -22,7 +22,10 @@ from pipelines.training.run import OpenRun
 
 
 def write_settings(run: OpenRun[TrainConfig], examples: Examples, shown: Sequence[Example]) -> None:
-    """Write `run.json`: the settings of a run, its sample prompts, its data, the machine and the code's version."""
+    """Write `run.json`: the settings of a run, its sample prompts, its data, the machine and the code's version.
+
+    "prompts since" is the step from which the samples have these prompts; before it the run had other data.
+    """
     settings: dict[str, Any] = {
         "config": asdict(run.config),
         "prompts": [e.caption for e in shown],
@@ -30,10 +33,14 @@ def write_settings(run: OpenRun[TrainConfig], examples: Examples, shown: Sequenc
         "machine": machine(run.accelerator.device.type),
         "code": code_version(),
     }
+    file = run.out / SETTINGS
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
+    same = earlier.get("prompts") == settings["prompts"]
+    settings["prompts since"] = earlier.get("prompts since", 0) if same else run.step
     if isinstance(examples, PictureExamples):
         pictures = {"pictures": len(examples.trained), "held out": len(examples.held_out)}
         settings["data"] = pictures | {"fingerprint": run.circumstances["data"]}
-    write_whole(run.out / SETTINGS, json.dumps(settings, indent=1))
+    write_whole(file, json.dumps(settings, indent=1))
 
 
 class Reporter:

@@ -1,6 +1,6 @@
 """What a run trains and its checkpoints hold: a model, the average of its weights, and its optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -65,6 +65,8 @@ class TrainState(Generic[Model]):
         if self._accelerator.is_fsdp2:
             gather(self._accelerator, (self.model, self.average, self.optimizer), self._full)
 
-    def save(self, folder: Path, counters: dict[str, Any], keep: int, milestone: bool) -> None:
+    def save(
+        self, folder: Path, counters: dict[str, Any], keep: int, milestone: bool, beside: Mapping[str, bytes]
+    ) -> None:
         """Save a checkpoint, after `gather` and on the main process; the arguments are those of `save_checkpoint`."""
-        save_checkpoint(folder, *self._full, counters, keep, milestone)
+        save_checkpoint(folder, *self._full, counters, keep, milestone, beside)

@@ -26,7 +26,17 @@ from pipelines.training.card import CARD, write_card
 from pipelines.training.config import TrainConfig
 from pipelines.training.distill import check_parts
 from pipelines.training.objective import Losses, microbatches
-from pipelines.training.parts import as_pipeline, build, load_examples, make_collator, make_model
+from pipelines.training.parts import (
+    as_pipeline,
+    build,
+    guidance_notes,
+    has_new_words,
+    length_notes,
+    load_examples,
+    make_collator,
+    make_model,
+    validation_set,
+)
 from pipelines.training.recipe import attention_kernel, bf16_is_fast, muon, power_function_ema, schedule
 from pipelines.training.report import Reporter, write_settings
 from pipelines.training.run import OpenRun, open_run
@@ -36,6 +46,9 @@ from pipelines.training.validate import draw_samples, validate
 
 FIXED = ("begin_from", "distill", "few_steps", "seed", "size", "text_encoder", "vae")
 """Settings that cannot change on resume."""
+
+BATCH_SETTINGS = ("batch_size", "buckets", "caption_dropout", "fit", "flip")
+"""Settings that the examples of a batch, and their order, depend on, and that may change on resume."""
 
 LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --accumulate"
 
@@ -79,11 +92,16 @@ def fit(run: OpenRun[TrainConfig]) -> None:
     torch.manual_seed(config.seed)
     examples = load_examples(config)
     run.begin(accelerator, examples.fingerprint())
-    tokenizer, text_encoder, unet, vae = build(config, examples, config.text_weight > 0 and examples.translates)
+    tokenizer, text_encoder, unet, vae = build(config, examples, run.kept())
     model, frozen = make_model(config, text_encoder, unet, vae, accelerator.device)
+    if model.text_encoder is not None:
+        run.keep(tokenizer, examples.captions() if has_new_words(run) else ())
     collator = make_collator(config, tokenizer, unet, vae)
     with accelerator.local_main_process_first():  # the other processes find the pictures that it decodes
         validation = examples.validation(128)
+        first = collator([(place, examples.example(place)) for place in range(min(8, config.batch_size))])
+    run.check(validated_on=validation_set(examples), **frozen.fingerprints(tokenizer))
+    run.check(first_batch=first.fingerprint(), unless=("data", *BATCH_SETTINGS))
     shown = [example for example in validation if fits(example.caption, tokenizer)][:16]
 
     new_optimizer = partial(muon, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
@@ -97,7 +115,7 @@ def fit(run: OpenRun[TrainConfig]) -> None:
     reporter = Reporter(run)
     if accelerator.is_main_process:
         write_settings(run, examples, shown)
-        for note in examples.notes:
+        for note in (*examples.notes, *length_notes(examples, tokenizer), *guidance_notes(config)):
             print(note, file=sys.stderr)
 
     stopping = False

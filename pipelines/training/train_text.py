@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.data.batches import batches
+from pipelines.data.batches import batches, hash_of
 from pipelines.data.pairs import Pair, PairBatch, PairStream, collate, read_pairs, split_pairs
 from pipelines.data.stream import seed_of
 from pipelines.runs.failures import DivergedError
@@ -69,10 +69,6 @@ def fit(run: OpenRun[TextConfig]) -> None:
     config = run.config
     pairs = read_pairs(config.pairs, config.skip_bad)
     train_pairs, held_out = split_pairs(pairs)
-    tokenizer = train_tokenizer([text for pair in train_pairs for text in pair], lowercase=False)
-    longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for pair in train_pairs + held_out for text in pair)
-    tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
-
     check_share(config.batch_size, this_process().num_processes)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16_is_fast() else "no",  # weights stay fp32
@@ -81,6 +77,10 @@ def fit(run: OpenRun[TextConfig]) -> None:
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("train-text trains small models and does not shard them: launch it without --use_fsdp")
     run.begin(accelerator, hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16])
+    tokenizer = make_tokenizer(run, train_pairs, held_out)
+    stream = PairStream(train_pairs, config.seed)
+    first = collate(tokenizer, [stream.example(place) for place in range(8)])
+    run.check(first_batch=hash_of(first.ids, first.target_ids), unless=("data",))
     torch.manual_seed(config.seed)
     text_encoder = Transformer(
         len(tokenizer), config.width, 4, config.layers, decoder_layers=config.layers, dropout=config.dropout
@@ -95,9 +95,11 @@ def fit(run: OpenRun[TextConfig]) -> None:
     run.restore(state)
     state.prepare(accelerator)
     pipe = TranslationPipeline(tokenizer, state.averaged.text_encoder)
-    seen, waited = run.counters.get("seen", 0), run.counters.get("waited", 0)
-    best = run.counters.get("best", float("inf"))
-    stream, end = PairStream(train_pairs, config.seed), seen + (config.steps - run.step) * config.batch_size
+    seen, end = run.counters.get("seen", 0), run.counters.get("seen", 0) + (config.steps - run.step) * config.batch_size
+    best, waited = run.counters.get("best", float("inf")), run.counters.get("waited", 0)
+    if run.has_changed("data") or "first_batch" not in run.counters:  # older versions held out other pairs
+        best, waited = float("inf"), 0  # losses on other pairs cannot be compared
+        run.say(["the held-out pairs are others than before: the best loss is looked for anew"] * bool(run.checkpoint))
     loader = batches(
         stream, lambda items: collate(tokenizer, [pair for _, pair in items]), config.batch_size, seen, end, workers=0
     )
@@ -151,6 +153,18 @@ def fit(run: OpenRun[TextConfig]) -> None:
     bar.close()
     if stopping:
         raise run.stopped(done)
+
+
+def make_tokenizer(run: OpenRun[TextConfig], train_pairs: list[Pair], held_out: list[Pair]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run, which it keeps: one trained on its pairs, or that of the checkpoint it resumes from."""
+    texts = [text for pair in train_pairs for text in pair]
+    kept = run.kept()
+    tokenizer = train_tokenizer(texts, lowercase=False) if kept is None else kept.tokenizer
+    assert tokenizer is not None, "a text model has its own vocabulary"
+    longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for pair in train_pairs + held_out for text in pair)
+    tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
+    run.keep(tokenizer, texts if run.has_changed("data") else ())
+    return tokenizer
 
 
 @torch.no_grad()

@@ -80,10 +80,10 @@ def networks(
     """A variant with other sizes of the networks, or with a text encoder that `teach` trains beforehand."""
 
     def change() -> Settings:
-        def build(config: TrainConfig, examples: Any, translates: bool) -> tuple:
+        def build(config: TrainConfig, examples: Any, kept: Any) -> tuple:
             tokenizer = train_tokenizer(examples.captions())
             shape = {"vocab_size": len(tokenizer)} | TEXT | (encoder or {})
-            text = Transformer(**shape, decoder_layers=2 if translates else 0)
+            text = Transformer(**shape, decoder_layers=2 if config.text_weight > 0 and examples.translates else 0)
             if teach:
                 taught = Transformer(**shape, decoder_layers=2)
                 teach(taught, tokenizer)
