@@ -103,9 +103,9 @@ def judge_change(heat: Tensor, change: Tensor) -> Row:
 
 
 def _draw(pipe: TextToImagePipeline, captions: list[str], seed: int, **settings: Any) -> Tensor:
-    """Pictures (B, 3, h, w) in [0, 1], all from the same seed."""
+    """Pictures (B, 3, h, w) in [0, 1], on the CPU as the maps are, all from the same seed."""
     generators = [torch.Generator().manual_seed(seed) for _ in captions]
-    return pipe(captions, generator=generators, output_type="pt", **settings).images
+    return pipe(captions, generator=generators, output_type="pt", **settings).images.cpu()
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:

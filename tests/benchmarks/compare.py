@@ -303,7 +303,7 @@ def curve(
         before = clock()
         system.step(batch.to(torch.device(device)), step, min(1.0, spent / (minutes * 60)))
         if device != "cpu":
-            torch.cuda.synchronize()
+            torch.accelerator.synchronize(device)
         spent += clock() - before
         if spent >= ((points[-1]["minutes"] if points else 0) + every) * 60 or spent >= minutes * 60:
             points.append({"minutes": spent / 60, "steps": step + 1} | _drawn(system, draw))
