@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+from unet_xattn.words import shown
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -51,13 +53,13 @@ def check_tokens(ids: Sequence[int], tokenizer: "PreTrainedTokenizerFast", name:
 def check_whole(value: Any, name: str, low: int, high: int) -> None:
     """Raise ValueError unless a value is an integer, of Python or numpy, in [low, high]."""
     if not _is_number(value, Integral) or not low <= value <= high:
-        raise ValueError(f"the {name} must be a whole number between {low} and {high}, got {str(value)[:40]}")
+        raise ValueError(f"the {name} must be a whole number between {low} and {high}, got {shown(value)}")
 
 
 def check_number(value: Any, name: str, low: float, high: float) -> None:
     """Raise ValueError unless a value is a number, of Python or numpy, in [low, high]."""
     if not _is_number(value, Real) or not low <= value <= high:
-        raise ValueError(f"the {name} must be a number between {low} and {high}, got {str(value)[:40]}")
+        raise ValueError(f"the {name} must be a number between {low} and {high}, got {shown(value)}")
 
 
 def check_steps(steps: Any) -> None:
@@ -86,7 +88,7 @@ def _is_number(value: Any, kind: type) -> bool:
 def check_seed(seed: Any) -> None:
     """Raise ValueError unless the seed is an integer, of Python or numpy, in [0, 2**64)."""
     if not _is_number(seed, Integral) or not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"the seed is a whole number from 0 to {MAX_SEED} (2**64 - 1), not {str(seed)[:40]!r}")
+        raise ValueError(f"the seed is a whole number from 0 to {MAX_SEED} (2**64 - 1), not {shown(seed)!r}")
 
 
 def parse_seed(text: str | int) -> int:

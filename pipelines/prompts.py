@@ -31,6 +31,7 @@ from pipelines.runs.rows import append_row, read_rows
 from pipelines.runs.signals import StoppedError, StopSignals
 from pipelines.sources.findings import DataError
 from pipelines.text_to_image import TextToImagePipeline
+from unet_xattn.words import shown
 
 RESULTS, PLAN, PICTURES = "results.jsonl", "plan.json", "pictures"
 
@@ -194,15 +195,16 @@ def _text(line: bytes) -> str:
 
 
 def _object(line: bytes) -> dict[str, Any]:
+    text = _text(line)
     try:
-        given = json.loads(_text(line))
-    except (json.JSONDecodeError, RecursionError):
+        given = json.loads(text)
+    except (ValueError, RecursionError):  # ValueError too for a number of more than 4,300 digits
         raise ValueError("not JSON") from None
     if not isinstance(given, dict) or "prompt" not in given:
         raise ValueError('not an object with a "prompt"')
     known = {"prompt", "seed", "steps", "guidance", "negative_prompt", "id"}
     if odd := sorted(given.keys() - known):
-        raise ValueError(f"unknown field {', '.join(odd)[:80]}: use {', '.join(sorted(known))}")
+        raise ValueError(f"unknown field {shown(', '.join(odd), 80)}: use {', '.join(sorted(known))}")
     return given
 
 
@@ -215,7 +217,7 @@ def _check(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, guidable: bool) -
     check_steps(prompt.steps)
     check_guidance(prompt.guidance, [prompt.negative_prompt], guidable)
     if not isinstance(prompt.id, str) or not re.fullmatch(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,99})?", prompt.id):
-        raise ValueError(f"the id is up to 100 letters, digits, '-', '_' and '.', not {str(prompt.id)[:40]!r}")
+        raise ValueError(f"the id is up to 100 letters, digits, '-', '_' and '.', not {shown(prompt.id)!r}")
 
 
 def _check_folder(out: Path, plan: dict[str, Any], file: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.checks import check_guidance, check_prompt, check_steps, check_text, check_whole, listed
 from pipelines.components import check_size
 from unet_xattn import AttentionTrace
-from unet_xattn.words import is_index
+from unet_xattn.words import is_index, is_one_of, shown
 
 Value = TypeVar("Value")
 
@@ -87,7 +87,7 @@ def read_request(
     scale = pipe.config.guidance_scale if scale is None else scale
     check_guidance(scale, negatives, pipe.config.guidable)
     if not is_index(each, MAX_PICTURES + 1) or each < 1:
-        raise ValueError(f"num_images_per_prompt must be 1 or more, got {str(each)[:40]}")
+        raise ValueError(f"num_images_per_prompt must be 1 or more, got {shown(each)}")
     ignored = _ignored(ignore, prompts, pipe.tokenizer)
     return Request(
         _repeat(prompts, each),
@@ -118,7 +118,7 @@ def _interval(given: Any) -> tuple[float, float]:
         low, high = values
         if all(isinstance(value, Real) for value in values) and 0 <= low < high <= 1:
             return float(low), float(high)
-    raise ValueError(f"guidance_interval must be (low, high) with 0 ≤ low < high ≤ 1, got {str(given)[:40]}")
+    raise ValueError(f"guidance_interval must be (low, high) with 0 ≤ low < high ≤ 1, got {shown(given)}")
 
 
 def _generator(given: Any, count: int) -> torch.Generator | list[torch.Generator] | None:
@@ -126,7 +126,7 @@ def _generator(given: Any, count: int) -> torch.Generator | list[torch.Generator
         return given
     generators = listed(given)
     if not all(isinstance(generator, torch.Generator) for generator in generators):
-        raise ValueError(f"the generator is a torch.Generator or a list of them, not {str(given)[:40]}")
+        raise ValueError(f"the generator is a torch.Generator or a list of them, not {shown(given)}")
     if len(generators) != count:
         raise ValueError(f"{len(generators)} generators for {count} pictures: give one for each")
     return generators
@@ -135,7 +135,10 @@ def _generator(given: Any, count: int) -> torch.Generator | list[torch.Generator
 def _latents(given: Any, shape: tuple[int, ...]) -> Tensor | None:
     if given is None:
         return None
-    latents = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
+    latents = given
+    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
+        kind = np.float32 if given.itemsize <= 4 else np.float64
+        latents = torch.from_numpy(np.array(given, kind))  # a copy, because torch does not read every order of bytes
     if not isinstance(latents, Tensor) or not latents.is_floating_point():
         raise ValueError(f"latents are a tensor of floating-point numbers, not {type(given).__name__}")
     if tuple(latents.shape) != shape:
@@ -147,29 +150,33 @@ def _latents(given: Any, shape: tuple[int, ...]) -> Tensor | None:
 
 def _ignored(given: Any, prompts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
     """The positions of tokens to ignore, for each prompt."""
-    given = [] if given is None else given
-    if not isinstance(given, list | tuple | np.ndarray) or not all(
-        isinstance(tokens, list | tuple | np.ndarray) for tokens in given
-    ):
-        raise ValueError(f"tokens to ignore are a list of positions for each prompt, not {str(given)[:40]}")
-    if len(given) not in (0, len(prompts)):
-        raise ValueError(f"tokens to ignore for {len(given)} of {len(prompts)} prompts: give a list for each")
-    for text, tokens in zip(prompts, given, strict=False):
+    lists = _as_lists([] if given is None else given)
+    if not isinstance(lists, list) or not all(isinstance(tokens, list) for tokens in lists):
+        raise ValueError(f"tokens to ignore are a list of positions for each prompt, not {shown(given)}")
+    if len(lists) not in (0, len(prompts)):
+        raise ValueError(f"tokens to ignore for {len(lists)} of {len(prompts)} prompts: give a list for each")
+    for text, tokens in zip(prompts, lists, strict=False):
         count = len(tokenizer(text, verbose=False)["input_ids"])
         if not all(is_index(token, count) for token in tokens):
-            raise ValueError(f"tokens to ignore are {str(list(tokens))[:80]}, the prompt has tokens 0 to {count - 1}")
-    return [[int(token) for token in tokens] for tokens in given] or [[] for _ in prompts]
+            raise ValueError(f"tokens to ignore are {shown(tokens, 80)}, the prompt has tokens 0 to {count - 1}")
+    return [[int(token) for token in tokens] for tokens in lists] or [[] for _ in prompts]
+
+
+def _as_lists(given: Any) -> Any:
+    """Lists, tuples and arrays, also inside each other, as lists; other values unchanged."""
+    values = given.tolist() if isinstance(given, np.ndarray) else given
+    return [_as_lists(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def check_results(output_type: Any, callback: Any, inputs: Any, known: Sequence[str], attention: Any) -> None:
     """Raise ValueError where the form of the pictures, the callback and its tensors, or the trace cannot be used."""
-    if output_type not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+    if not is_one_of(output_type, ("pil", "np", "pt", "latent")):
+        raise ValueError(f"output_type must be pil, np, pt or latent, got {shown(output_type)!r}")
     if callback is not None and not callable(callback):
         raise ValueError(f"callback_on_step_end must be a function, not {type(callback).__name__}")
     if not isinstance(inputs, list | tuple):
-        raise ValueError(f"callback_on_step_end_tensor_inputs is a list of names, not {str(inputs)[:40]!r}")
-    if unknown := [str(name) for name in inputs if name not in known]:
+        raise ValueError(f"callback_on_step_end_tensor_inputs is a list of names, not {shown(inputs)!r}")
+    if unknown := [shown(name) for name in inputs if not is_one_of(name, known)]:
         raise ValueError(f"callback_on_step_end_tensor_inputs can name {', '.join(known)}, not {', '.join(unknown)}")
     if not isinstance(attention, AttentionTrace | None):
         raise ValueError(f"attention is an AttentionTrace, not {type(attention).__name__}")

@@ -114,6 +114,21 @@ def test_a_query_with_nothing_to_read_gives_zeros_and_finite_gradients(dtype: to
 
 
 @pytest.mark.parametrize("recording", [True, False], ids=["recorded", "fused"])
+def test_each_query_reads_what_its_own_row_of_a_mask_allows(recording: bool) -> None:
+    """Also the one that may read nothing, between others that may."""
+    x, memory = inputs()
+    assert memory is not None
+    attention, mask = module(), torch.rand(N, T) < 0.5
+    mask[2] = False
+    record = (lambda weights: None) if recording else None
+    together = attention(x, memory, mask, record)
+    for query, row in enumerate(mask):
+        nothing = attention.to_out.bias.expand(B, 1, D)
+        alone = attention(x[:, query : query + 1], memory[:, row]) if row.any() else nothing
+        torch.testing.assert_close(together[:, query : query + 1], alone)
+
+
+@pytest.mark.parametrize("recording", [True, False], ids=["recorded", "fused"])
 def test_what_stands_in_the_padding_changes_nothing(recording: bool) -> None:
     x, memory = inputs()
     attention = module()

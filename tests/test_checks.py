@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from pipelines.checks import (
@@ -58,6 +59,13 @@ def test_steps_are_a_whole_number(steps: object) -> None:
 def test_a_guidance_scale_is_a_number(scale: object) -> None:
     with pytest.raises(ValueError, match=r"^the guidance scale must be a number between 0 and 100, got .{1,40}$"):
         check_guidance(scale, [""], guidable=True)
+
+
+@pytest.mark.parametrize("value", ["3\n4", np.eye(2), 10**5000], ids=["lines", "array", "digits"])
+def test_whatever_is_given_the_message_is_one_line(value: object) -> None:
+    for check in (check_steps, check_seed, parse_seed, lambda value: check_guidance(value, ["a"], guidable=True)):
+        with pytest.raises(ValueError, match=r"^the [^\n]{20,120}$"):
+            check(value)
 
 
 def test_guidance_with_an_empty_negative_prompt_needs_a_model_trained_with_caption_dropout() -> None:

@@ -81,6 +81,8 @@ def test_greedy_takes_the_likeliest_token_of_teacher_forcing_each_time() -> None
 def test_what_it_has_learnt_comes_out_and_ends(learnt: Transformer) -> None:
     assert greedy(learnt, *read(learnt)) == [[7, 6, 5], [8], [4, 9, 9]]
     assert beam_search(learnt, *read(learnt)) == [[7, 6, 5], [8], [4, 9, 9]]
+    for writes in (greedy, beam_search, sample):  # in whole numbers, as a tokenizer and JSON take them
+        assert {type(token) for ids in writes(learnt, *read(learnt)) for token in ids} == {int}
 
 
 def test_the_cache_changes_no_token(learnt: Transformer) -> None:
@@ -139,6 +141,45 @@ def test_enough_beams_find_the_best_of_all_sentences(length_penalty: float) -> N
         sentences = all_sentences(transformer, row, 3)
         best = max(sentences, key=lambda sentence: sentence[0] / ((5 + sentence[1]) / 6) ** length_penalty)
         assert found[row] == best[2]
+
+
+def searched_by_hand(transformer: Transformer, row: int, beams: int, length_penalty: float, longest: int) -> list[int]:
+    """Beam search over plain lists, each sentence read anew at each step."""
+    memory, real = transformer.encode(SOURCE[row : row + 1], REAL[row : row + 1]), REAL[row : row + 1]
+    found: list[tuple[float, list[int]]] = [(0.0, [])]  # (log-probability, tokens)
+    for _ in range(longest):
+        more = [(score, ids) for score, ids in found if END in ids]
+        for score, ids in found:
+            if END not in ids:
+                logits = transformer.decode(torch.tensor([[START, *ids]]), memory, real)[0, -1]
+                more += [(score + gain, [*ids, token]) for token, gain in enumerate(logits.log_softmax(-1).tolist())]
+        found = sorted(more, key=lambda each: -each[0] / ((5 + len(each[1])) / 6) ** length_penalty)[:beams]
+    best = found[0][1]
+    return best[: best.index(END)] if END in best else best
+
+
+@pytest.mark.parametrize("beams", [2, 3, 5])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 2.0])
+def test_a_few_beams_are_those_of_a_search_by_hand(learnt: Transformer, beams: int, length_penalty: float) -> None:
+    """So each beam goes on from its own words, its own cache and its own end."""
+    for transformer in (learnt, model()):
+        found = beam_search(transformer, *read(transformer), max_tokens=7, beams=beams, length_penalty=length_penalty)
+        assert found == [searched_by_hand(transformer, row, beams, length_penalty, 7) for row in range(3)]
+
+
+def test_a_search_stops_where_every_sentence_has_ended(learnt: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_tokens: list[int] = []
+    decode = Transformer.decode
+
+    def counted(self: Transformer, ids: Tensor, *arguments: object, **named: object) -> Tensor:
+        read_tokens.append(ids.shape[1])
+        return decode(self, ids, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transformer, "decode", counted)
+    for writes in (greedy, beam_search):
+        read_tokens.clear()
+        writes(learnt, *read(learnt), max_tokens=60)
+        assert 4 <= len(read_tokens) < 20 and set(read_tokens) == {1}  # three words and the end
 
 
 def test_a_strong_length_penalty_writes_longer_sentences(learnt: Transformer) -> None:

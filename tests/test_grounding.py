@@ -1,6 +1,9 @@
 """Shapes: B batch, T tokens, h×w the grid of one attention layer."""
 
+import json
 import math
+from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet_xattn.grounding import average_precision, deletion_curve, iou, mass_inside, points_inside, token_loss
+from unet_xattn.grounding import (
+    Measures,
+    average_precision,
+    deletion_curve,
+    iou,
+    mass_inside,
+    measure,
+    points_inside,
+    token_loss,
+)
 
 
 def box(y: slice, x: slice, side: int = 16) -> Tensor:
@@ -34,14 +46,17 @@ def test_mass_inside_of_a_token_nobody_looks_at_is_zero_not_nan() -> None:
     assert mass_inside(torch.zeros(1, 1, 16, 16), LEFT).item() == 0
 
 
-def test_each_token_of_each_picture_is_measured_by_its_own_mask() -> None:
-    attention = torch.rand(3, 5, 4, 6)
+@pytest.mark.parametrize(
+    "measured", [mass_inside, points_inside, iou, average_precision], ids=lambda function: function.__name__
+)
+def test_each_token_of_each_picture_is_measured_by_its_own_mask(measured: Callable[[Tensor, Tensor], Tensor]) -> None:
+    attention = torch.rand(3, 5, 4, 6) * torch.tensor([1.0, 0.1, 0.01, 0.001, 0.0])[:, None, None]
     masks = torch.rand(3, 5, 4, 6)
-    together = mass_inside(attention, masks)
+    together = measured(attention, masks)
     assert together.shape == (3, 5)
     for b in range(3):
         for t in range(5):
-            alone = mass_inside(attention[b : b + 1, t : t + 1], masks[b : b + 1, t : t + 1])
+            alone = measured(attention[b : b + 1, t : t + 1], masks[b : b + 1, t : t + 1])
             torch.testing.assert_close(alone[0, 0], together[b, t])
 
 
@@ -52,6 +67,15 @@ def test_pointing_asks_where_the_peak_is() -> None:
     assert points_inside(attention, 1 - LEFT).tolist() == [[False]]
     assert points_inside(attention, 0.4 * LEFT).tolist() == [[False]]
     assert points_inside(attention, 0.4 * LEFT, threshold=0.3).tolist() == [[True]]
+
+
+def test_a_cell_that_is_half_in_the_mask_is_in() -> None:
+    half = QUARTER / 2
+    assert points_inside(QUARTER, half).tolist() == [[True]]
+    assert iou(QUARTER, half).item() == average_precision(QUARTER, half).item() == 1
+    almost = 0.49 * QUARTER
+    assert points_inside(QUARTER, almost).tolist() == [[False]]
+    assert iou(QUARTER, almost).item() == average_precision(QUARTER, almost).item() == 0
 
 
 def weights_of(maps: Tensor, heads: int = 2) -> Tensor:
@@ -179,3 +203,22 @@ def test_only_the_order_of_a_map_matters_to_the_deletion_curve() -> None:
     found = deletion_curve(heat, change, shares)
     assert found.tolist() == pytest.approx(deletion_curve(heat.square() * 3, change, shares).tolist())
     assert (np.diff(found) >= 0).all() and (deletion_curve(change, change, shares) >= found - 1e-9).all()
+
+
+# One map in numbers.
+
+
+def test_the_measures_of_a_map_by_hand() -> None:
+    heat = torch.zeros(8, 4)
+    heat[2, 1], heat[6, 3] = 0.6, 0.3  # at least half the peak
+    heat[6, 1] = 0.1
+    found = measure(heat)
+    assert found.mass == pytest.approx(1 / 32) and found.area == pytest.approx(2 / 32)
+    assert found.centre == pytest.approx((1.5 + 0.3 * 2, 2.5 + 0.4 * 4))
+    assert found.entropy == pytest.approx(-sum(p * math.log(p) for p in (0.6, 0.3, 0.1)) / math.log(32))
+    assert Measures(**json.loads(json.dumps(asdict(found))) | {"centre": found.centre}) == found  # plain numbers
+
+
+def test_a_map_of_nothing_has_measures_too() -> None:
+    found = measure(torch.zeros(8, 4))
+    assert (found.mass, found.entropy, found.centre) == (0, 0, (0, 0))

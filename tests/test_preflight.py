@@ -4,28 +4,22 @@ import hashlib
 import io
 import json
 import struct
-import tarfile
 import threading
-import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import hypothesis.strategies as st
 import numpy as np
-import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
 from PIL import Image, ImageDraw, features
 
-from pipelines.pictures import fit_picture
-from pipelines.sources import look as look_module
+from pipelines.picture_files import PictureError, open_picture
 from pipelines.sources.check import check, examine
 from pipelines.sources.contact_sheet import contact_sheet
 from pipelines.sources.duplicates import MOST_BITS, alike
 from pipelines.sources.findings import ERROR, NOTE, SHOWN, WARNING, DataError, Finding, lines
-from pipelines.sources.look import PictureError, look_at, open_picture, picture_errors
+from pipelines.sources.look import look_at
 from pipelines.sources.rows import Row
 from pipelines.tokenizer import MAX_TOKENS
 
@@ -111,7 +105,7 @@ ROWS_16 = np.linspace(0, 65535, 80).astype(np.uint16)
         (lambda: encoded(scenery(0, 63, 80)), {"small": WARNING}),
         (lambda: encoded(scenery(0, 64, 257)), {"aspect": WARNING}),
         (lambda: encoded(Image.fromarray(np.tile(ROWS_16, (80, 1)))), {"16-bit": NOTE}),
-        (lambda: encoded(Image.fromarray(np.ones((80, 80), np.float32)), "TIFF"), {"32-bit": WARNING}),
+        (lambda: encoded(Image.fromarray(np.ones((80, 80), np.float32)), "TIFF"), {"floating-point": ERROR}),
         (lambda: encoded(scenery(0).convert("CMYK"), "JPEG"), {"CMYK": NOTE}),
         (lambda: encoded(scenery(0).quantize(16)), {"palette": NOTE}),
         (lambda: encoded(scenery(0).convert("RGBA")), {"transparent": NOTE}),
@@ -150,19 +144,35 @@ def test_sides_are_those_of_the_picture_as_displayed() -> None:
 
 
 def test_a_picture_too_large_is_refused_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look_module, "MOST_PIXELS", 80 * 80 - 1)
     data = encoded(scenery(0), "BMP")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(PictureError, match="80×80"):
-        open_picture(data)
+        open_picture(data, most_pixels=80 * 80 - 1)
 
 
 def test_masks_are_checked_too() -> None:
-    picture, mask = encoded(scenery(0)), Image.new("L", (80, 80), 255)
+    picture, mask = encoded(scenery(0)), Image.new("L", (80, 80))
+    mask.paste(255, (20, 20, 60, 60))
     assert kinds_of(picture, masks={"thing": partial(bytes, encoded(mask))}) == {}
     assert kinds_of(picture, masks={"thing": partial(bytes, encoded(mask.resize((40, 40))))}) == {}
     for wrong in (b"", encoded(mask)[:-30], encoded(mask.resize((80, 40)))):
         assert kinds_of(picture, masks={"thing": partial(bytes, wrong)}) == {"bad mask": ERROR}
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "what"),
+    [
+        (0, "empty mask", "the mask of 'thing' is empty: no part of it is white"),
+        (1, "empty mask", "the mask of 'thing' is empty at 64×64 pixels: what is white in it is too small"),
+        (2000, "full mask", "the mask of 'thing' covers the whole picture"),
+    ],
+)
+def test_a_mask_without_an_object_or_without_a_ground_is_a_warning(size: int, kind: str, what: str) -> None:
+    mask = Image.new("L", (2000, 2000))
+    mask.paste(255, (0, 0, size, size))
+    row = row_of(encoded(scenery(0)), masks={"thing": partial(bytes, encoded(mask))})
+    ((severity, found, details),) = [(f.severity, f.kind, f.what) for f in look_at(row, 64).findings]
+    assert (severity, found, details) == (WARNING, kind, what)
 
 
 # Pictures that look alike
@@ -340,145 +350,3 @@ def test_the_contact_sheet_shows_each_picture_with_its_caption(put) -> None:
     assert sheet.width > 8 * 64
     colours = {colour for _, colour in sheet.getcolors(2**20)}
     assert {(i, 90, 90) for i in range(10)} <= colours
-
-
-# Damaged and random data
-
-
-SMALL_PICTURES = {kind: encoded(scenery(5, 40, 40), kind) for kind in KINDS}
-
-
-@st.composite
-def damaged(draw: st.DrawFn, kinds: dict[str, bytes]) -> tuple[str, bytes]:
-    """The name and content of one of these files, truncated, overwritten, extended, or replaced by random bytes."""
-    name = draw(st.sampled_from(sorted(kinds)))
-    if draw(st.integers(0, 4)) == 0:
-        return name, draw(st.binary(max_size=300))
-    data = bytearray(kinds[name])
-    for _ in range(draw(st.integers(0, 4))):
-        place = draw(st.integers(0, len(data) - 1) | st.integers(0, min(100, len(data) - 1)))  # headers matter most
-        data[place] = draw(st.integers(0, 255))
-    end = draw(st.none() | st.integers(0, len(data)))
-    return name, bytes(data[:end]) + draw(st.binary(max_size=8))
-
-
-texts = st.text(st.characters(codec=None), max_size=30)  # surrogates too
-values = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(texts, max_size=2)
-table_rows = st.fixed_dictionaries(
-    {},
-    optional={
-        "file_name": st.sampled_from(["0.png", "1.png", "../0.png", "metadata.jsonl"]) | values,
-        "text": values,
-        "caption": values,
-        "translation": values,
-        "weight": values,
-        "masks": values | st.dictionaries(texts, st.sampled_from(["0.png", "/"]) | values, max_size=2),
-    },
-)
-table_lines = (
-    table_rows.map(lambda row: json.dumps(row).encode())
-    | table_rows.map(lambda row: ",".join(map(str, row.values())).encode("utf-8", "surrogatepass"))
-    | texts.map(lambda text: text.encode("utf-8", "surrogatepass"))
-    | st.binary(max_size=60)
-)
-captions = st.tuples(
-    st.sampled_from(["metadata.jsonl", "metadata.csv", "metadata.parquet", "0.txt", "0.json"]),
-    st.sampled_from([b"", b"file_name,text\n", b"file_name;text;masks\n", b"\xef\xbb\xbf", b"\xff\xfe"]),
-    st.lists(table_lines, max_size=4),
-)
-
-
-def picture_holds(data: bytes) -> None:
-    """Check that findings about a picture are single lines, and that a picture without errors can be trained on."""
-    look = look_at(row_of(data), 16)
-    assert all(str(finding).isprintable() and len(str(finding)) < 400 for finding in look.findings)
-    if not any(finding.severity == ERROR for finding in look.findings):
-        with picture_errors():  # silences Pillow's warnings
-            assert fit_picture(open_picture(data), 16).shape == (16, 16, 3)
-        assert len(look.digest) == 64 and look.width > 0 and look.height > 0
-
-
-def source_holds(source: Path) -> None:
-    """Check that a source is examined, or refused in one line, and not changed."""
-    before = sums(source.parent)
-    try:
-        report = examine(source, size=16, progress=False)
-        assert all(str(finding).isprintable() for finding in report.findings)
-        assert all(row.caption.strip() and row.caption.encode() and row.digest for row in report.rows)
-        json.dumps(report.as_json(), ensure_ascii=False).encode()
-        assert report.rows or report.errors
-        report.raise_if_unfit("fail")
-    except DataError as error:
-        assert "\n" not in str(error)
-    assert sums(source.parent) == before
-
-
-def archives() -> dict[str, bytes]:
-    """A small folder, packed in every kind of archive."""
-    files = {"0.png": SMALL_PICTURES["PNG"], "a/1.jpg": SMALL_PICTURES["JPEG"]}
-    files["metadata.csv"] = b"file_name,text\n0.png,one\na/1.jpg,two\n"
-    packed = {}
-    for name in ("x.zip", "x.tar", "x.tar.gz"):
-        file = io.BytesIO()
-        if name == "x.zip":
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path, content in files.items():
-                    archive.writestr(path, content)
-        else:
-            with tarfile.open(fileobj=file, mode="w:gz" if name.endswith("gz") else "w") as tar:
-                for path, content in files.items():
-                    member = tarfile.TarInfo(path)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        packed[name] = file.getvalue()
-    return packed
-
-
-def check_examples(examples: int, strategy: st.SearchStrategy, holds: Callable[..., None]) -> None:
-    """Run a check on many examples, and check that its memory does not grow with them."""
-    before = psutil.Process().memory_info().rss
-
-    @settings(max_examples=examples, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
-    @given(strategy)
-    def run(example: object) -> None:
-        holds(example)
-
-    run()
-    assert psutil.Process().memory_info().rss - before < 2**29
-
-
-def many(few: int, long: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("examples", [few, pytest.param(long, marks=pytest.mark.long)])
-
-
-@many(150, 5_000)
-def test_no_bytes_of_a_picture_break_the_check(examples: int) -> None:
-    check_examples(examples, damaged(SMALL_PICTURES), lambda example: picture_holds(example[1]))
-
-
-@many(100, 5_000)
-def test_no_captions_break_the_check(examples: int, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-
-    def holds(example: tuple[str, bytes, list[bytes]]) -> None:
-        name, head, table = example
-        for old in folder.iterdir():
-            old.unlink()
-        for i in range(2):
-            (folder / f"{i}.png").write_bytes(SMALL_PICTURES["PNG"])
-        (folder / name).write_bytes(head + b"\n".join(table))
-        source_holds(folder)
-
-    check_examples(examples, captions, holds)
-
-
-@many(60, 2_000)
-def test_no_archive_breaks_the_check(examples: int, tmp_path: Path) -> None:
-    def holds(example: tuple[str, bytes]) -> None:
-        name, content = example
-        (tmp_path / name).write_bytes(content)
-        source_holds(tmp_path / name)
-        (tmp_path / name).unlink()
-
-    check_examples(examples, damaged(archives()), holds)

@@ -200,19 +200,21 @@ def test_all_bad_lines_are_named_at_once_and_nothing_is_drawn(
         b'{"prompt": "a star", "id": "ONE"}',
         b'{"prompt": "\\ud800"}',
         b'{"prompt": "\xff"}',
+        b'{"prompt": "a star", "seed": ' + b"1" * 5000 + b"}",
+        b'{"prompt": "a star", "a\\nb": 1}',
         json.dumps({"prompt": "red " * 100}).encode(),
         json.dumps({"prompt": "a star", "negative_prompt": "r" * 10_001}).encode(),
     ]
     says = ["not JSON", 'not an object with a "prompt"', "the prompt is empty", "must be a string", "seed", "seed"]
     says += ["steps", "guidance", "unknown field guidence", "id is up to", "that of line 1", "half a character"]
-    says += ["not UTF-8", "tokens", "10,001 characters"]
+    says += ["not UTF-8", "not JSON", "unknown field a b:", "tokens", "10,001 characters"]
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(DataError) as error:
         draw_prompts(tiny_pipe, path, tmp_path / "out")
     named = str(error.value).partition("used: ")[2].split("; line ")
-    assert len(named) == len(says) and "15 lines cannot be used" in str(error.value)
-    for number, complaint, expected in zip([2, *range(4, 18)], named, says, strict=True):
+    assert len(named) == len(says) and "17 lines cannot be used" in str(error.value)
+    for number, complaint, expected in zip([2, *range(4, 20)], named, says, strict=True):
         assert complaint.removeprefix("line ").startswith(f"{number}: ") and expected in complaint
     assert drawn == [] and not (tmp_path / "out").exists()
 

@@ -49,6 +49,8 @@ SAME: list[tuple[str, Any, Any]] = [
     ("generator", generators, lambda: tuple(generators())),
     ("latents", NOISE, NOISE.numpy()),
     ("latents", NOISE, NOISE.double()),
+    ("latents", NOISE, NOISE.numpy().astype(">f8")),
+    ("latents", NOISE, np.flip(np.flip(NOISE.numpy()).copy())),
     ("ignore", [[2], []], ((2,), ())),
     ("ignore", [[2], [1]], np.array([[2], [1]])),
     ("ignore", [[2], [1]], [np.array([2]), (np.int64(1),)]),
@@ -156,6 +158,16 @@ def test_a_trace_of_numpys_numbers_can_be_saved(tiny_pipe: TextToImagePipeline, 
         ("ignore", [[1.0], []]),
         ("ignore", [[True], []]),
         ("ignore", ["12", "1"]),
+        ("height", "32\n32"),
+        ("width", np.eye(2)),
+        pytest.param("num_inference_steps", 10**5000, id="digits"),
+        ("guidance_interval", np.eye(3)),
+        ("generator", "a\nb"),
+        ("num_images_per_prompt", np.eye(2)),
+        ("output_type", np.array(["pil", "np"])),
+        ("callback_on_step_end_tensor_inputs", [np.array(["latents", "clean"])]),
+        ("ignore", np.array(3)),
+        ("ignore", [np.array(3), []]),
         ("ignore_below", "0.5"),
         ("ignore_below", None),
         ("ignore_below", float("nan")),
@@ -210,6 +222,9 @@ QUESTIONS: dict[str, Callable[[AttentionTrace, Any], Any]] = {
     "layer": lambda trace, value: trace.heatmap("red", layer=value),
     "branch": lambda trace, value: trace.heatmap(1, branch=value),
     "region": lambda trace, value: dict(trace.words_at(value)),
+    "tokens": lambda trace, value: trace.heatmaps(value),
+    "reduce": lambda trace, value: trace.heatmap("red", reduce=value),
+    "scale": lambda trace, value: trace.heatmap("red", scale=value),
 }
 
 
@@ -228,6 +243,10 @@ QUESTIONS: dict[str, Callable[[AttentionTrace, Any], Any]] = {
         ("region", (2, 3, 9, 20), torch.tensor([2, 3, 9, 20])),
         ("region", (2, 3, 9, 20), tuple(np.array([2, 3, 9, 20]))),
         ("region", (2, 3), [2, 3]),
+        ("tokens", [1, 2], (1, 2)),
+        ("tokens", [1, 2], np.array([1, 2])),
+        ("tokens", [1, 2], torch.tensor([1, 2])),
+        ("tokens", [1], 1),
         ("region", torch.eye(32), np.eye(32)),
         ("region", torch.eye(32), np.eye(32, dtype=bool)),
         ("region", torch.eye(32), np.eye(32).tolist()),
@@ -246,8 +265,12 @@ def test_another_form_of_a_question_has_the_same_answer(
         *[("word", value) for value in (None, 1.0, True, -1, ["red"], b"red", torch.tensor(1.0))],
         *[(name, value) for name in ("occurrence", "image") for value in (None, "0", 0.0, -1, [0])],
         *[(name, value) for name in ("head", "step") for value in ("0", 0.5, -1)],
-        ("branch", None),
-        ("layer", 3),
+        *[("branch", value) for value in (None, ["prompt"], {}, np.array(["prompt", "negative"]))],
+        *[("layer", value) for value in (3, ["mid"], np.array(["mid", "down.0.0"]))],
+        *[(name, value) for name in ("head", "step") for value in (np.array([0, 1]), [0], torch.zeros(2))],
+        *[(name, value) for name in ("reduce", "scale") for value in (None, ["mean"], np.array(["mean", "peak"]))],
+        *[("tokens", value) for value in (None, [99], [-1], [0.5], "red", ["red"], np.array(0.5))],
+        *[("region", value) for value in ([10**30, 0], (10**400, 0.5), np.eye(32) * 1j, (1 + 0j, 2 + 0j), "a\nb")],
         *[("region", value) for value in (None, "all", 3, (1, 2, 3), (1.0, 2.0), (1, 2, 3.5, 4), [[1, 2], [3]])],
         *[("region", value) for value in (np.zeros(4, bool), {1, 2}, torch.ones(1, 32, 32), np.eye(32) * 255)],
     ],
@@ -270,7 +293,15 @@ def test_the_axes_to_keep_are_named_in_any_form(keep: Any) -> None:
     assert AttentionTrace(keep).keep == {"step"}
 
 
-@pytest.mark.parametrize("keep", [None, 3, "steps", ["mean"], [None], [["step"]], b"step", True])
+def test_nothing_is_asked_about_nothing(tiny_pipe: TextToImagePipeline, attention: AttentionTrace) -> None:
+    assert attention.heatmaps([]).shape == (0, 32, 32)
+    for branch in ("prompt", "negative"):
+        count = len(attention.words_of(0, branch))
+        assert attention.leakage(branch=branch).shape == (count, count)
+    assert count == 0  # the negative prompt is empty
+
+
+@pytest.mark.parametrize("keep", [None, 3, "steps", ["mean"], [None], [["step"]], b"step", True, np.array(3)])
 def test_other_axes_are_refused(keep: Any) -> None:
     with pytest.raises(ValueError, match="keep can name step, head"):
         AttentionTrace(keep)

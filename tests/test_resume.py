@@ -249,6 +249,33 @@ def test_other_random_draws_are_noticed_on_resume(copied: TrainConfig, monkeypat
     train(TrainConfig(out=copied.out), True, {"steps": 4, "batch_size": 3}, allow_changes=False)  # expected to differ
 
 
+@pytest.fixture(scope="module")
+def wide(small_networks: None, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of one step on wide pictures whose left and right differ."""
+    data = tmp_path_factory.mktemp("wide")
+    write_pictures(data, ["a red wall", "a green wall", "a grey wall", "a black wall"])
+    for i, file in enumerate(sorted(data.glob("*.png"))):
+        Image.linear_gradient("L").rotate(90).resize((64, 48 - i)).save(file)
+    out = tmp_path_factory.mktemp("runs") / "wide"
+    config = TrainConfig(data=str(data), out=str(out), steps=1, batch_size=4, size=48, warmup=1, caption_dropout=0.0)
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 3}, {"buckets": True}, {"caption_dropout": 1.0}, {"fit": "pad"}, {"flip": True}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_setting_that_the_batches_depend_on_can_change_on_resume(
+    wide: TrainConfig, tmp_path: Path, changes: dict
+) -> None:
+    shutil.copytree(wide.out, tmp_path / "run")
+    train(TrainConfig(out=str(tmp_path / "run")), True, {"steps": 2} | changes)
+    states = [last_state(Path(out) / "checkpoints") for out in (wide.out, tmp_path / "run")]
+    assert states[0]["first_batch"] != states[1]["first_batch"]  # and yet nothing was refused
+
+
 def test_a_validation_on_other_pictures_is_told(copied: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(Path(copied.data), [f"wall {i}" for i in range(120)], first=4)
     resume(copied)

@@ -222,6 +222,20 @@ def test_a_set_saved_to_disk_is_read_row_by_row(saved, tmp_path: Path) -> None:
     assert captions(streamed) == captions(source) and levels(streamed.rows) == [0, 10]
 
 
+def test_the_same_files_are_clutter_in_a_folder_and_in_archives(put) -> None:
+    clutter = (".hidden/0.png", "x/.hidden/0.png", "__MACOSX/0.png", "desktop.ini", "x/Thumbs.db")
+    read = ("Thumbs.db/0.png", "x/__MACOSX/0.png")
+    folder = put(dict.fromkeys([*clutter, *read], png()))
+    for pack in (Path, as_zip, as_tar):
+        assert captions(read_source(pack(folder))) == {"Thumbs.db/0.png": "Thumbs.db", "x/__MACOSX/0.png": "MACOSX"}
+
+
+def test_a_caption_called_as_a_file_of_a_saved_set_makes_no_set(put) -> None:
+    for name in ("state", "dataset_info"):
+        source = read_source(put({f"{name}.png": png(), f"{name}.json": jsonl({"text": "a map"})}, name))
+        assert captions(source) == {f"{name}.png": "a map"} and not source.findings
+
+
 def test_a_set_that_is_parquet_is_streamed_only_as_far_as_asked(saved, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     saved.select([0, 1]).to_parquet(tmp_path / "hub" / "train-0.parquet")

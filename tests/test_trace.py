@@ -1,11 +1,15 @@
 """Shapes: I images, H heads, T tokens, h×w the grid of one layer."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
@@ -22,8 +26,8 @@ GRIDS = {"coarse": (4, 6), "fine": (8, 12)}
 H, T = 2, 10  # start, eight words, end
 
 
-def random_weights(grid: tuple[int, int], images: int = 1) -> Tensor:
-    return torch.randn(images, H, grid[0] * grid[1], T).softmax(dim=-1)
+def random_weights(grid: tuple[int, int], images: int = 1, tokens: int = T) -> Tensor:
+    return torch.randn(images, H, grid[0] * grid[1], tokens).softmax(dim=-1)
 
 
 def recording(
@@ -320,7 +324,8 @@ def test_shares_of_a_region_are_ranked_and_leave_the_rest_to_the_other_tokens(
 def test_a_region_outside_the_picture_or_empty_is_refused(
     tokenizer: PreTrainedTokenizerFast, region: tuple[int, int, int, int]
 ) -> None:
-    with pytest.raises(ValueError, match=r"is not a box \(x0, y0, x1, y1\) inside the picture, 48×32"):
+    said = f"region {region} is not a box (x0, y0, x1, y1) inside the picture, 48×32"
+    with pytest.raises(ValueError, match=re.escape(said)):
         filled(tokenizer).words_at(region)
 
 
@@ -366,9 +371,8 @@ def test_a_calibrated_map_is_the_weighted_sum_of_heads(tokenizer: PreTrainedToke
     found = attention.heatmap("red", reduce="calibrated")
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, attention.heatmap("red"))
-    # A layer that is asked for by name is what was asked for.
-    one = attention.heatmap("red", layer="fine", reduce="calibrated")
-    assert torch.equal(one, attention.heatmap("red", layer="fine"))
+    for asked in ({"layer": "fine"}, {"head": 1}):  # a layer or head that is asked for is what was asked for
+        assert torch.equal(attention.heatmap("red", reduce="calibrated", **asked), attention.heatmap("red", **asked))
     attention.save(tmp_path / "trace.safetensors")
     loaded = AttentionTrace.load(tmp_path / "trace.safetensors")
     torch.testing.assert_close(loaded.heatmap("red", reduce="calibrated"), found, atol=1e-3, rtol=1e-2)
@@ -482,8 +486,10 @@ def test_a_word_that_is_not_there_is_answered_with_those_that_are(tokenizer: Pre
 @pytest.mark.parametrize("keep", ["mean", "step", "head", "full"])
 def test_a_saved_trace_answers_as_it_did(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, keep: str) -> None:
     attention = filled(tokenizer, keep)
-    attention.finish(torch.randint(256, (1, *SIZE, 3), dtype=torch.uint8))
+    attention.finish(torch.randint(256, (1, 3, *SIZE), dtype=torch.uint8).movedim(1, -1))  # as a pipeline may give them
     attention.save(tmp_path / "attention.safetensors")
+    saved = load_file(tmp_path / "attention.safetensors")
+    assert {tensor.dtype for name, tensor in saved.items() if name != "pictures"} == {torch.float16}
     loaded = AttentionTrace.load(tmp_path / "attention.safetensors")
     assert loaded.recording == attention.recording
     assert torch.equal(loaded.pictures, attention.pictures)
@@ -515,7 +521,8 @@ def test_words_in_any_script_survive_the_disk(tokenizer: PreTrainedTokenizerFast
     prompt = 'a "red" 红 café\n'
     attention = AttentionTrace()
     attention.start(recording(tokenizer, [prompt]))
-    attention.recorder(0, {"prompt": slice(0, 1)})("coarse", random_weights(GRIDS["coarse"]), GRIDS["coarse"])
+    weights = random_weights(GRIDS["coarse"], tokens=attention._recording.tokens)
+    attention.recorder(0, {"prompt": slice(0, 1)})("coarse", weights, GRIDS["coarse"])
     attention.save(tmp_path / "attention.safetensors")
     loaded = AttentionTrace.load(tmp_path / "attention.safetensors")
     assert loaded.prompts == [prompt] and loaded.words == attention.words
@@ -538,6 +545,84 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, s
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
     with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 3'"):
         AttentionTrace.load(tmp_path / "model.safetensors")
+
+
+SPOILT: list[Callable[[dict], Any]] = [
+    lambda header: header.clear(),
+    lambda header: header["recording"].pop("texts"),
+    lambda header: header["recording"]["texts"].pop("prompt"),
+    lambda header: header["recording"]["texts"].update(negative=[]),
+    lambda header: header["recording"]["texts"]["prompt"][0].update(text="another prompt, as long as this one"),
+    lambda header: header["recording"]["texts"]["prompt"][0]["words"][0].update(tokens=[99]),
+    lambda header: header["recording"]["texts"]["prompt"][0]["words"][0].update(start=-3),
+    lambda header: header["recording"]["texts"]["prompt"][0].update(tokens=["a"] * 99),
+    lambda header: header["recording"].update(size=[32, 10**9]),
+    lambda header: header["recording"].update(size=[48, 32]),
+    lambda header: header["recording"].update(size=32),
+    lambda header: header["recording"]["grids"].update(fine=[8, 8]),
+    lambda header: header["recording"].update(heads=3),
+    lambda header: header["recording"].update(steps=None),
+    lambda header: header["recording"].update(settings=[]),
+    lambda header: header["recording"].update(calibration={"fine": [0.5]}),
+    lambda header: header["recording"].update(calibration={"fine": ["a", "b"]}),
+    lambda header: header["recording"].update(more=1),
+    lambda header: header.update(keep=["layers"]),
+    lambda header: header.update(counts={}),
+    lambda header: header["counts"].update({"prompt|0|fine": 0}),
+    lambda header: header["counts"].update({"prompt|0|fine": "1"}),
+    lambda header: header["counts"].update({"prompt|x|fine": 1}),
+    lambda header: header["counts"].update({"prompt|0|other": 1}),
+]
+
+
+@pytest.fixture
+def saved(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """A saved trace: its file, its tensors, and its header."""
+    attention, path = filled(tokenizer, "full"), tmp_path / "attention.safetensors"
+    attention.finish(torch.zeros(1, *SIZE, 3, dtype=torch.uint8))
+    attention.save(path)
+    with safe_open(path, framework="pt") as file:
+        return path, {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["trace"])  # noqa: SIM118
+
+
+def assert_damaged(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    save_file(tensors, path, {"format": "unet_xattn attention 3", "trace": json.dumps(header)})
+    with pytest.raises(ValueError, match=r"^[^\n]*attention\.safetensors is damaged: [^\n]{10,200}$"):
+        AttentionTrace.load(path)
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=range(len(SPOILT)))
+def test_a_header_that_does_not_fit_is_refused_in_one_line(saved: Any, spoil: Callable[[dict], Any]) -> None:
+    path, tensors, header = saved
+    spoil(header)
+    assert_damaged(path, tensors, header)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, 3.0])
+def test_a_map_whose_shares_are_none_is_refused(saved: Any, wrong: float) -> None:
+    path, tensors, header = saved
+    tensors["prompt|1|fine"][0, 1, 2, 3] = wrong
+    assert_damaged(path, tensors, header)
+
+
+def test_maps_and_pictures_of_other_shapes_are_refused(saved: Any) -> None:
+    path, tensors, header = saved
+    maps, pictures = tensors["prompt|0|fine"], tensors["pictures"]
+    for name, other in (
+        ("prompt|0|fine", maps[..., :-1].contiguous()),
+        ("prompt|0|fine", maps[:, :, :-1].contiguous()),
+        ("prompt|0|fine", maps.mean(dim=1, keepdim=True)),  # of fewer heads than the others
+        ("pictures", pictures[:, 1:].contiguous()),
+        ("pictures", pictures.float()),
+    ):
+        assert_damaged(path, tensors | {name: other}, header)
+
+
+def test_a_word_without_tokens_has_an_empty_map(saved: Any) -> None:
+    path, tensors, header = saved
+    header["recording"]["texts"]["prompt"][0]["words"][1]["tokens"] = []
+    save_file(tensors, path, {"format": "unet_xattn attention 3", "trace": json.dumps(header)})
+    assert not AttentionTrace.load(path).heatmap("red").any()
 
 
 def test_an_empty_trace_is_not_saved(tmp_path: Path) -> None:

@@ -195,6 +195,18 @@ def assert_ended_alike(expected: str, found: str) -> None:
     assert losses[0] == losses[1]
 
 
+def test_a_run_is_a_function_of_its_settings_whatever_was_drawn_before(finished: TrainConfig, tmp_path: Path) -> None:
+    torch.manual_seed(12345)
+    train(replace(finished, out=str(tmp_path / "again")))
+    assert_ended_alike(finished.out, str(tmp_path / "again"))
+    train(replace(finished, out=str(tmp_path / "other"), seed=1, steps=1))
+    first, other = (
+        load_file(checkpoints(Path(out) / "checkpoints")[-1] / "model.safetensors")
+        for out in (finished.out, tmp_path / "other")
+    )
+    assert not torch.allclose(first["text_encoder.embedding.weight"], other["text_encoder.embedding.weight"], atol=0.01)
+
+
 def test_resuming_a_finished_run_leaves_its_weights_as_they_are(copied: TrainConfig) -> None:
     before = contents(Path(copied.out) / "checkpoints")
     train(TrainConfig(out=copied.out), resume=True)
@@ -267,6 +279,9 @@ def test_steps_and_batch_size_can_change_on_resume_and_changes_are_printed(
     [
         ({"seed": 1}, r"^--seed \(0\) cannot change on resume"),
         ({"size": 48, "begin_from": "shapes"}, r"^--size \(32\) and --from \(''\) cannot change"),
+        ({"distill": "shapes"}, r"^--distill \(''\) cannot change"),
+        ({"few_steps": 2}, r"^--few-steps \(4\) cannot change"),
+        ({"text_encoder": "t5", "vae": "sd"}, r"^--text-encoder \(''\) and --vae \(''\) cannot change"),
         ({"steps": 3}, "has already taken 4 steps: it cannot end after 3"),
         ({"batch_size": 1}, "--batch-size must be 2 or more"),
     ],

@@ -251,6 +251,20 @@ def test_the_cache_projects_the_memory_once_and_each_token_once() -> None:
     assert rows == {"cross": [5], "self": [1] * 6}
 
 
+def test_a_cache_goes_on_with_the_rows_that_are_selected() -> None:
+    """As a beam search needs it: a sentence twice, another one once, in another order."""
+    transformer = model(decoder_layers=2)
+    memory, rows = transformer.encode(IDS, REAL), torch.tensor([1, 0, 1])
+    cache = DecoderCache(2)
+    cache.select(rows[:2])  # with nothing in it yet there is nothing to select
+    transformer.decode(TARGET[:, :3], memory, REAL, cache=cache)
+    cache.select(rows)
+    assert cache.length == 3
+    found = transformer.decode(TARGET[rows, 3:], memory[rows] * 0, REAL[rows], cache=cache)  # it has the memory's keys
+    expected = transformer.decode(TARGET[rows], memory[rows], REAL[rows])
+    torch.testing.assert_close(found, expected[:, 3:], rtol=1e-4, atol=1e-5)
+
+
 # What is refused.
 
 

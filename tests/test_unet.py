@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ModelMixin
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from unet_xattn import CrossAttentionUNet
+from pipelines import TextToImagePipeline
+from pipelines.data.batches import Collator
+from pipelines.data.scenes import SceneExamples
+from pipelines.training.objective import TextToImageModel
+from pipelines.training.validate import validate
+from unet_xattn import CrossAttentionUNet, Transformer
 from unet_xattn.unet import AttentionBlock, ResidualBlock, coordinates
 
 MakeUNet = Callable[..., CrossAttentionUNet]
@@ -135,6 +141,29 @@ def test_a_tuple_is_returned_on_request(make_unet: MakeUNet) -> None:
     unet = make_unet()
     out = unet(**inputs(), return_dict=False)
     assert isinstance(out, tuple) and torch.equal(out[0], unet(**inputs()).sample)
+
+
+@pytest.mark.parametrize("channels_in", [16, 24])
+def test_a_residual_block_is_that_of_diffusers(channels_in: int) -> None:
+    ours = ResidualBlock(channels_in, 24, 64, dropout=0.0)
+    theirs = ResnetBlock2D(
+        in_channels=channels_in,
+        out_channels=24,
+        temb_channels=64,
+        groups=ours.norm1.num_groups,
+        groups_out=ours.norm2.num_groups,
+        eps=ours.norm1.eps,
+        time_embedding_norm="scale_shift",
+        skip_time_act=True,  # the time embedding ends in one
+    )
+    names = {"time": "time_emb_proj", "shortcut": "conv_shortcut"}
+    for name, part in ours.named_children():
+        for parameter in part.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        if any(True for _ in part.parameters()):
+            getattr(theirs, names.get(name, name)).load_state_dict(part.state_dict())
+    x, time = torch.randn(2, channels_in, 8, 6), torch.randn(2, 64)
+    torch.testing.assert_close(ours(x, time), theirs(x, time), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sample", "timestep", "encoder_hidden_states"])
@@ -289,8 +318,37 @@ def test_a_saved_model_comes_back_the_same(make_unet: MakeUNet, tmp_path: Path) 
     assert not loaded.training
     assert torch.equal(loaded(**inputs()).sample, unet(**inputs()).sample)
     assert {k: v for k, v in unet.config.items() if k[0] != "_"} == {
-        k: tuple(v) if isinstance(v, list) else v for k, v in loaded.config.items() if k[0] != "_"
+        k: tupled(v) for k, v in loaded.config.items() if k[0] != "_"
     }
+
+
+def test_the_trained_weights_of_the_package_predict_pictures_and_read_the_text() -> None:
+    """The code and the weights fit: a change of sign or order anywhere in the networks shows here."""
+    pipe = TextToImagePipeline.from_pretrained("shapes")
+    model, collator = TextToImageModel(pipe.text_encoder, pipe.unet), Collator(pipe.tokenizer, 0, 0.0, 4)
+    report = validate(model, collator, SceneExamples(64, 0).validation(4), torch.device("cpu"))
+    assert all(
+        report[f"loss {level}"] < 0.02 < 0.1 < report[f"loss {level} shuffled"] for level in (0.1, 0.3, 0.5, 0.7)
+    )
+    assert report["loss 0.9"] < 0.07 and report["text loss"] < 1.15
+    assert report["pointing"] == 1 and report["iou"] > 0.8
+
+
+def test_a_new_network_is_of_the_size_of_the_trained_one() -> None:
+    pipe = TextToImagePipeline.from_pretrained("shapes")
+    for trained, new in (
+        (pipe.unet, CrossAttentionUNet()),
+        (pipe.text_encoder, Transformer(len(pipe.tokenizer), decoder_layers=2)),
+    ):
+        assert {name: weight.shape for name, weight in new.state_dict().items()} == {
+            name: weight.shape for name, weight in trained.state_dict().items()
+        }
+        settings = {name for name in new.config if name[0] != "_"}
+        assert all(tupled(new.config[name]) == tupled(trained.config[name]) for name in settings)
+
+
+def tupled(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def test_a_model_is_made_anew_from_its_config(make_unet: MakeUNet) -> None:

@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines.tokenizer import train_tokenizer
-from unet_xattn.words import Word, find_phrase, split_words, tokens_of, unknown_words
+from unet_xattn.words import Word, find_phrase, read_text, shown, split_words, tokens_of, unknown_words
 
 PROMPT = "A red circle, left of a Big blue square!"
 
@@ -138,6 +139,29 @@ def test_a_phrase_that_is_not_there_is_answered_with_the_words_that_are(
     words = split_words("a red circle", tokenizer)
     with pytest.raises(ValueError, match="is not in the prompt; its words are: a, red, circle"):
         find_phrase(query, "a red circle", words)
+
+
+def test_half_a_character_is_refused_in_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    for read in (split_words, read_text, unknown_words):
+        with pytest.raises(ValueError, match=r"^character 3 of the text is half a character: delete it$"):
+            read("a \ud83d circle", tokenizer)
+
+
+def test_the_key_of_a_digit_and_letters_beside_it_are_one_word_as_for_the_tokenizer() -> None:
+    prompt = "1\ufe0f\u20e3st place"
+    words = split_words(prompt, train_tokenizer([prompt] * 9))
+    assert texts(words) == prompt.split() and not {*words[0].tokens} & {*words[1].tokens}
+
+
+def test_values_in_messages_are_short_and_on_one_line() -> None:
+    assert [shown(value) for value in (2, "a\n\tb", np.eye(2), "\x1b[2J\u202ex", "a" * 99)] == [
+        "2",
+        "a b",
+        "[[1. 0.] [0. 1.]]",
+        "[2J x",
+        "a" * 40,
+    ]
+    assert shown(10**5000) == "<int>"  # which Python refuses to write
 
 
 def test_unknown_words_are_those_no_caption_said(tokenizer: PreTrainedTokenizerFast) -> None:

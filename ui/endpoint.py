@@ -8,6 +8,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import gradio as gr
 
+from unet_xattn.words import shown
+
 KINDS = {str: "a text", int: "a whole number", float: "a number"}
 
 Seed = Annotated[str, int]
@@ -47,4 +49,4 @@ def _fitting(parameter: Parameter, hint: Any, value: Any) -> Any:
                 if kind is not str and (isinstance(value, str) or kind(value) == value):
                     return kind(value)
     expected = " or ".join(KINDS[kind] for kind in kinds)
-    raise ValueError(f"{parameter.name} must be {expected}, got {str(value)[:40]!r}")
+    raise ValueError(f"{parameter.name} must be {expected}, got {shown(value)!r}")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet_xattn.words import shown
+
 
 def mass_inside(attention: Tensor, masks: Tensor) -> Tensor:
     """Share of each token's attention that is inside its mask: (B, T, h, w) twice -> (B, T) in [0, 1]."""
@@ -121,12 +123,13 @@ def region_mask(region: Region, size: tuple[int, int]) -> Tensor:
     """
     try:
         given = torch.as_tensor(region).cpu()
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         given = torch.empty(0)  # of no form
-    if given.ndim == 2:
+    if given.ndim == 2 and not given.is_complex():
         return _checked(given.float(), size)
-    if tuple(given.shape) not in ((2,), (4,)) or given.is_floating_point() or given.dtype == torch.bool:
-        raise ValueError(f"a region is 4 or 2 whole numbers, or a mask (height, width), not {str(region)[:40]!r}")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if tuple(given.shape) not in ((2,), (4,)) or not whole:
+        raise ValueError(f"a region is 4 or 2 whole numbers, or a mask (height, width), not {shown(region)!r}")
     box, (height, width) = given.tolist(), size
     x0, y0, x1, y1 = box if len(box) == 4 else (*box, box[0] + 1, box[1] + 1)
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):

@@ -5,6 +5,7 @@ a heat map has the picture's own height and width.
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,10 +22,13 @@ from typing_extensions import Unpack
 from unet_xattn.attention import RecordLayer
 from unet_xattn.grounding import Measures, Region, measure, region_mask
 from unet_xattn.trace_plan import TRACE_BYTES, Recording
-from unet_xattn.words import Text, Word, find_phrase, is_index
+from unet_xattn.words import Text, Word, find_phrase, is_index, is_one_of, shown
 
 FORMAT = "unet_xattn attention 3"
 KEEP = ("step", "head")
+
+ROUNDING = 0.02
+"""By how much the shares at a place may exceed 1: they come from fp16 or bf16."""
 
 
 class Selection(TypedDict, total=False):
@@ -48,9 +52,8 @@ class AttentionTrace:
     """
 
     def __init__(self, keep: str | Collection[str] = "mean", budget: int = TRACE_BYTES):
-        names = keep if isinstance(keep, Collection) and not isinstance(keep, str) else [keep]
-        kept = {"mean": (), "full": KEEP}.get(keep, names) if isinstance(keep, str) else names
-        if unknown := [str(name) for name in kept if name not in KEEP]:
+        kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else _items(keep)
+        if unknown := [shown(name) for name in kept if not is_one_of(name, KEEP)]:
             raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
         self.keep = frozenset(kept)
         self.budget = budget
@@ -177,9 +180,10 @@ class AttentionTrace:
         for name, value in (("step", step), ("head", head)):
             if value is not None and name not in self.keep:
                 raise ValueError(f"{name}s were averaged during recording: trace with keep={name!r} to select one")
-        keys = [k for k in self._sums if k[0] == branch and k[2] == layer and step in (None, k[1])]
+        possible = isinstance(layer, str) and (step is None or is_index(step, self.recording.steps))
+        keys = [k for k in self._sums if possible and k[0] == branch and k[2] == layer and step in (None, k[1])]
         if not keys:
-            where = f"layer {layer!r}" if step is None else f"layer {layer!r} at step {step}"
+            where = f"layer {shown(layer)!r}" + ("" if step is None else f" at step {shown(step)}")
             raise ValueError(
                 f"nothing was recorded for {where} of branch {branch!r}; layers: {', '.join(self.layers)}; "
                 f"steps: {self.steps or 'averaged'}"
@@ -188,7 +192,7 @@ class AttentionTrace:
             self._counts[k] for k in keys
         )  # (H, T, N)
         if head is not None and not is_index(head, len(mean)):
-            raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {head}")
+            raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {shown(head)}")
         asked = mean.mean(dim=0) if head is None else mean[head]  # (T, N)
         return asked.unflatten(1, self.recording.grids[layer])
 
@@ -218,8 +222,8 @@ class AttentionTrace:
         Raises:
             ValueError: the word is not in the prompt, or the selection was not recorded.
         """
-        if scale not in ("absolute", "peak"):
-            raise ValueError(f"scale is 'absolute' or 'peak', not {scale!r}")
+        if not is_one_of(scale, ("absolute", "peak")):
+            raise ValueError(f"scale is 'absolute' or 'peak', not {shown(scale)!r}")
         tokens = self._tokens(word, occurrence, image, branch)
         heat = self.heatmaps(tokens, step=step, layer=layer, head=head, image=image, branch=branch, reduce=reduce)
         total = heat.sum(dim=0).clamp(0, 1)
@@ -237,12 +241,14 @@ class AttentionTrace:
         reduce: str = "mean",
     ) -> Tensor:
         """The heat maps of several tokens, (tokens, height, width) float32; arguments as for `heatmap`."""
-        heat = torch.zeros(len(tokens), *self.size)
+        wanted = _items(tokens)
+        for token in wanted:
+            self._check_token(token)
+        heat = torch.zeros(len(wanted), *self.size)
         for name, its_head, weight in self._weighted(layer, head, reduce):
-            share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[
-                list(tokens)
-            ]  # (tokens, h, w)
-            heat += weight * F.interpolate(share[None], self.size, mode="bilinear")[0]
+            share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[wanted]  # (tokens, h, w)
+            if wanted:  # a word may have no tokens, and nothing cannot be interpolated
+                heat += weight * F.interpolate(share[None], self.size, mode="bilinear")[0]
         return heat
 
     def words_at(self, region: Region, *, image: int = 0, **which: Unpack[Selection]) -> list[tuple[Word, float]]:
@@ -281,6 +287,8 @@ class AttentionTrace:
         """
         words = self.words_of(image, which.get("branch", "prompt"))
         maps = [self.heatmap(word, image=image, **which).flatten() for word in words]
+        if not words:
+            return torch.zeros(0, 0)
         shares = torch.stack([heat / heat.sum().clamp_min(1e-12) for heat in maps])  # (words, height · width)
         return torch.minimum(shares[:, None], shares[None]).sum(dim=-1)
 
@@ -296,14 +304,16 @@ class AttentionTrace:
                 self._tokens(word, 0, image, which.get("branch", "prompt"))
                 found.append(image)
         if len(found) < 2:
-            raise ValueError(f"{len(found)} of {len(self.prompts)} prompts have {word!r}: a spread needs two or more")
+            raise ValueError(
+                f"{len(found)} of {len(self.prompts)} prompts have {shown(word)!r}: a spread needs two or more"
+            )
         heat = torch.stack([self.heatmap(word, image=image, **which) for image in found])
         return heat.mean(dim=0), heat.std(dim=0)
 
     def _weighted(self, layer: str | None, head: int | None, reduce: str) -> list[tuple[str, int | None, float]]:
         """The maps whose weighted sum is a heat map: (layer, head or None for the mean of heads, weight)."""
-        if reduce not in ("mean", "calibrated"):
-            raise ValueError(f"reduce is 'mean' or 'calibrated', not {reduce!r}")
+        if not is_one_of(reduce, ("mean", "calibrated")):
+            raise ValueError(f"reduce is 'mean' or 'calibrated', not {shown(reduce)!r}")
         if reduce == "mean" or layer is not None or head is not None:
             layers = self.layers if layer is None else [layer]
             return [(name, head, 1 / len(layers)) for name in layers]
@@ -322,16 +332,23 @@ class AttentionTrace:
             return word.tokens
         if isinstance(word, str):
             return find_phrase(word, text.text, text.words, occurrence)
-        if not is_index(word, self.recording.tokens):
-            raise ValueError(f"token {word} does not exist: the prompt has tokens 0 to {self.recording.tokens - 1}")
+        self._check_token(word)
         return (word,)
+
+    def _check_token(self, token: Any) -> None:
+        if not is_index(token, self.recording.tokens):
+            raise ValueError(
+                f"token {shown(token)} does not exist: the prompt has tokens 0 to {self.recording.tokens - 1}"
+            )
 
     def _text(self, image: int, branch: str) -> Text:
         texts = self.recording.texts
-        if branch not in texts:
-            raise ValueError(f"branch {branch!r} was not recorded; recorded: {', '.join(sorted(texts))}")
+        if not is_one_of(branch, texts):
+            raise ValueError(f"branch {shown(branch)!r} was not recorded; recorded: {', '.join(sorted(texts))}")
         if not is_index(image, len(texts[branch])):
-            raise ValueError(f"image {image} does not exist: {len(texts[branch])} image(s) were recorded, from 0")
+            raise ValueError(
+                f"image {shown(image)} does not exist: {len(texts[branch])} image(s) were recorded, from 0"
+            )
         return texts[branch][image]
 
     # Files.
@@ -358,28 +375,61 @@ class AttentionTrace:
         """Read a file written by `save`.
 
         Raises:
-            ValueError: the file is cut short or is not an attention trace.
+            ValueError: the file is damaged or is not an attention trace.
+            OSError: it cannot be opened.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}): is it complete?") from error
+            raise ValueError(f"{path} cannot be read as safetensors ({shown(error, 80)}): is it complete?") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is {metadata.get('format', 'not an attention trace')!r}, expected {FORMAT!r}")
-        header = json.loads(metadata["trace"])
+        try:
+            return cls._restored(json.loads(metadata["trace"]), tensors)
+        except Exception as error:  # nearly anything, where a header does not have the form that `save` gave it
+            raise ValueError(f"{path} is damaged: its parts do not fit each other ({shown(error, 80)})") from error
+
+    @classmethod
+    def _restored(cls, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> "AttentionTrace":
+        """The trace of a file's header and tensors. Raises anything unless it can answer every question."""
         known = header["recording"]
         known["texts"] = {branch: [_text(text) for text in texts] for branch, texts in known["texts"].items()}
         known["grids"] = {layer: tuple(grid) for layer, grid in known["grids"].items()}
+        recording = Recording(**known | {"size": tuple(known["size"])})
+        if not recording.is_whole():
+            raise ValueError("the texts, sizes or counts of its header")
         trace = cls(keep=header["keep"])
-        trace._recording = Recording(**known | {"size": tuple(known["size"])})
-        trace.pictures = tensors.get("pictures")
+        trace._recording, trace.pictures = recording, tensors.get("pictures")
+        images = len(trace.prompts)
         for name, count in header["counts"].items():
             branch, step, layer = name.split("|")
-            trace._sums[branch, int(step), layer] = tensors[name].float() * count
+            mean = tensors[name].float()  # (I, H, T, N)
+            rows, heads, tokens, positions = mean.shape
+            fits = (rows, positions) == (images, math.prod(recording.grids[layer])) and tokens >= recording.tokens
+            if branch not in recording.texts or not fits or heads not in (1, recording.heads) or not 0 < count < 2**31:
+                raise ValueError(f"the shape of {name}")
+            if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
+                raise ValueError(f"the shares of {name}")
+            trace._sums[branch, int(step), layer] = mean * count
             trace._counts[branch, int(step), layer] = count
+        _ = trace.recording  # raises where there are no maps
+        if len({mean.shape[1] for mean in trace._sums.values()}) > 1:
+            raise ValueError("the numbers of heads")
+        pictures = trace.pictures
+        if pictures is not None and (pictures.dtype, tuple(pictures.shape)) != (torch.uint8, (images, *trace.size, 3)):
+            raise ValueError("the pictures")
         return trace
+
+
+def _items(value: Any) -> list[Any]:
+    """The values of a collection; a text, or what has no values, as a list of one."""
+    value = value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, Collection) and not isinstance(value, str):
+        with suppress(TypeError):  # numpy's arrays without axes
+            return list(value)
+    return [value]
 
 
 def _name(key: tuple[str, int, str]) -> str:

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
-from unet_xattn.words import Text
+from unet_xattn.words import Text, is_index
 
 TRACE_BYTES = 2**30
 """Bytes that a trace may take in memory by default."""
+
+MOST = 2**14
+"""More pixels of a side, heads or steps than any recording has."""
 
 Calibration = dict[str, list[float]]
 """How far to trust each head: layer -> a weight of at least 0 for each of its heads; all weights sum to 1."""
@@ -38,6 +42,21 @@ class Recording:
     def tokens(self) -> int:
         """T, the number of tokens of the longest text; shorter texts are padded to it."""
         return max(len(text.tokens) for texts in self.texts.values() for text in texts)
+
+    def is_whole(self) -> bool:
+        """Whether its parts fit each other."""
+        sides = [side for shape in (self.size, *self.grids.values()) for side in shape]
+        counts = all(is_index(count, MOST) and count > 0 for count in (*sides, self.heads, self.steps))
+        images = {len(texts) for texts in self.texts.values()}
+        trusted = [] if self.calibration is None else list(self.calibration.items())
+        return (
+            (counts and all(len(shape) == 2 for shape in (self.size, *self.grids.values())))
+            and ("prompt" in self.texts and len(images) == 1 and 0 not in images)
+            and all(text.is_whole() for texts in self.texts.values() for text in texts)
+            and all(layer in self.grids and len(weights) == self.heads for layer, weights in trusted)
+            and all(isinstance(weight, Real) and 0 <= weight <= 1 for _, weights in trusted for weight in weights)
+            and isinstance(self.settings, Mapping)
+        )
 
     def bytes(self, heads: bool, steps: bool) -> int:
         """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not."""

@@ -4,7 +4,7 @@ Any tokenizer with character offsets works (the fast ones of transformers). Word
 typed, and a token belongs to every word whose characters it covers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
@@ -22,9 +22,9 @@ _LETTER = r"\p{L}\p{N}\p{Pc}[\p{So}&&\p{NFKC_QC=No}]"
 _RUN = rf"[{_LETTER}--\p{{Han}}][{_LETTER}\p{{M}}\u200c\u200d--\p{{Han}}]*+"
 # Hyphens, apostrophes and the like, and characters without a shape, but not the space of no width.
 _INSIDE = r"[-‐‑'’·׳״[\p{Cf}--\u200b]]"
-# An emoji is all characters that are shown as one picture: flags, families, keys, with their colours. "▁" is a space
-# to most tokenizers.
-_SYMBOL = r"(?=[\p{So}\p{Emoji_Presentation}--[\p{NFKC_QC=No}▁]]|[0-9#*]\uFE0F?\u20E3)\X"
+# An emoji is all characters that are shown as one picture: flags, families, keys, with their colours. The key of a
+# digit is a digit with marks, and letters may follow it, as for a tokenizer. "▁" is a space to most tokenizers.
+_SYMBOL = r"(?=[\p{So}\p{Emoji_Presentation}--[\p{NFKC_QC=No}▁]]|[#*]\uFE0F?\u20E3)\X"
 
 WORD = regex.compile(rf"\p{{Han}}\p{{M}}*|{_SYMBOL}|{_RUN}(?:{_INSIDE}{_RUN})*", regex.V1)
 """A word: a Han character; an emoji or another symbol that is a picture; or a run of letters and digits of any script
@@ -53,10 +53,34 @@ class Text:
     words: tuple[Word, ...]
     tokens: tuple[str, ...]
 
+    def is_whole(self) -> bool:
+        """Whether its words are parts of it, and their tokens are its own."""
+        texts = isinstance(self.text, str) and all(isinstance(token, str) for token in self.tokens)
+        return texts and all(
+            0 <= word.start < word.end <= len(self.text)
+            and self.text[word.start : word.end] == word.text
+            and all(is_index(token, len(self.tokens)) for token in word.tokens)
+            for word in self.words
+        )
+
 
 def is_index(value: Any, count: int) -> bool:
     """Whether a value is a whole number in [0, count), of Python or of numpy."""
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < count
+
+
+def is_one_of(value: Any, names: Collection[str]) -> bool:
+    """Whether a value is a text, and one of these."""
+    return isinstance(value, str) and value in names
+
+
+def shown(value: Any, most: int = 40) -> str:
+    """Any value as a message shows it: in one line of at most `most` characters."""
+    try:
+        text = str(value)
+    except Exception:  # Python writes no number of more than 4,300 digits, and a class may raise anything
+        text = f"<{type(value).__name__}>"
+    return " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())[:most]
 
 
 def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -65,16 +89,26 @@ def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]]) -> tuple
 
 
 def split_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[Word]:
-    """The words of a prompt in order, as `WORD` defines them. Punctuation has tokens but is not a word."""
-    offsets = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    """The words of a prompt in order, as `WORD` defines them. Punctuation has tokens but is not a word.
+
+    Raises:
+        ValueError: the prompt has half a character, which no tokenizer reads.
+    """
+    offsets = _encoded(prompt, tokenizer, return_offsets_mapping=True)["offset_mapping"]
     spans = [match.span() for match in WORD.finditer(prompt)]
     return [Word(prompt[start:end], start, end, tokens_of(start, end, offsets)) for start, end in spans]
 
 
 def read_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
-    """A text with its words and tokens."""
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, verbose=False)["input_ids"])
+    """A text with its words and tokens. Raises as `split_words` does."""
+    tokens = tokenizer.convert_ids_to_tokens(_encoded(text, tokenizer)["input_ids"])
     return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens))
+
+
+def _encoded(text: str, tokenizer: "PreTrainedTokenizerBase", **asked: bool) -> Mapping[str, Any]:
+    if half := regex.search(r"\p{Cs}", text):
+        raise ValueError(f"character {half.start() + 1} of the text is half a character: delete it")
+    return tokenizer(text, verbose=False, **asked)
 
 
 def as_read(text: str) -> str:
@@ -142,10 +176,13 @@ def find_phrase(query: str, prompt: str, words: Sequence[Word], occurrence: int 
     """
     places = _occurrences(query, prompt, [(word.start, word.end) for word in words])
     if not places:
-        raise ValueError(f"{query!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}")
+        raise ValueError(
+            f"{shown(query, 80)!r} is not in the prompt; its words are: {', '.join(w.text for w in words)}"
+        )
     if not is_index(occurrence, len(places)):
         raise ValueError(
-            f"{query!r} occurs {len(places)} time(s) in the prompt: occurrence {occurrence} does not exist"
+            f"{shown(query, 80)!r} occurs {len(places)} time(s) in the prompt: "
+            f"occurrence {shown(occurrence)} does not exist"
         )
     start, end = places[occurrence]
     return tuple(sorted({t for w in words if w.start < end and w.end > start for t in w.tokens}))

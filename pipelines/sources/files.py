@@ -153,7 +153,8 @@ def open_folder(folder: Path) -> Files:
         for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
             shown = _relative(os.path.join(place, name), folder)
             files.refuse(shown, "", "link", "a link to a folder, which is not followed: copy the folder here")
-        folders[:] = sorted(name for name in folders if not is_clutter(name))
+        inside = {name: f"{_relative(os.path.join(place, name), folder)}/_" for name in folders}  # any file in it
+        folders[:] = sorted(name for name in folders if not is_clutter(inside[name]))
         for name in sorted(names):
             path = os.path.join(place, name)
             shown = _relative(path, folder)

@@ -39,8 +39,9 @@ def is_name(name: str) -> bool:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` made this folder."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    """Whether `save_to_disk` made this folder. A state.json alone may be a caption, or of another program."""
+    one = all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (folder / "dataset_dict.json").is_file()
 
 
 def read_set(name: str, streaming: bool = False, limit: int | None = None) -> Source:
