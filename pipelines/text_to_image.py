@@ -341,11 +341,12 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
     ) -> Recording:
         """The description of a trace of these texts: for each branch, one text for each picture."""
         read = {text: read_text(text, self.tokenizer) for branch in texts.values() for text in branch}
+        grids = self.unet.attention_grids(*(side // self.vae_scale_factor for side in size))
         return Recording(
             {branch: [read[text] for text in given] for branch, given in texts.items()},
             size,
-            self.unet.attention_grids(*(side // self.vae_scale_factor for side in size)),
-            self.unet.config.heads,
+            grids,
+            dict.fromkeys(grids, self.unet.config.heads),
             steps,
             self.config.calibration,
             settings,

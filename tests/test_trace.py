@@ -31,7 +31,9 @@ def recording(
 ) -> Recording:
     texts = {"prompt": prompts} | ({} if negatives is None else {"negative": negatives})
     read = {branch: [read_text(p, tokenizer) for p in given] for branch, given in texts.items()}
-    return Recording(**({"texts": read, "size": SIZE, "grids": GRIDS, "heads": H, "steps": 3} | others))  # type: ignore
+    return Recording(
+        **({"texts": read, "size": SIZE, "grids": GRIDS, "heads": dict.fromkeys(GRIDS, H), "steps": 3} | others)
+    )  # type: ignore
 
 
 def started(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", **others: object) -> AttentionTrace:
@@ -232,7 +234,7 @@ def test_all_layers_are_averaged_unless_one_is_asked_for(tokenizer: PreTrainedTo
 
 
 def test_a_heat_map_of_a_grid_as_fine_as_the_picture_is_the_map_itself(tokenizer: PreTrainedTokenizerFast) -> None:
-    attention = started(tokenizer, grids={"pixel": SIZE})
+    attention = started(tokenizer, grids={"pixel": SIZE}, heads={"pixel": H})
     attention.recorder(0, {"prompt": slice(0, 1)})("pixel", random_weights(SIZE), SIZE)
     torch.testing.assert_close(attention.heatmap("red"), attention.maps("pixel")[2])
 
@@ -503,7 +505,9 @@ def test_a_saved_trace_answers_as_it_did(tokenizer: PreTrainedTokenizerFast, tmp
 def test_layers_come_back_in_the_order_they_ran(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     attention = AttentionTrace()
     names = ["z", "down.10", "down.2", "mid", "a"]
-    attention.start(recording(tokenizer, [PROMPT], grids=dict.fromkeys(names, GRIDS["coarse"])))
+    attention.start(
+        recording(tokenizer, [PROMPT], grids=dict.fromkeys(names, GRIDS["coarse"]), heads=dict.fromkeys(names, H))
+    )
     record = attention.recorder(0, {"prompt": slice(0, 1)})
     for name in names:
         record(name, random_weights(GRIDS["coarse"]), GRIDS["coarse"])
@@ -536,7 +540,7 @@ def test_a_file_cut_short_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_pat
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 3'"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 4'"):
         AttentionTrace.load(tmp_path / "model.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""What a trace will record, known before the first step, and how much memory that takes."""
+"""What a trace has recorded, or will, and how much memory that takes."""
 
 import math
 from collections.abc import Mapping
@@ -16,23 +16,25 @@ Calibration = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Recording:
-    """What will be recorded; all of it is known before the first step.
+    """What a trace records.
 
     texts: for each branch ("prompt", and "negative" where there is one), a text for each image.
     size: height and width of the pictures, in pixels.
     grids: layer -> its grid (h, w), in the order the layers run.
-    heads: number of heads of each layer.
+    heads: layer -> its number of heads.
     steps: number of steps.
     settings: everything else that made the pictures (seeds, scheduler, guidance), as JSON.
+    drawn: height and width, in any unit, of what was drawn, where the pictures are its middle at another ratio.
     """
 
     texts: Mapping[str, list[Text]]
     size: tuple[int, int]
     grids: Mapping[str, tuple[int, int]]
-    heads: int
+    heads: Mapping[str, int]
     steps: int
     calibration: Calibration | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    drawn: tuple[int, int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -41,7 +43,6 @@ class Recording:
 
     def bytes(self, heads: bool, steps: bool) -> int:
         """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not."""
-        positions = sum(math.prod(grid) for grid in self.grids.values())
+        positions = sum(math.prod(grid) * (self.heads[layer] if heads else 1) for layer, grid in self.grids.items())
         images = sum(map(len, self.texts.values()))
-        apart = (self.heads if heads else 1) * (self.steps if steps else 1)
-        return 4 * images * positions * self.tokens * apart
+        return 4 * images * positions * self.tokens * (self.steps if steps else 1)

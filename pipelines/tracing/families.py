@@ -1,0 +1,193 @@
+"""Where the denoisers of diffusers have text and picture: a row for each class, everything else is observed.
+
+Shapes: L queries and S keys of one attention call, T text keys, N = h·w positions of the picture.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+Arguments = Mapping[str, Any]
+
+
+def _grid_of_ids(arguments: Arguments) -> Grid:
+    """The grid of packed latents by the coordinates of positions, (N, 3 or 4); what is drawn has 0 in the first."""
+    ids = arguments["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    drawn = ids[ids[:, 0] == 0]
+    return int(drawn[:, 1].max()) + 1, int(drawn[:, 2].max()) + 1
+
+
+def _grid_of_shapes(arguments: Arguments) -> Grid:
+    """The grid of packed latents by the shapes (frames, h, w) of each picture; the first is what is drawn."""
+    shape = arguments["img_shapes"][0]
+    shape = shape[0] if isinstance(shape[0], list | tuple) else shape
+    return int(shape[-2]), int(shape[-1])
+
+
+def _real_tokens(arguments: Arguments) -> list[int]:
+    return arguments["encoder_attention_mask"].sum(dim=1).tolist()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a denoiser is given its text and its picture, and how these follow each other in its attention.
+
+    order: "cross" where the keys are the text alone, or text and then the picture for queries of the picture; "text
+        first" or "picture first" where both are one sequence of queries and keys.
+    text, sample: names of the arguments with the text and the picture.
+    grid: from the arguments, where the picture is packed into a sequence.
+    lengths: the number of text keys of each row, where rows differ.
+    multiple: the picture's positions are padded to a multiple of this.
+    patch: latent pixels on a side of a position; None for the config's `patch_size`.
+    """
+
+    order: str
+    text: tuple[str, ...] = ("encoder_hidden_states",)
+    sample: str = "hidden_states"
+    grid: Callable[[Arguments], Grid] | None = None
+    lengths: Callable[[Arguments], list[int]] | None = None
+    multiple: int = 1
+    patch: int | None = None
+
+
+PACKED = Layout("text first", grid=_grid_of_ids, patch=1)
+
+LAYOUTS = {
+    "UNet2DConditionModel": Layout("cross", sample="sample"),
+    "Kandinsky3UNet": Layout("cross", sample="sample"),
+    "PixArtTransformer2DModel": Layout("cross"),
+    "SanaTransformer2DModel": Layout("cross"),
+    "HunyuanDiT2DModel": Layout("cross", text=("encoder_hidden_states", "encoder_hidden_states_t5")),
+    "LuminaNextDiT2DModel": Layout("cross"),
+    "SD3Transformer2DModel": Layout("picture first"),
+    "FluxTransformer2DModel": PACKED,
+    "Flux2Transformer2DModel": PACKED,
+    "ChromaTransformer2DModel": PACKED,
+    "BriaTransformer2DModel": PACKED,
+    "OvisImageTransformer2DModel": PACKED,
+    "LongCatImageTransformer2DModel": PACKED,
+    "AuraFlowTransformer2DModel": Layout("text first"),
+    "CogView3PlusTransformer2DModel": Layout("text first"),
+    "CogView4Transformer2DModel": Layout("text first"),
+    "QwenImageTransformer2DModel": Layout("text first", grid=_grid_of_shapes, patch=1),
+    "Lumina2Transformer2DModel": Layout("text first", lengths=_real_tokens),
+    "ZImageTransformer2DModel": Layout("picture first", text=("cap_feats",), sample="x", multiple=32, patch=2),
+}
+"""Class of a denoiser -> its layout. Of other classes only pure cross-attention can be told."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The grid of an attention call's picture, and for each row of the batch the first query of the picture and the
+    first key of the text.
+    """
+
+    grid: Grid
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a denoiser is given in one pass.
+
+    texts: for each row of the batch, its text: one (T, width) for each text argument.
+    source: the identities of the tensors that hold the text.
+    lengths: the number of text keys of each row.
+    size: h and w of the latents, or of the grid where they are packed.
+    positions: of all pictures in the sequence, 0 where it is not known.
+    time: the timestep.
+    """
+
+    layout: Layout
+    texts: list[list[Tensor]]
+    source: tuple[int, ...]
+    lengths: list[int]
+    size: Grid
+    positions: int
+    patch: int
+    time: float
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether text and picture are one sequence."""
+        return self.layout.order != "cross"
+
+    def locate(self, queries: int, keys: int, handed: bool) -> Place | None:
+        """Where an attention call of L queries and S keys has text and picture; None where no picture reads text in it.
+
+        Args:
+            handed: whether the layer was handed the text as its `encoder_hidden_states`.
+        """
+        if self.is_joint:
+            return self._in_sequence(queries) if queries == keys else None
+        grid, text = level(self.size, queries), max(self.lengths)
+        if not handed or grid is None or (grid == (1, 1) != self.size):  # one query: the text is pooled
+            return None
+        if keys == text:
+            return self._everywhere(grid, 0, 0)
+        before = keys - queries - text  # keys of a picture prompt, then the text, then the positions themselves
+        return self._everywhere(grid, 0, before) if 0 <= before < text else None
+
+    def _in_sequence(self, length: int) -> Place | None:
+        grid = self.size[0] // self.patch, self.size[1] // self.patch
+        count, text = math.prod(grid), max(self.lengths)
+        if self.layout.order == "picture first":
+            padded = -(-count // self.layout.multiple) * self.layout.multiple
+            return self._everywhere(grid, 0, padded) if length >= padded + text else None
+        if self.layout.lengths is not None:  # each row has its picture right after its own text
+            return Place(grid, tuple(self.lengths), (0,) * len(self.lengths)) if length == count + text else None
+        picture = length - (self.positions or count)
+        return self._everywhere(grid, picture, picture - text) if picture >= text else None
+
+    def _everywhere(self, grid: Grid, query: int, key: int) -> Place:
+        return Place(grid, (query,) * len(self.lengths), (key,) * len(self.lengths))
+
+
+def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Given:
+    """What a denoiser is given by a call with these arguments.
+
+    Raises:
+        ValueError: it is given no text.
+    """
+    kind = type(denoiser)
+    layout = LAYOUTS.get(kind.__name__, Layout("cross"))
+    arguments = inspect.signature(kind.forward).bind_partial(denoiser, *args, **kwargs).arguments
+    given: list[Any] = [arguments.get(name) for name in layout.text]
+    if any(text is None for text in given):
+        raise ValueError(f"{kind.__name__} was given no text here: its picture reads something else")
+    sample = arguments[layout.sample] if layout.sample in arguments else args[0]
+    texts = [[text[row] for text in given] for row in range(len(sample))]
+    lengths = [sum(map(len, row)) for row in texts]
+    size = layout.grid(arguments) if layout.grid else tuple(sample[0].shape[-2:])
+    return Given(
+        layout,
+        texts,
+        tuple(id(part) for text in given for part in (text if isinstance(text, list) else [text])),
+        layout.lengths(arguments) if layout.lengths else lengths,
+        size,
+        sample.shape[1] if layout.grid else 0,
+        layout.patch or getattr(denoiser.config, "patch_size", None) or 1,
+        _time(arguments),
+    )
+
+
+def _time(arguments: Arguments) -> float:
+    time = arguments["timestep"] if "timestep" in arguments else arguments["t"]
+    return float(time.flatten()[0]) if isinstance(time, Tensor) else float(time)
+
+
+def level(size: Grid, count: int) -> Grid | None:
+    """The grid of `count` positions that is h×w pixels made smaller by a whole number, or None."""
+    for divisor in range(1, max(size) + 1):
+        for rounded in (math.floor, math.ceil):
+            grid = rounded(size[0] / divisor), rounded(size[1] / divisor)
+            if math.prod(grid) == count:
+                return grid
+    return None

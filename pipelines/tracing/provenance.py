@@ -1,0 +1,256 @@
+"""Which word each column of a denoiser's text is, found by value: what its text encoders gave is looked for in it.
+
+So order of the batch, branches of guidance, templates, dropped beginnings and padding need no code for any family.
+
+Shapes: B texts of one reading, L tokens of it, T columns of the denoiser's text, D their width.
+"""
+
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from unet_xattn.words import WORD, Text, Word, tokens_of
+
+CHANNELS = 8
+"""Channels of a hidden state that are compared: enough to tell all tokens of a call apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a text encoder read and gave in one forward pass.
+
+    turn: how often it had been called before in this call of the pipeline.
+    ids, real: (B, L), the tokens, and which of them are no padding.
+    marks: (states, B, L, CHANNELS), the first channels of each of its hidden states.
+    widths: of the hidden states.
+    """
+
+    encoder: str
+    turn: int
+    ids: Tensor
+    real: Tensor
+    marks: Tensor
+    widths: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that an encoder read: at a position of one text of a reading."""
+
+    reading: Reading
+    text: int
+    position: int
+
+    @property
+    def id(self) -> int:
+        return int(self.reading.ids[self.text, self.position])
+
+    @property
+    def is_real(self) -> bool:
+        return bool(self.reading.real[self.text, self.position])
+
+
+Row = dict[int, list[Token]]
+"""Column -> the tokens whose encodings it holds: one, or one of each encoder where these are side by side."""
+
+
+def read_output(encoder: str, turn: int, ids: Tensor, mask: Tensor | None, output: Any, pad: int, end: int) -> Reading:
+    """The reading of an encoder's forward pass: `ids` and `mask` (B, L) are what it was given."""
+    ids = ids.detach().cpu()
+    states = [state.detach() for state in _states(output, ids.shape)]
+    marks = torch.stack([state[..., :CHANNELS] for state in states]) if states else torch.empty(0, *ids.shape, CHANNELS)
+    real = _unpadded(ids, pad, pad == end) if mask is None else mask.detach().cpu().bool()
+    return Reading(encoder, turn, ids, real, marks.cpu(), frozenset(state.shape[-1] for state in states))
+
+
+def _states(output: Any, shape: torch.Size) -> Iterator[Tensor]:
+    """All tensors (B, L, at least CHANNELS), or (L, B, ...), in what an encoder gave."""
+    if isinstance(output, Tensor):
+        if output.ndim == 3 and output.is_floating_point() and output.shape[-1] >= CHANNELS:
+            if output.shape[:2] == shape:
+                yield output
+            elif output.shape[:2] == shape[::-1]:
+                yield output.transpose(0, 1)
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _states(part, shape)
+
+
+def _unpadded(ids: Tensor, pad: int, pad_is_end: bool) -> Tensor:
+    """Which ids are no padding, where an encoder was given no mask: all but the pad tokens at both ends."""
+    is_pad = ids == pad
+    leading = is_pad.cummin(dim=1).values
+    trailing = is_pad.flip(1).cummin(dim=1).values.flip(1)
+    if pad_is_end:  # the first one ends the text
+        trailing = trailing & (trailing.cumsum(dim=1) > 1)
+    return ~(leading | trailing)
+
+
+class Provenance:
+    """The readings of one call of a pipeline, and the texts it was called with.
+
+    Args:
+        tokenizers: of each text encoder.
+        arguments: of the call, among them "prompt" and perhaps "negative_prompt", "prompt_2" and so on.
+    """
+
+    def __init__(self, tokenizers: Mapping[str, PreTrainedTokenizerBase], arguments: Mapping[str, Any]):
+        self.tokenizers, self.arguments = tokenizers, arguments
+        self.readings: list[Reading] = []
+        self._indexes: dict[torch.dtype, dict[bytes, list[Token]]] = {}
+
+    def add(self, encoder: str, ids: Tensor, mask: Tensor | None, output: Any) -> None:
+        """Note what an encoder read and gave."""
+        tokenizer = self.tokenizers[encoder]
+        turn = sum(reading.encoder == encoder for reading in self.readings)
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        self.readings.append(read_output(encoder, turn, ids, mask, output, pad, end))
+        self._indexes.clear()
+
+    # Columns.
+
+    def rows(self, texts: Sequence[Sequence[Tensor]]) -> list[tuple[int, Row]]:
+        """For each row of the denoiser's batch, the turn of its reading and its columns; -1 and {} if none is known.
+
+        texts: for each row, one (T, D) for each text argument.
+        """
+        used: Counter[tuple[int, int]] = Counter()  # equal texts of a batch are told apart by their order
+        found: list[tuple[int, Row]] = []
+        for parts in texts:
+            columns = self._columns(parts)
+            places = Counter(place for tokens in columns.values() for place in {_place(token) for token in tokens})
+            if not places:
+                found.append((-1, {}))
+                continue
+            best = max(places, key=lambda place: (places[place], -used[place], -place[0], -place[1]))
+            used[best] += 1
+            found.append((best[0], _in_order(columns, best)))
+        return found
+
+    def _columns(self, parts: Sequence[Tensor]) -> Row:
+        """Each column's candidates: all tokens with its encoding."""
+        columns: Row = defaultdict(list)
+        widths = {width for reading in self.readings for width in reading.widths}
+        first = 0
+        for part in parts:
+            for channel in {0, *widths}:  # encoders may be side by side in the channels
+                if channel + CHANNELS <= part.shape[-1]:
+                    marks = part[:, channel : channel + CHANNELS].detach().cpu()
+                    for column, mark in enumerate(_as_bytes(marks), first):
+                        columns[column] += self._index(part.dtype).get(mark, [])
+            first += len(part)
+        return {column: tokens for column, tokens in columns.items() if tokens}
+
+    def _index(self, dtype: torch.dtype) -> dict[bytes, list[Token]]:
+        """Mark -> the tokens that have it, for marks of a dtype."""
+        if dtype not in self._indexes:
+            index: dict[bytes, list[Token]] = defaultdict(list)
+            for reading in self.readings:
+                for state in reading.marks.to(dtype):
+                    for text, tokens in enumerate(state):
+                        for position, mark in enumerate(_as_bytes(tokens)):
+                            token = Token(reading, text, position)
+                            if token not in index[mark]:
+                                index[mark].append(token)
+            index.pop(bytes(CHANNELS * dtype.itemsize), None)  # zeros are no encoding
+            self._indexes[dtype] = index
+        return self._indexes[dtype]
+
+    # Texts.
+
+    def text(self, branch: str, row: Row, beside: Sequence[str]) -> tuple[Text, list[int]]:
+        """The text of a row and the columns of its tokens; the columns `beside` follow in the text's tokens.
+
+        Padding has no column of its own. Where encoders read different strings, the text has a line for each.
+        """
+        kept = [column for column in sorted(row) if any(token.is_real for token in row[column])]
+        number = {(t.reading.encoder, t.position): i for i, column in enumerate(kept) for t in row[column]}
+        spelled = [self.tokenizers[row[c][0].reading.encoder].convert_ids_to_tokens(row[c][0].id) for c in kept]
+        whole = ""
+        starts: dict[str, int] = {}
+        words: dict[tuple[int, int], set[int]] = {}
+        read = {token.reading.encoder: token for tokens in row.values() for token in tokens}
+        for encoder, token in sorted(read.items()):
+            string = self.string(branch, encoder, token.text)
+            if string not in starts:
+                starts[string] = len(whole) + bool(starts)
+                whole += "\n" * bool(starts[string]) + string
+            ids = token.reading.ids[token.text].tolist()
+            for (start, end), positions in align(string, self.tokenizers[encoder], ids).items():
+                span = start + starts[string], end + starts[string]
+                tokens = {number[encoder, position] for position in positions if (encoder, position) in number}
+                words.setdefault(span, set()).update(tokens)
+        found = tuple(Word(whole[s:e], s, e, tuple(sorted(tokens))) for (s, e), tokens in sorted(words.items()))
+        return Text(whole, found, (*spelled, *beside)), kept
+
+    def string(self, branch: str, encoder: str, text: int) -> str:
+        """What an encoder was asked to read: "prompt_2" for "text_encoder_2" where one was given, else the prompt."""
+        name = "prompt" if branch == "prompt" else "negative_prompt"
+        for given in (name + encoder.removeprefix("text_encoder"), name):
+            if strings := as_list(self.arguments.get(given)):
+                return strings[min(text, len(strings) - 1)]
+        return ""
+
+
+def as_list(strings: Any) -> list[str]:
+    """A string, several of them or None as a list."""
+    return [] if strings is None else [strings] if isinstance(strings, str) else list(strings)
+
+
+def _place(token: Token) -> tuple[int, int]:
+    return token.reading.turn, token.text
+
+
+def _in_order(columns: Row, place: tuple[int, int]) -> Row:
+    """For each column the tokens at a place; of several equal ones of an encoder, the first after those before it."""
+    last: dict[str, int] = {}
+    chosen: Row = {}
+    for column in sorted(columns):
+        of_encoder: dict[str, list[Token]] = defaultdict(list)
+        for token in columns[column]:
+            if _place(token) == place:
+                of_encoder[token.reading.encoder].append(token)
+        for encoder, tokens in of_encoder.items():
+            later = [token for token in tokens if token.position > last.get(encoder, -1)]
+            token = min(later or tokens, key=lambda token: token.position)
+            last[encoder] = token.position
+            chosen.setdefault(column, []).append(token)
+    return chosen
+
+
+def _as_bytes(marks: Tensor) -> list[bytes]:
+    """Each vector of (n, CHANNELS) as bytes; equal vectors are equal bytes."""
+    marks = marks + 0.0  # -0 is 0
+    return [mark.tobytes() for mark in marks.contiguous().view(torch.uint8).numpy()]
+
+
+def align(
+    string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Words of a string, by their characters -> their positions among the ids that an encoder read.
+
+    A pipeline may put the string into a template, cut it, put a space before it or make it lower case.
+    """
+    ways = []
+    indent = len(string) - len(string.lstrip())
+    for variant, shift in ((string, 0), (" " + string, -1), (string.lower().strip(), indent)):
+        read = tokenizer(variant, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        own = list(read["input_ids"])
+        offsets = [(max(0, start + shift), max(0, end + shift)) for start, end in read["offset_mapping"]]
+        # The last occurrence: a template says most before the string.
+        starts = (i for i in range(len(ids) - len(own), -1, -1) if list(ids[i : i + len(own)]) == own)
+        start = next(starts, None) if own else None
+        if start is not None:
+            ways.append(({i: start + i for i in range(len(own))}, offsets))
+            break
+        blocks = difflib.SequenceMatcher(None, own, list(ids), autojunk=False).get_matching_blocks()
+        ways.append(({block.a + i: block.b + i for block in blocks for i in range(block.size)}, offsets))
+    at, offsets = max(ways, key=lambda way: len(way[0]))
+    spans = [match.span() for match in WORD.finditer(string)]
+    return {span: tuple(at[i] for i in tokens_of(span[0], span[1], offsets) if i in at) for span in spans}
