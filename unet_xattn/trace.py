@@ -62,21 +62,26 @@ class AttentionTrace(TraceRecorder):
         return self.words_of(0)
 
     def words_of(self, image: int, branch: str = "prompt") -> list[Word]:
-        """The words of the prompt, or the negative prompt, of one image."""
-        return list(self._text(image, branch).words)
+        """The words of the prompt, or the negative prompt, of one image, without those that were cut off."""
+        return [word for word in self._text(image, branch).words if word.tokens]
 
-    def _read_words(self, image: int, branch: str) -> list[Word]:
-        """The words that were not cut off."""
-        return [word for word in self.words_of(image, branch) if word.tokens]
+    def cut_off(self, image: int = 0, branch: str = "prompt") -> list[Word]:
+        """The words that were not read, because the text is longer than its encoder reads."""
+        return [word for word in self._text(image, branch).words if not word.tokens]
 
     def tokens_of(self, image: int, branch: str = "prompt") -> tuple[str, ...]:
         """All tokens of one image's prompt as the tokenizer spells them, with start, end and padding."""
         tokens = self._text(image, branch).tokens
         return tokens + (PADDING,) * (self.recording.tokens - len(tokens))
 
+    def columns_of(self, image: int = 0, branch: str = "prompt") -> list[str]:
+        """Names of the columns that are no single tokens, of `PADDING`, `PICTURE` and `OTHER`."""
+        tokens = self._text(image, branch).tokens
+        return [name for name in (PADDING, PICTURE, OTHER) if name in tokens]
+
     def dropped(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
         """The share that `of="text"` leaves out, that of the picture's own positions: (height, width) float32."""
-        if PICTURE not in self.tokens_of(image, which.get("branch", "prompt")):
+        if PICTURE not in self.columns_of(image, which.get("branch", "prompt")):
             return torch.zeros(self.size)
         given: Selection = {**which, "of": "all"}
         return self.heatmap(PICTURE, image=image, **given)
@@ -211,7 +216,7 @@ class AttentionTrace(TraceRecorder):
         Raises:
             ValueError: the region is empty or not inside the picture.
         """
-        words, mask = self._read_words(image, which.get("branch", "prompt")), region_mask(region, self.size)
+        words, mask = self.words_of(image, which.get("branch", "prompt")), region_mask(region, self.size)
         shares = [float((self.heatmap(w, image=image, **which) * mask).sum() / mask.sum()) for w in words]
         return sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
 
@@ -223,7 +228,7 @@ class AttentionTrace(TraceRecorder):
         """
         branch = which.get("branch", "prompt")
         words, tokens = self.words_of(image, branch), self.tokens_of(image, branch)
-        maps = [self.heatmap(word, image=image, **which) if word.tokens else torch.zeros(self.size) for word in words]
+        maps = [self.heatmap(word, image=image, **which) for word in words]
         of_words = {token for word in words for token in word.tokens}
         rest = [i for i, token in enumerate(tokens) if i not in of_words and token != PICTURE]
         given = {name: value for name, value in which.items() if name != "branch"}
@@ -239,7 +244,7 @@ class AttentionTrace(TraceRecorder):
 
         It is 1 on the diagonal, and 0 for words whose maps do not overlap.
         """
-        words = self._read_words(image, which.get("branch", "prompt"))
+        words = self.words_of(image, which.get("branch", "prompt"))
         maps = [self.heatmap(word, image=image, **which).flatten() for word in words]
         shares = torch.stack([heat / heat.sum().clamp_min(1e-12) for heat in maps])  # (words, height · width)
         return torch.minimum(shares[:, None], shares[None]).sum(dim=-1)

@@ -167,6 +167,12 @@ class TraceRecorder:
         if "head" not in self.keep:
             self._sums = {key: total.mean(dim=1, keepdim=True) for key, total in self._sums.items()}
 
+    def average_images(self, recording: Recording) -> None:
+        """Average over the images, which have the same prompt; the result is one image of `recording`'s first text."""
+        self._sums = {key: total.mean(dim=0, keepdim=True) for key, total in self._sums.items()}
+        self._texts = {branch: texts[:1] for branch, texts in recording.texts.items()}
+        self._recording = replace(recording, texts=dict(self._texts))
+
     @property
     def _heads_at_once(self) -> bool:
         """Whether heads are averaged in each pass. Sums over steps are small enough to be averaged once, at the end."""

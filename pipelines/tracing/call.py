@@ -242,12 +242,25 @@ class Call:
         pictures = as_bytes(images)
         height, width = pictures.shape[1:3]
         is_same_ratio = height * self._drawn[1] == width * self._drawn[0]
-        settings = {name: value for name, value in self.arguments.items() if isinstance(value, int | float | str)}
+        plain = {name: value for name, value in self.arguments.items() if isinstance(value, int | float | str)}
+        settings = plain | {"unknown_words": self._unknown_words()}
         drawn = None if is_same_ratio else self._drawn
         recording = Recording(
             self._texts, (height, width), self._grids, self._heads, len(self._times), None, settings, drawn
         )
         self.attention.finish(pictures, recording)
+
+    def _unknown_words(self) -> list[str]:
+        """Words of the prompts with a token that stands for what a vocabulary lacks."""
+        lacking = {tokenizer.unk_token for tokenizer in self.provenance.tokenizers.values()}
+        return sorted(
+            {
+                word.text
+                for text in self._texts["prompt"]
+                for word in text.words
+                if any(text.tokens[token] in lacking for token in word.tokens)
+            }
+        )
 
 
 def as_bytes(images: Any) -> Tensor:
