@@ -145,14 +145,13 @@ class Call:
         """The rows of the batch, looked up again when the text has changed."""
         if given.source not in self._known:
             found = self.provenance.rows(given.texts)
-            if all(turn < 0 for turn, _ in found):
+            if not any(branch for branch, _ in found):
                 what = "nothing in its text was given by a text encoder in this call (are there prompt_embeds?)"
                 raise ValueError(f"the words that {type(denoiser).__name__} reads are not known: {what}")
-            has_picture = given.is_joint or any(getattr(m, "added_kv_proj_dim", None) for m in denoiser.modules())
-            beside = (PADDING, PICTURE) if has_picture else (PADDING,)
+            beside = (PADDING, PICTURE) if given.has_picture else (PADDING,)
             rows = []
-            for (turn, tokens), length in zip(found, given.lengths, strict=True):
-                branch = "prompt" if turn == 0 else "negative"
+            for (branch, tokens), length in zip(found, given.lengths, strict=True):
+                branch = branch or "negative"  # SDXL's empty one is zeros, which no encoder gave
                 within = {column: t for column, t in tokens.items() if column < length}
                 rows.append(Row(branch, *self.provenance.text(branch, within, beside)))
             self._known[given.source] = given, rows  # with `given`, whose tensors are known by their identity

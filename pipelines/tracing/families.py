@@ -16,11 +16,12 @@ Arguments = Mapping[str, Any]
 
 
 def _grid_of_ids(arguments: Arguments) -> Grid:
-    """The grid of packed latents by the coordinates of positions, (N, 3 or 4); what is drawn has 0 in the first."""
+    """The grid of packed latents by the coordinates of positions, (N, 3 or 4): number of the picture, y and x."""
     ids = arguments["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    drawn = ids[ids[:, 0] == 0]
-    return int(drawn[:, 1].max()) + 1, int(drawn[:, 2].max()) + 1
+    drawn = ids[ids[:, 0] == ids[0, 0], 1:3]
+    height, width = (drawn.amax(dim=0) - drawn.amin(dim=0) + 1).tolist()
+    return int(height), int(width)
 
 
 def _grid_of_shapes(arguments: Arguments) -> Grid:
@@ -28,6 +29,12 @@ def _grid_of_shapes(arguments: Arguments) -> Grid:
     shape = arguments["img_shapes"][0]
     shape = shape[0] if isinstance(shape[0], list | tuple) else shape
     return int(shape[-2]), int(shape[-1])
+
+
+def _grid_of_frames(arguments: Arguments) -> Grid:
+    """Height and width of latents (B, frames, height, width, C)."""
+    _, _, height, width, _ = arguments["hidden_states"].shape
+    return height, width
 
 
 def _real_tokens(arguments: Arguments) -> list[int]:
@@ -38,7 +45,7 @@ def _real_tokens(arguments: Arguments) -> list[int]:
 class Layout:
     """How a denoiser is given its text and its picture, and how these follow each other in its attention.
 
-    order: "cross" where the keys are the text alone, or text and then the picture for queries of the picture; "text
+    order: "cross" where the keys are the text alone; "added" where the picture's own positions follow as keys; "text
         first" or "picture first" where both are one sequence of queries and keys.
     text, sample: names of the arguments with the text and the picture.
     grid: from the arguments, where the picture is packed into a sequence.
@@ -65,6 +72,8 @@ LAYOUTS = {
     "SanaTransformer2DModel": Layout("cross"),
     "HunyuanDiT2DModel": Layout("cross", text=("encoder_hidden_states", "encoder_hidden_states_t5")),
     "LuminaNextDiT2DModel": Layout("cross"),
+    "Kandinsky5Transformer3DModel": Layout("cross", grid=_grid_of_frames),
+    "PRXTransformer2DModel": Layout("added"),
     "SD3Transformer2DModel": Layout("picture first"),
     "FluxTransformer2DModel": PACKED,
     "Flux2Transformer2DModel": PACKED,
@@ -103,6 +112,7 @@ class Given:
     size: h and w of the latents, or of the grid where they are packed.
     positions: of all pictures in the sequence, 0 where it is not known.
     time: the timestep.
+    has_picture: whether the picture's own positions are among the keys of layers that read text.
     """
 
     layout: Layout
@@ -113,11 +123,12 @@ class Given:
     positions: int
     patch: int
     time: float
+    has_picture: bool
 
     @property
     def is_joint(self) -> bool:
         """Whether text and picture are one sequence."""
-        return self.layout.order != "cross"
+        return self.layout.order in ("text first", "picture first")
 
     def locate(self, queries: int, keys: int, handed: bool) -> Place | None:
         """Where an attention call of L queries and S keys has text and picture; None where no picture reads text in it.
@@ -130,8 +141,8 @@ class Given:
         grid, text = level(self.size, queries), max(self.lengths)
         if not handed or grid is None or (grid == (1, 1) != self.size):  # one query: the text is pooled
             return None
-        if keys == text:
-            return self._everywhere(grid, 0, 0)
+        if not self.has_picture:
+            return self._everywhere(grid, 0, 0) if keys == text else None
         before = keys - queries - text  # keys of a picture prompt, then the text, then the positions themselves
         return self._everywhere(grid, 0, before) if 0 <= before < text else None
 
@@ -161,7 +172,9 @@ def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     arguments = inspect.signature(kind.forward).bind_partial(denoiser, *args, **kwargs).arguments
     given: list[Any] = [arguments.get(name) for name in layout.text]
     if any(text is None for text in given):
-        raise ValueError(f"{kind.__name__} was given no text here: its picture reads something else")
+        known = "was given no text" if kind.__name__ in LAYOUTS else "is not known, and was not given its text as"
+        names = "" if kind.__name__ in LAYOUTS else f" {', '.join(layout.text)}"
+        raise ValueError(f"{kind.__name__} {known}{names}: what its picture reads cannot be told")
     sample = arguments[layout.sample] if layout.sample in arguments else args[0]
     texts = [[text[row] for text in given] for row in range(len(sample))]
     lengths = [sum(map(len, row)) for row in texts]
@@ -175,6 +188,7 @@ def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
         sample.shape[1] if layout.grid else 0,
         layout.patch or getattr(denoiser.config, "patch_size", None) or 1,
         _time(arguments),
+        layout.order != "cross" or any(getattr(layer, "added_kv_proj_dim", None) for layer in denoiser.modules()),
     )
 
 

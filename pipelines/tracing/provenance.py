@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -115,23 +116,43 @@ class Provenance:
 
     # Columns.
 
-    def rows(self, texts: Sequence[Sequence[Tensor]]) -> list[tuple[int, Row]]:
-        """For each row of the denoiser's batch, the turn of its reading and its columns; -1 and {} if none is known.
+    def rows(self, texts: Sequence[Sequence[Tensor]]) -> list[tuple[str, Row]]:
+        """For each row of the denoiser's batch its branch and its columns; "" and {} if no encoder gave its text.
 
         texts: for each row, one (T, D) for each text argument.
         """
         used: Counter[tuple[int, int]] = Counter()  # equal texts of a batch are told apart by their order
-        found: list[tuple[int, Row]] = []
+        found: list[tuple[str, Row]] = []
         for parts in texts:
             columns = self._columns(parts)
             places = Counter(place for tokens in columns.values() for place in {_place(token) for token in tokens})
             if not places:
-                found.append((-1, {}))
+                found.append(("", {}))
                 continue
             best = max(places, key=lambda place: (places[place], -used[place], -place[0], -place[1]))
             used[best] += 1
-            found.append((best[0], _in_order(columns, best)))
+            row = _in_order(columns, best)
+            found.append((self._branch(next(iter(row.values()))[0]), row))
         return found
+
+    def _branch(self, token: Token) -> str:
+        """Whether a token was read in a prompt or in a negative prompt.
+
+        Pipelines read the prompts first and the negative ones in another turn, or both at once in either order.
+        """
+        count, reading = len(as_list(self.arguments["prompt"])), token.reading
+        if reading.turn or len(reading.ids) <= count:
+            return "negative" if reading.turn else "prompt"
+        halves = reading.ids[:count], reading.ids[-count:]
+        first, last = (sum(self._words_read(reading.encoder, half)) for half in halves)
+        is_first = token.text < len(reading.ids) - count
+        return "prompt" if is_first == (first > last) else "negative"
+
+    def _words_read(self, encoder: str, ids: Tensor) -> Iterator[int]:
+        """The number of words of each prompt that are among ids (B, L)."""
+        for text, own in enumerate(ids.tolist()):
+            found = align(self.string("prompt", encoder, text), self.tokenizers[encoder], own)
+            yield sum(map(bool, found.values()))
 
     def _columns(self, parts: Sequence[Tensor]) -> Row:
         """Each column's candidates: all tokens with its encoding."""
@@ -177,7 +198,7 @@ class Provenance:
         words: dict[tuple[int, int], set[int]] = {}
         read = {token.reading.encoder: token for tokens in row.values() for token in tokens}
         for encoder, token in sorted(read.items()):
-            string = self.string(branch, encoder, token.text)
+            string = self.string(branch, encoder, token.text % len(as_list(self.arguments["prompt"])))
             if string not in starts:
                 starts[string] = len(whole) + bool(starts)
                 whole += "\n" * bool(starts[string]) + string
@@ -194,7 +215,7 @@ class Provenance:
         name = "prompt" if branch == "prompt" else "negative_prompt"
         for given in (name + encoder.removeprefix("text_encoder"), name):
             if strings := as_list(self.arguments.get(given)):
-                return strings[min(text, len(strings) - 1)]
+                return strings[text % len(strings)]
         return ""
 
 
@@ -237,20 +258,67 @@ def align(
 
     A pipeline may put the string into a template, cut it, put a space before it or make it lower case.
     """
-    ways = []
+    spans = [match.span() for match in WORD.finditer(string)]
+    found = _by_ids(string, tokenizer, ids, spans) or _by_characters(string, tokenizer, ids, spans)
+    return _with_vectors(found or dict.fromkeys(spans, ()), tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+Spans = Sequence[tuple[int, int]]
+Positions = dict[tuple[int, int], tuple[int, ...]]
+
+
+def _by_ids(string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Spans) -> Positions | None:
+    """Found where the string's own ids are among the ids in a row; the last time, as templates say most before it."""
+    if not tokenizer.is_fast:
+        return None
     indent = len(string) - len(string.lstrip())
     for variant, shift in ((string, 0), (" " + string, -1), (string.lower().strip(), indent)):
-        read = tokenizer(variant, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        own = list(read["input_ids"])
-        offsets = [(max(0, start + shift), max(0, end + shift)) for start, end in read["offset_mapping"]]
-        # The last occurrence: a template says most before the string.
-        starts = (i for i in range(len(ids) - len(own), -1, -1) if list(ids[i : i + len(own)]) == own)
-        start = next(starts, None) if own else None
-        if start is not None:
-            ways.append(({i: start + i for i in range(len(own))}, offsets))
-            break
-        blocks = difflib.SequenceMatcher(None, own, list(ids), autojunk=False).get_matching_blocks()
-        ways.append(({block.a + i: block.b + i for block in blocks for i in range(block.size)}, offsets))
-    at, offsets = max(ways, key=lambda way: len(way[0]))
-    spans = [match.span() for match in WORD.finditer(string)]
-    return {span: tuple(at[i] for i in tokens_of(span[0], span[1], offsets) if i in at) for span in spans}
+        read = tokenizer.backend_tokenizer.encode(variant, add_special_tokens=False)
+        count = len(read.ids)
+        starts = (i for i in range(len(ids) - count, -1, -1) if list(ids[i : i + count]) == read.ids)
+        if count and (start := next(starts, None)) is not None:
+            offsets = [(max(0, first + shift), max(0, last + shift)) for first, last in read.offsets]
+            return {span: tuple(start + i for i in tokens_of(span[0], span[1], offsets)) for span in spans}
+    return None
+
+
+def _by_characters(
+    string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Spans
+) -> Positions | None:
+    """Found by what each id spells, without spaces and case; also where only a beginning or parts were read."""
+    spelled = ""
+    owner: list[int] = []
+    for position, token in enumerate(ids):
+        if token not in tokenizer.all_special_ids:
+            piece = _squeezed(tokenizer.decode([token]))
+            spelled, owner = spelled + piece, owner + [position] * len(piece)
+    place, wanted = {}, ""  # character of the string -> place in `wanted`
+    for at, character in enumerate(string):
+        if piece := _squeezed(character):
+            place[at], wanted = len(wanted), wanted + piece
+    if (start := spelled.rfind(wanted)) >= 0:
+        matched = {i: start + i for i in range(len(wanted))}
+    else:
+        blocks = difflib.SequenceMatcher(None, wanted, spelled, autojunk=False).get_matching_blocks()
+        matched = {block.a + i: block.b + i for block in blocks if block.size > 1 for i in range(block.size)}
+    found: Positions = {}
+    for first, last in spans:
+        places = [matched[place[at]] for at in range(first, last) if at in place and place[at] in matched]
+        found[first, last] = tuple(sorted({owner[i] for i in places}))
+    return found
+
+
+def _squeezed(text: str) -> str:
+    """A text without spaces, in lower case, in a form that tokenizers make of it."""
+    return "".join(normalize("NFKC", text).casefold().split())
+
+
+def _with_vectors(found: Positions, tokens: Sequence[str]) -> Positions:
+    """Words with all vectors of a learnt token: diffusers writes "<cat> <cat>_1" where a prompt says "<cat>"."""
+    for span, positions in found.items():
+        for position in positions:
+            more = 1
+            while tokens[position + more : position + more + 1] == [f"{tokens[position]}_{more}"]:
+                found[span] = (*found[span], position + more)
+                more += 1
+    return found
