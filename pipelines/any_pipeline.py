@@ -19,18 +19,20 @@ def open_pipeline(name: str | Path, device: torch.device) -> DiffusionPipeline:
         ValueError: there is none, or it cannot be loaded; the message says which.
     """
     path = find_model(name)
-    pipe = TextToImagePipeline.from_pretrained(name) if _is_ours(path) else _open_any(path)
+    ours = _kind(path) == TextToImagePipeline.__name__
+    pipe = TextToImagePipeline.from_pretrained(name) if ours else _open_any(path)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, None if _is_ours(path) or device.type == "cpu" else torch.bfloat16)
+    return pipe.to(device, None if ours or device.type == "cpu" else torch.bfloat16)
 
 
-def _is_ours(path: str) -> bool:
+def _kind(path: str) -> str:
+    """The name of the class of the pipeline in a folder, or with a hub id."""
     try:
         with quiet():
-            kind = DiffusionPipeline.load_config(path)["_class_name"]
-    except (OSError, KeyError):
-        return True  # whose errors say what is missing
-    return kind == TextToImagePipeline.__name__
+            return DiffusionPipeline.load_config(path).get("_class_name", "")
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be loaded: not a model here, and not found on the hub: {reason}") from error
 
 
 def _open_any(path: str) -> DiffusionPipeline:

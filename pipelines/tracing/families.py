@@ -16,9 +16,12 @@ Arguments = Mapping[str, Any]
 
 
 def _grid_of_ids(arguments: Arguments) -> Grid:
-    """The grid of packed latents by the coordinates of positions, (N, 3 or 4): number of the picture, y and x."""
-    ids = arguments["img_ids"]
-    ids = ids[0] if ids.ndim == 3 else ids
+    """The grid of packed latents by the coordinates of positions, (N, 3 or 4): number of the picture, y and x.
+
+    The text's positions may precede them.
+    """
+    ids = arguments["img_ids"] if "img_ids" in arguments else arguments["position_ids"]
+    ids = (ids[0] if ids.ndim == 3 else ids)[-arguments["hidden_states"].shape[1] :]
     drawn = ids[ids[:, 0] == ids[0, 0], 1:3]
     height, width = (drawn.amax(dim=0) - drawn.amin(dim=0) + 1).tolist()
     return int(height), int(width)
@@ -47,16 +50,17 @@ class Layout:
 
     order: "cross" where the keys are the text alone; "added" where the picture's own positions follow as keys; "text
         first" or "picture first" where both are one sequence of queries and keys.
-    text, sample: names of the arguments with the text and the picture.
+    text: names of the arguments with the text, in the order of its keys; the picture is the first argument.
+    masks: of each of several texts, where the real tokens of all of them come before the padding of all.
     grid: from the arguments, where the picture is packed into a sequence.
     lengths: the number of text keys of each row, where rows differ.
-    multiple: the picture's positions are padded to a multiple of this.
+    multiple: the positions of the picture, and those of the text, are padded to a multiple of this.
     patch: latent pixels on a side of a position; None for the config's `patch_size`.
     """
 
     order: str
     text: tuple[str, ...] = ("encoder_hidden_states",)
-    sample: str = "hidden_states"
+    masks: tuple[str, ...] = ()
     grid: Callable[[Arguments], Grid] | None = None
     lengths: Callable[[Arguments], list[int]] | None = None
     multiple: int = 1
@@ -66,8 +70,8 @@ class Layout:
 PACKED = Layout("text first", grid=_grid_of_ids, patch=1)
 
 LAYOUTS = {
-    "UNet2DConditionModel": Layout("cross", sample="sample"),
-    "Kandinsky3UNet": Layout("cross", sample="sample"),
+    "UNet2DConditionModel": Layout("cross"),
+    "Kandinsky3UNet": Layout("cross"),
     "PixArtTransformer2DModel": Layout("cross"),
     "SanaTransformer2DModel": Layout("cross"),
     "HunyuanDiT2DModel": Layout("cross", text=("encoder_hidden_states", "encoder_hidden_states_t5")),
@@ -75,18 +79,26 @@ LAYOUTS = {
     "Kandinsky5Transformer3DModel": Layout("cross", grid=_grid_of_frames),
     "PRXTransformer2DModel": Layout("added"),
     "SD3Transformer2DModel": Layout("picture first"),
+    "ErnieImageTransformer2DModel": Layout("picture first", text=("text_bth",)),
+    "HunyuanImageTransformer2DModel": Layout(
+        "picture first",
+        text=("encoder_hidden_states_2", "encoder_hidden_states"),
+        masks=("encoder_attention_mask_2", "encoder_attention_mask"),
+    ),
     "FluxTransformer2DModel": PACKED,
     "Flux2Transformer2DModel": PACKED,
     "ChromaTransformer2DModel": PACKED,
     "BriaTransformer2DModel": PACKED,
     "OvisImageTransformer2DModel": PACKED,
     "LongCatImageTransformer2DModel": PACKED,
+    "Krea2Transformer2DModel": PACKED,
     "AuraFlowTransformer2DModel": Layout("text first"),
     "CogView3PlusTransformer2DModel": Layout("text first"),
     "CogView4Transformer2DModel": Layout("text first"),
+    "GlmImageTransformer2DModel": Layout("text first"),
     "QwenImageTransformer2DModel": Layout("text first", grid=_grid_of_shapes, patch=1),
     "Lumina2Transformer2DModel": Layout("text first", lengths=_real_tokens),
-    "ZImageTransformer2DModel": Layout("picture first", text=("cap_feats",), sample="x", multiple=32, patch=2),
+    "ZImageTransformer2DModel": Layout("picture first", text=("cap_feats",), multiple=32, patch=2),
 }
 """Class of a denoiser -> its layout. Of other classes only pure cross-attention can be told."""
 
@@ -165,35 +177,51 @@ def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     """What a denoiser is given by a call with these arguments.
 
     Raises:
-        ValueError: it is given no text.
+        ValueError: it is given no text, or more than one text or picture a row.
     """
     kind = type(denoiser)
     layout = LAYOUTS.get(kind.__name__, Layout("cross"))
     arguments = inspect.signature(kind.forward).bind_partial(denoiser, *args, **kwargs).arguments
-    given: list[Any] = [arguments.get(name) for name in layout.text]
-    if any(text is None for text in given):
-        known = "was given no text" if kind.__name__ in LAYOUTS else "is not known, and was not given its text as"
-        names = "" if kind.__name__ in LAYOUTS else f" {', '.join(layout.text)}"
-        raise ValueError(f"{kind.__name__} {known}{names}: what its picture reads cannot be told")
-    sample = arguments[layout.sample] if layout.sample in arguments else args[0]
-    texts = [[text[row] for text in given] for row in range(len(sample))]
-    lengths = [sum(map(len, row)) for row in texts]
-    size = layout.grid(arguments) if layout.grid else tuple(sample[0].shape[-2:])
+    _, sample, *_ = arguments.values()
+    texts = [arguments[name] for name in layout.text if arguments.get(name) is not None]
+    if not texts:
+        given = ", ".join(name for name, value in arguments.items() if isinstance(value, Tensor | list))
+        known = "was given no text" if kind.__name__ in LAYOUTS else f"is not known, and its text is none of {given}"
+        raise ValueError(f"{kind.__name__} {known}: what its picture reads cannot be told")
+    if not all(isinstance(of_row, Tensor) for of_rows in (sample, *texts) for of_row in of_rows):
+        raise ValueError(f"{kind.__name__} was given several pictures or texts a row, which cannot be told apart")
+    rows = [_in_order_of_keys(layout, arguments, texts, row) for row in range(len(sample))]
+    lengths = [-(-sum(map(len, parts)) // layout.multiple) * layout.multiple for parts in rows]
+    patch = layout.patch or getattr(denoiser.config, "patch_size", None) or 1
     return Given(
         layout,
-        texts,
-        tuple(id(part) for text in given for part in (text if isinstance(text, list) else [text])),
+        rows,
+        tuple(id(part) for text in texts for part in (text if isinstance(text, list) else [text])),
         layout.lengths(arguments) if layout.lengths else lengths,
-        size,
+        layout.grid(arguments) if layout.grid else tuple(sample[0].shape[-2:]),
         sample.shape[1] if layout.grid else 0,
-        layout.patch or getattr(denoiser.config, "patch_size", None) or 1,
+        patch if isinstance(patch, int) else patch[-1],
         _time(arguments),
         layout.order != "cross" or any(getattr(layer, "added_kv_proj_dim", None) for layer in denoiser.modules()),
     )
 
 
+def _in_order_of_keys(layout: Layout, arguments: Arguments, texts: list[Any], row: int) -> list[Tensor]:
+    """The text of a row in parts (T, width), in the order of its keys.
+
+    Where a token has the states of several layers, (T, layers, width), these are side by side in the width.
+    """
+    parts = [text[row].flatten(1) for text in texts]
+    if len(parts) < 2 or not layout.masks:
+        return parts
+    real = [arguments[name][row].bool() for name in layout.masks]
+    return [part[own] for part, own in zip(parts, real, strict=True)] + [
+        part[~own] for part, own in zip(parts, real, strict=True)
+    ]
+
+
 def _time(arguments: Arguments) -> float:
-    time = arguments["timestep"] if "timestep" in arguments else arguments["t"]
+    time = next(arguments[name] for name in ("timestep", "timesteps", "t") if name in arguments)
     return float(time.flatten()[0]) if isinstance(time, Tensor) else float(time)
 
 

@@ -60,7 +60,7 @@ def word_sheet(
     peaks = [heat.max() for heat in heats] if step is None else _peaks(attention, words, image)
     tiles = [(title, picture)]
     tiles += [
-        (f"{word}  {heat.max():.0%}", overlay(picture, heat / max(float(peak), 1e-12)))
+        (f"{word}  {100 * heat.max():.2g}%", overlay(picture, heat / max(float(peak), 1e-12)))
         for word, heat, peak in zip(words, heats, peaks, strict=True)
     ]
     return _sheet(tiles, min(6, len(tiles)), tile)

@@ -168,10 +168,9 @@ def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
 def _text_encoders(pipe: DiffusionPipeline) -> dict[str, tuple[nn.Module, Any]]:
     """Each text encoder of the pipeline with its tokenizer."""
     found = {}
-    for name in pipe.config:
-        encoder = getattr(pipe, name, None) if name.startswith("text_encoder") else None
-        tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"), None)
-        if isinstance(encoder, nn.Module) and tokenizer is not None:
+    for name, encoder in pipe.components.items():
+        tokenizer = pipe.components.get(name.replace("text_encoder", "tokenizer"))
+        if name.startswith("text_encoder") and isinstance(encoder, nn.Module) and tokenizer is not None:
             found[name] = getattr(encoder, "_orig_mod", encoder), getattr(tokenizer, "tokenizer", tokenizer)
     return found
 
