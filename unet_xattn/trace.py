@@ -223,14 +223,15 @@ class AttentionTrace(TraceRecorder):
     def segmentation(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
         """The dominant word of each pixel: (height, width) int64, an index into `words_of(image)`, or -1.
 
-        It is the word with the largest share. Where start, end, padding and punctuation together have a larger one, it
-        is -1. What the picture's own positions have does not count.
+        It is the word with the largest share. Where start, end and punctuation together have a larger one, it is -1. In
+        other models than ours start and padding take most of the attention everywhere, so that of all tokens that are
+        no words does not count there.
         """
         branch = which.get("branch", "prompt")
         words, tokens = self.words_of(image, branch), self.tokens_of(image, branch)
         maps = [self.heatmap(word, image=image, **which) for word in words]
         of_words = {token for word in words for token in word.tokens}
-        rest = [i for i, token in enumerate(tokens) if i not in of_words and token != PICTURE]
+        rest = [i for i in range(len(tokens)) if i not in of_words and not self.columns_of(image, branch)]
         given = {name: value for name, value in which.items() if name != "branch"}
         nothing = self.heatmaps(rest, image=image, branch=branch, **given).sum(dim=0)  # type: ignore[arg-type]
         return torch.stack([nothing, *maps]).argmax(dim=0) - 1
@@ -285,7 +286,7 @@ class AttentionTrace(TraceRecorder):
             if text.text[word.start : word.end] != word.text or max(word.tokens, default=0) >= len(text.tokens):
                 raise ValueError(f"the word {word.text!r} is not of this prompt: take one of words_of({image})")
             if not word.tokens:
-                raise ValueError(f"{word.text!r} was cut off: the text is longer than its encoder reads")
+                raise ValueError(f"{word.text!r} was cut off or left out: no text encoder read it")
             return word.tokens
         if isinstance(word, str):
             return self._tokens_of_phrase(word, occurrence, text)
@@ -299,7 +300,7 @@ class AttentionTrace(TraceRecorder):
             return (text.tokens.index(phrase),)
         tokens = find_phrase(phrase, text.text, text.words, occurrence)
         if not tokens:
-            raise ValueError(f"{phrase!r} was cut off: the text is longer than its encoder reads")
+            raise ValueError(f"{phrase!r} was cut off or left out: no text encoder read it")
         return tokens
 
     def _text(self, image: int, branch: str) -> Text:

@@ -136,7 +136,8 @@ class TraceRecorder:
 
     def check_budget(self, steps: int) -> None:
         """Raise ValueError if what one step took would exceed the budget after so many steps."""
-        taken = sum(4 * total.numel() for total in self._sums.values())
+        longest = max((total.shape[2] for total in self._sums.values()), default=0)  # `finish` pads the others
+        taken = sum(4 * total[:, :, 0].numel() * longest for total in self._sums.values())
         self._check(taken * (steps if "step" in self.keep else 1))
 
     def _check(self, size: int) -> None:

@@ -60,7 +60,7 @@ def attribute_any(
     if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
         given["use_resolution_binning"] = False
     with watched(visiting, attention):
-        visiting(caption, **given)
+        visiting(prompt=caption, **given)
     attention.average_images(replace(attention.recording, settings={**attention.recording.settings, **settings}))
 
 

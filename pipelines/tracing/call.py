@@ -3,6 +3,7 @@
 Shapes: B rows of the batch, I images, H heads, L queries, N positions of the picture, S keys, G columns of a text.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.tracing.families import Given, Place, read_arguments
 from pipelines.tracing.kernels import Fused, Kernel, in_slices
-from pipelines.tracing.provenance import Provenance, as_list
+from pipelines.tracing.provenance import Provenance, Source, as_list
 from unet_xattn import AttentionTrace
 from unet_xattn.trace_plan import Recording
 from unet_xattn.words import PADDING, PICTURE, Text
@@ -29,11 +30,14 @@ that is recorded the queries of its picture."""
 
 
 class Row(NamedTuple):
-    """A row of the denoiser's batch: its branch, its text, and the columns that are the text's tokens."""
+    """A row of the denoiser's batch: its branch, its text, the columns that are the text's tokens, and what each
+    encoder read for it.
+    """
 
     branch: str
     text: Text
     columns: list[int]
+    sources: set[Source]
 
 
 @dataclass
@@ -99,13 +103,13 @@ class Call:
         if arguments.get("output_type") == "latent":
             raise ValueError("output_type='latent' gives no picture, whose size the maps have: use 'pil', 'np' or 'pt'")
         self.attention, self.check = attention, check
-        # Copies of lists, because Z-Image rewrites the caller's.
-        self.arguments: dict[str, Any] = {name: list(v) if isinstance(v, list) else v for name, v in arguments.items()}
+        self.arguments = dict(arguments)
         self.provenance = Provenance(tokenizers, self.arguments)
         self.images = len(as_list(arguments["prompt"])) * (arguments.get("num_images_per_prompt") or 1)
         self.running: list[Layer] = []
         self.now: Pass | None = None
         self._times: list[float] = []
+        self._used: Counter[Source] = Counter()  # by rows of this step's passes
         self._recorded: set[tuple[int, str]] = set()  # steps and branches
         self._known: dict[tuple[int, ...], tuple[Given, list[Row]]] = {}
         self._texts: dict[str, list[Text]] = {}
@@ -119,9 +123,11 @@ class Call:
 
     def enter_denoiser(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = read_arguments(denoiser, args, kwargs)
-        rows = self._rows(denoiser, given)
         if not self._times or self._times[-1] != given.time:
             self._times.append(given.time)
+            self._used.clear()
+        rows = self._rows(denoiser, given)
+        self._used.update(source for row in rows for source in row.sources)
         step = len(self._times) - 1
         if step == 1:
             self.attention.check_budget(self.arguments.get("num_inference_steps") or 1)
@@ -133,6 +139,10 @@ class Call:
         branches = {
             name: numbers[: self.images] for name, numbers in branches.items() if (step, name) not in self._recorded
         }
+        for name, numbers in branches.items():
+            if len(numbers) != self.images:
+                what = f"{len(numbers)} rows of its batch read a {name} for {self.images} pictures"
+                raise ValueError(f"{type(denoiser).__name__} cannot be recorded: {what}")
         self._recorded |= {(step, name) for name in branches}
         for name, numbers in branches.items():
             if name not in self._texts:
@@ -144,7 +154,7 @@ class Call:
     def _rows(self, denoiser: nn.Module, given: Given) -> list[Row]:
         """The rows of the batch, looked up again when the text has changed."""
         if given.source not in self._known:
-            found = self.provenance.rows(given.texts)
+            found = self.provenance.rows(given.texts, self._used)
             if not any(branch for branch, _ in found):
                 what = "nothing in its text was given by a text encoder in this call (are there prompt_embeds?)"
                 raise ValueError(f"the words that {type(denoiser).__name__} reads are not known: {what}")
@@ -153,7 +163,8 @@ class Call:
             for (branch, tokens), length in zip(found, given.lengths, strict=True):
                 branch = branch or "negative"  # SDXL's empty one is zeros, which no encoder gave
                 within = {column: t for column, t in tokens.items() if column < length}
-                rows.append(Row(branch, *self.provenance.text(branch, within, beside)))
+                sources = {token.source for of_column in tokens.values() for token in of_column}
+                rows.append(Row(branch, *self.provenance.text(branch, within, beside), sources))
             self._known[given.source] = given, rows  # with `given`, whose tensors are known by their identity
             if len(self._known) > KNOWN_TEXTS:
                 del self._known[next(iter(self._known))]
@@ -238,6 +249,7 @@ class Call:
         """Keep the pictures that the call returned."""
         if not self._grids:
             raise ValueError("nothing was recorded: the call never ran its denoiser, or no layer of it was chosen")
+        self.attention.check_budget(1)  # for a call of a single step
         pictures = as_bytes(images)
         height, width = pictures.shape[1:3]
         is_same_ratio = height * self._drawn[1] == width * self._drawn[0]

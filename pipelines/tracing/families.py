@@ -118,8 +118,8 @@ class Place:
 class Given:
     """What a denoiser is given in one pass.
 
-    texts: for each row of the batch, its text: one (T, width) for each text argument.
-    source: the identities of the tensors that hold the text.
+    texts: for each row of the batch, its text in parts (T, width), in the order of its keys.
+    tensors: those that hold the text of all rows.
     lengths: the number of text keys of each row.
     size: h and w of the latents, or of the grid where they are packed.
     positions: of all pictures in the sequence, 0 where it is not known.
@@ -129,13 +129,18 @@ class Given:
 
     layout: Layout
     texts: list[list[Tensor]]
-    source: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
     lengths: list[int]
     size: Grid
     positions: int
     patch: int
     time: float
     has_picture: bool
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """The identities of the tensors that hold the text; they stay as long as this does."""
+        return tuple(map(id, self.tensors))
 
     @property
     def is_joint(self) -> bool:
@@ -186,8 +191,11 @@ def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     texts = [arguments[name] for name in layout.text if arguments.get(name) is not None]
     if not texts:
         given = ", ".join(name for name, value in arguments.items() if isinstance(value, Tensor | list))
-        known = "was given no text" if kind.__name__ in LAYOUTS else f"is not known, and its text is none of {given}"
-        raise ValueError(f"{kind.__name__} {known}: what its picture reads cannot be told")
+        what = "" if kind.__name__ in LAYOUTS else "is not known, and "
+        names = " or ".join(layout.text)
+        raise ValueError(f"{kind.__name__} {what}was given no {names}, but {given}: what it reads is not known")
+    if any(len(text) not in (1, len(sample)) for text in texts):
+        raise ValueError(f"{kind.__name__} was given {len(texts[0])} texts for {len(sample)} rows of pictures")
     if not all(isinstance(of_row, Tensor) for of_rows in (sample, *texts) for of_row in of_rows):
         raise ValueError(f"{kind.__name__} was given several pictures or texts a row, which cannot be told apart")
     rows = [_in_order_of_keys(layout, arguments, texts, row) for row in range(len(sample))]
@@ -196,7 +204,7 @@ def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     return Given(
         layout,
         rows,
-        tuple(id(part) for text in texts for part in (text if isinstance(text, list) else [text])),
+        tuple(part for text in texts for part in (text if isinstance(text, list) else [text])),
         layout.lengths(arguments) if layout.lengths else lengths,
         layout.grid(arguments) if layout.grid else tuple(sample[0].shape[-2:]),
         sample.shape[1] if layout.grid else 0,
@@ -207,17 +215,15 @@ def read_arguments(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
 
 
 def _in_order_of_keys(layout: Layout, arguments: Arguments, texts: list[Any], row: int) -> list[Tensor]:
-    """The text of a row in parts (T, width), in the order of its keys.
+    """The text of a row in parts (T, width), in the order of its keys. One text may serve all rows.
 
     Where a token has the states of several layers, (T, layers, width), these are side by side in the width.
     """
-    parts = [text[row].flatten(1) for text in texts]
+    parts = [text[row if len(text) > 1 else 0].flatten(1) for text in texts]
     if len(parts) < 2 or not layout.masks:
         return parts
-    real = [arguments[name][row].bool() for name in layout.masks]
-    return [part[own] for part, own in zip(parts, real, strict=True)] + [
-        part[~own] for part, own in zip(parts, real, strict=True)
-    ]
+    masked = [(part, arguments[name][row].bool()) for part, name in zip(parts, layout.masks, strict=True)]
+    return [part[real] for part, real in masked] + [part[~real] for part, real in masked]
 
 
 def _time(arguments: Arguments) -> float:

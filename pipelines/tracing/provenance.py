@@ -6,8 +6,9 @@ Shapes: B texts of one reading, L tokens of it, T columns of the denoiser's text
 """
 
 import difflib
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
@@ -40,6 +41,10 @@ class Reading:
     widths: frozenset[int]
 
 
+Source = tuple[Reading, int]
+"""A text that an encoder read: a reading, and which of its texts."""
+
+
 @dataclass(frozen=True)
 class Token:
     """A token that an encoder read: at a position of one text of a reading."""
@@ -56,9 +61,16 @@ class Token:
     def is_real(self) -> bool:
         return bool(self.reading.real[self.text, self.position])
 
+    @property
+    def source(self) -> Source:
+        return self.reading, self.text
+
 
 Row = dict[int, list[Token]]
 """Column -> the tokens whose encodings it holds: one, or one of each encoder where these are side by side."""
+
+Matches = dict[Source, list[int]]
+"""Where an encoding was read: the positions in each text."""
 
 
 def read_output(encoder: str, turn: int, ids: Tensor, mask: Tensor | None, output: Any, pad: int, end: int) -> Reading:
@@ -104,7 +116,7 @@ class Provenance:
     def __init__(self, tokenizers: Mapping[str, PreTrainedTokenizerBase], arguments: Mapping[str, Any]):
         self.tokenizers, self.arguments = tokenizers, arguments
         self.readings: list[Reading] = []
-        self._indexes: dict[torch.dtype, dict[bytes, list[Token]]] = {}
+        self._indexes: dict[torch.dtype, dict[bytes, Matches]] = {}
 
     def add(self, encoder: str, ids: Tensor, mask: Tensor | None, output: Any) -> None:
         """Note what an encoder read and gave."""
@@ -116,37 +128,54 @@ class Provenance:
 
     # Columns.
 
-    def rows(self, texts: Sequence[Sequence[Tensor]]) -> list[tuple[str, Row]]:
+    def rows(self, texts: Sequence[Sequence[Tensor]], used: Counter[Source] | None = None) -> list[tuple[str, Row]]:
         """For each row of the denoiser's batch its branch and its columns; "" and {} if no encoder gave its text.
 
+        Equal texts are told apart by the order of the images, and by what other rows and passes of the step have used.
+
         texts: for each row, one (T, D) for each text argument.
+        used: how many rows of earlier passes have each text.
         """
-        used: Counter[tuple[int, int]] = Counter()  # equal texts of a batch are told apart by their order
+        used = Counter(used)
+        count, images = len(as_list(self.arguments["prompt"])), self.arguments.get("num_images_per_prompt") or 1
         found: list[tuple[str, Row]] = []
-        for parts in texts:
-            columns = self._columns(parts)
-            places = Counter(place for tokens in columns.values() for place in {_place(token) for token in tokens})
-            if not places:
-                found.append(("", {}))
-                continue
-            best = max(places, key=lambda place: (places[place], -used[place], -place[0], -place[1]))
-            used[best] += 1
-            row = _in_order(columns, best)
-            found.append((self._branch(next(iter(row.values()))[0]), row))
+        for number, parts in enumerate(texts):
+            columns, own = self._columns(parts), number // images % count
+            matched = Counter(source for matches in columns.values() for source in matches)
+            # Each encoder by itself: one may read the negative prompt only.
+            order = sorted(matched, key=lambda s: (-matched[s], self._prompt_of(s) != own, used[s], s[0].turn, s[1]))
+            chosen = {reading.encoder: (reading, text) for reading, text in reversed(order)}
+            used.update(chosen.values())
+            row = _in_order(columns, chosen.values())
+            found.append((self._branch(*chosen[min(chosen)]) if chosen else "", row))
         return found
 
-    def _branch(self, token: Token) -> str:
-        """Whether a token was read in a prompt or in a negative prompt.
+    def _branch(self, reading: Reading, text: int) -> str:
+        """Whether a text is a prompt or a negative prompt.
 
-        Pipelines read the prompts first and the negative ones in another turn, or both at once in either order.
+        Pipelines read the prompts first and the negative ones in another turn; or each prompt in a turn of its own; or
+        both kinds at once in either order.
         """
-        count, reading = len(as_list(self.arguments["prompt"])), token.reading
-        if reading.turn or len(reading.ids) <= count:
-            return "negative" if reading.turn else "prompt"
+        count = len(as_list(self.arguments["prompt"]))
+        turns = [other for other in self.readings if other.encoder == reading.encoder]
+        if len(turns) > 1:
+            return "prompt" if reading.turn < (count if self._is_alone(reading) else 1) else "negative"
+        if len(reading.ids) <= count:
+            return "prompt"
         halves = reading.ids[:count], reading.ids[-count:]
         first, last = (sum(self._words_read(reading.encoder, half)) for half in halves)
-        is_first = token.text < len(reading.ids) - count
+        is_first = text < len(reading.ids) - count
         return "prompt" if is_first == (first > last) else "negative"
+
+    def _is_alone(self, reading: Reading) -> bool:
+        """Whether an encoder reads each prompt in a turn of its own."""
+        count = len(as_list(self.arguments["prompt"]))
+        return any(other.encoder == reading.encoder and len(other.ids) < count for other in self.readings)
+
+    def _prompt_of(self, source: Source) -> int:
+        """Which of the prompts, or of the negative prompts, a text is."""
+        reading, text = source
+        return (reading.turn if self._is_alone(reading) else text) % len(as_list(self.arguments["prompt"]))
 
     def _words_read(self, encoder: str, ids: Tensor) -> Iterator[int]:
         """The number of words of each prompt that are among ids (B, L)."""
@@ -154,9 +183,9 @@ class Provenance:
             found = align(self.string("prompt", encoder, text), self.tokenizers[encoder], own)
             yield sum(map(bool, found.values()))
 
-    def _columns(self, parts: Sequence[Tensor]) -> Row:
-        """Each column's candidates: all tokens with its encoding."""
-        columns: Row = defaultdict(list)
+    def _columns(self, parts: Sequence[Tensor]) -> dict[int, Matches]:
+        """For each column all places where its encoding was read."""
+        columns: dict[int, Matches] = defaultdict(dict)
         widths = {width for reading in self.readings for width in reading.widths}
         first = 0
         for part in parts:
@@ -164,23 +193,24 @@ class Provenance:
                 if channel + CHANNELS <= part.shape[-1]:
                     marks = part[:, channel : channel + CHANNELS].detach().cpu()
                     for column, mark in enumerate(_as_bytes(marks), first):
-                        columns[column] += self._index(part.dtype).get(mark, [])
+                        columns[column].update(self._index(part.dtype).get(mark, {}))
             first += len(part)
-        return {column: tokens for column, tokens in columns.items() if tokens}
+        return columns
 
-    def _index(self, dtype: torch.dtype) -> dict[bytes, list[Token]]:
-        """Mark -> the tokens that have it, for marks of a dtype."""
+    def _index(self, dtype: torch.dtype) -> dict[bytes, Matches]:
+        """Mark -> where it was read, for marks of a dtype."""
         if dtype not in self._indexes:
-            index: dict[bytes, list[Token]] = defaultdict(list)
+            index: dict[bytes, dict[Source, set[int]]] = defaultdict(lambda: defaultdict(set))
             for reading in self.readings:
                 for state in reading.marks.to(dtype):
                     for text, tokens in enumerate(state):
                         for position, mark in enumerate(_as_bytes(tokens)):
-                            token = Token(reading, text, position)
-                            if token not in index[mark]:
-                                index[mark].append(token)
+                            index[mark][reading, text].add(position)
             index.pop(bytes(CHANNELS * dtype.itemsize), None)  # zeros are no encoding
-            self._indexes[dtype] = index
+            self._indexes[dtype] = {
+                mark: {source: sorted(positions) for source, positions in found.items()}
+                for mark, found in index.items()
+            }
         return self._indexes[dtype]
 
     # Texts.
@@ -198,7 +228,7 @@ class Provenance:
         words: dict[tuple[int, int], set[int]] = {}
         read = {token.reading.encoder: token for tokens in row.values() for token in tokens}
         for encoder, token in sorted(read.items()):
-            string = self.string(branch, encoder, token.text % len(as_list(self.arguments["prompt"])))
+            string = self.string(branch, encoder, self._prompt_of(token.source))
             if string not in starts:
                 starts[string] = len(whole) + bool(starts)
                 whole += "\n" * bool(starts[string]) + string
@@ -224,25 +254,17 @@ def as_list(strings: Any) -> list[str]:
     return [] if strings is None else [strings] if isinstance(strings, str) else list(strings)
 
 
-def _place(token: Token) -> tuple[int, int]:
-    return token.reading.turn, token.text
-
-
-def _in_order(columns: Row, place: tuple[int, int]) -> Row:
-    """For each column the tokens at a place; of several equal ones of an encoder, the first after those before it."""
-    last: dict[str, int] = {}
-    chosen: Row = {}
+def _in_order(columns: Mapping[int, Matches], chosen: Iterable[Source]) -> Row:
+    """For each column the tokens of these texts; of several equal ones of a text, the first after those before it."""
+    last = dict.fromkeys(chosen, -1)
+    row: Row = defaultdict(list)
     for column in sorted(columns):
-        of_encoder: dict[str, list[Token]] = defaultdict(list)
-        for token in columns[column]:
-            if _place(token) == place:
-                of_encoder[token.reading.encoder].append(token)
-        for encoder, tokens in of_encoder.items():
-            later = [token for token in tokens if token.position > last.get(encoder, -1)]
-            token = min(later or tokens, key=lambda token: token.position)
-            last[encoder] = token.position
-            chosen.setdefault(column, []).append(token)
-    return chosen
+        for source in last:
+            if positions := columns[column].get(source):
+                position = positions[bisect_right(positions, last[source]) % len(positions)]
+                last[source] = position
+                row[column].append(Token(*source, position))
+    return row
 
 
 def _as_bytes(marks: Tensor) -> list[bytes]:
@@ -287,11 +309,18 @@ def _by_characters(
 ) -> Positions | None:
     """Found by what each id spells, without spaces and case; also where only a beginning or parts were read."""
     spelled = ""
-    owner: list[int] = []
+    owners: list[list[int]] = []
+    part: list[int] = []  # positions of bytes that are no character yet
     for position, token in enumerate(ids):
-        if token not in tokenizer.all_special_ids:
-            piece = _squeezed(tokenizer.decode([token]))
-            spelled, owner = spelled + piece, owner + [position] * len(piece)
+        if token in tokenizer.all_special_ids:
+            part = []
+            continue
+        part = [*part[-3:], position]
+        text = tokenizer.decode([ids[i] for i in part])
+        if text and "\ufffd" not in text:
+            spelled += (piece := _squeezed(text))
+            owners += [part] * len(piece)
+            part = []
     place, wanted = {}, ""  # character of the string -> place in `wanted`
     for at, character in enumerate(string):
         if piece := _squeezed(character):
@@ -304,7 +333,7 @@ def _by_characters(
     found: Positions = {}
     for first, last in spans:
         places = [matched[place[at]] for at in range(first, last) if at in place and place[at] in matched]
-        found[first, last] = tuple(sorted({owner[i] for i in places}))
+        found[first, last] = tuple(sorted({position for i in places for position in owners[i]}))
     return found
 
 

@@ -140,9 +140,9 @@ def _verify_any(pipe: DiffusionPipeline, prompt: str, steps: int, **call: Any) -
     given: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"} | call
 
     def draw(text: str = prompt) -> Tensor:
-        return as_bytes_or_floats(pipe(text, generator=torch.Generator().manual_seed(0), **given))
+        return as_bytes_or_floats(pipe(prompt=text, generator=torch.Generator().manual_seed(0), **given))
 
-    plain, attention, checked = draw(), AttentionTrace(), _Checked()
+    attention, checked = AttentionTrace(), _Checked()
     with watched(pipe, attention, checked):
         recorded, beside = draw(), []
         recording = attention.recording
@@ -150,6 +150,7 @@ def _verify_any(pipe: DiffusionPipeline, prompt: str, steps: int, **call: Any) -
         other.start()
         other.join()
         assert attention.recording is recording, "a call in another thread was recorded"
+    plain = draw()
     deviations = checked.deviations | {
         "picture": float((plain - recorded).abs().max()),
         "threads": float((plain - beside[0]).abs().max()),
@@ -162,7 +163,7 @@ def _verify_any(pipe: DiffusionPipeline, prompt: str, steps: int, **call: Any) -
 
 def as_bytes_or_floats(out: Any) -> Tensor:
     """The pictures of a pipeline's output as numbers in [0, 1]."""
-    images = out[0] if isinstance(out, tuple) else out.images
+    images = out[0]
     return as_bytes(images).float() / 255 if isinstance(images, list) else torch.as_tensor(images).float()
 
 

@@ -106,9 +106,14 @@ def _record(
         if _is_compiled(pipe):  # compiled code has no kernels to see
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(Watch(call.fused, call.softmax))
-        out = original(pipe, *args, **kwargs)
-    call.finish(out[0] if isinstance(out, tuple) else out.images)
+        out = original(pipe, *map(_copied, args), **{name: _copied(value) for name, value in kwargs.items()})
+    call.finish(out[0])
     return out
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a list, because Z-Image rewrites its list of prompts, which is the caller's."""
+    return list(value) if isinstance(value, list) else value
 
 
 def _hook_denoiser(stack: ExitStack, denoiser: nn.Module, call: Call) -> None:
