@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.text_to_text import TranslationPipeline
-    from pipelines.tracing.capture import attribute, trace, verify
+    from pipelines.tracing.attribute import attribute
+    from pipelines.tracing.capture import trace
+    from pipelines.tracing.verify import verify
 
 __all__ = ["TextToImagePipeline", "TranslationPipeline", "attribute", "trace", "verify"]
 
 _MODULES = {
     "TextToImagePipeline": "pipelines.text_to_image",
     "TranslationPipeline": "pipelines.text_to_text",
-    "attribute": "pipelines.tracing.capture",
+    "attribute": "pipelines.tracing.attribute",
     "trace": "pipelines.tracing.capture",
-    "verify": "pipelines.tracing.capture",
+    "verify": "pipelines.tracing.verify",
 }
 
 

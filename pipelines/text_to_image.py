@@ -36,7 +36,7 @@ from pipelines.request import check_results, read_request
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.trace_plan import Recording
-from unet_xattn.words import read_text
+from unet_xattn.words import read_text, unknown_words
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -341,14 +341,16 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
     ) -> Recording:
         """The description of a trace of these texts: for each branch, one text for each picture."""
         read = {text: read_text(text, self.tokenizer) for branch in texts.values() for text in branch}
+        unknown = {word for text in texts["prompt"] for word in unknown_words(text, self.tokenizer)}
+        grids = self.unet.attention_grids(*(side // self.vae_scale_factor for side in size))
         return Recording(
             {branch: [read[text] for text in given] for branch, given in texts.items()},
             size,
-            self.unet.attention_grids(*(side // self.vae_scale_factor for side in size)),
-            self.unet.config.heads,
+            grids,
+            dict.fromkeys(grids, self.unet.config.heads),
             steps,
             self.config.calibration,
-            settings,
+            settings | {"unknown_words": sorted(unknown)},
         )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

@@ -14,7 +14,8 @@ from pipelines import TextToImagePipeline, attribute, trace, verify
 from pipelines.components import to_tensor
 from pipelines.scenes.scene import Object, Scene
 from pipelines.scenes.shapes import render, scene
-from pipelines.tracing.capture import reading_shape, tolerances
+from pipelines.tracing.attribute import reading_shape
+from pipelines.tracing.verify import tolerances
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.words import split_words
 
@@ -224,7 +225,7 @@ def test_a_layer_that_is_not_recorded_is_an_error(
 @pytest.mark.parametrize("wrong", [None, "shapes", object()])
 def test_only_pipelines_can_be_recorded(wrong: object) -> None:
     with (
-        pytest.raises(TypeError, match=f"only a TextToImagePipeline can be recorded, got a {type(wrong).__name__}"),
+        pytest.raises(TypeError, match=f"only a pipeline of diffusers can be recorded, got a {type(wrong).__name__}"),
         trace(wrong),
     ):
         pass
@@ -239,7 +240,7 @@ def test_an_unconditional_pipeline_is_refused() -> None:
         norm_num_groups=4,
     )
     pipe = DDPMPipeline(unet, DDPMScheduler())
-    with pytest.raises(TypeError, match="got a DDPMPipeline"), trace(pipe):
+    with pytest.raises(TypeError, match="DDPMPipeline cannot be recorded: it takes no prompt"), trace(pipe):
         pass
 
 
@@ -254,7 +255,8 @@ def test_keep_is_checked_before_anything_is_drawn(tiny_pipe: TextToImagePipeline
 def test_a_faithful_recording_is_verified(tiny_pipe: TextToImagePipeline) -> None:
     found = verify(tiny_pipe, PROMPT)
     assert found.layers == len(tiny_pipe.unet.attention_layers)
-    assert max(found.rows, found.outputs, found.prediction, found.picture, found.threads) < 1e-4
+    assert set(found.deviations) == set(found.tolerances) and max(found.deviations.values()) < 1e-4
+    assert str(found).startswith("TextToImagePipeline, CrossAttentionUNet, float32, ")
 
 
 HALF = [torch.float16, torch.bfloat16]
@@ -276,8 +278,8 @@ def test_a_faithful_recording_in_half_precision_is_verified(tiny_pipe: TextToIma
     found = verify(in_dtype(tiny_pipe, dtype, CrossAttentionUNet), PROMPT)
     # The rounding of this dtype is seen, and is well within what is allowed.
     allowed = tolerances(dtype, tokens=10)
-    assert found.outputs > tolerances(torch.float32, 10)["outputs"]
-    assert all(getattr(found, name) < most / 2 for name, most in allowed.items())
+    assert found.deviations["outputs"] > tolerances(torch.float32, 10)["outputs"]
+    assert all(found.deviations[name] < most / 2 for name, most in allowed.items())
 
 
 def the_layer_before(weights: Tensor, seen: list[Tensor]) -> Tensor:

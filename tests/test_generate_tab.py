@@ -144,7 +144,7 @@ def test_the_verdict_checks_the_statements_of_the_prompt(
     right, other = scene(3, 0, kind, language=language), scene(3, 1, kind, language=language)
     attention = AttentionTrace()
     texts = [read_text(s.caption, tiny_pipe.tokenizer) for s in (right, other)]
-    attention.start(Recording({"prompt": texts}, (64, 64), {"mid": (4, 4)}, 2, 1))
+    attention.start(Recording({"prompt": texts}, (64, 64), {"mid": (4, 4)}, {"mid": 2}, 1))
     attention.pictures = torch.from_numpy(np.stack([render(right)[0]] * 2))
     checks = verdict(attention, 0)
     assert checks and all(ok for _, ok in checks)

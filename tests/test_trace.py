@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines import TextToImagePipeline, trace
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import measure
+from unet_xattn.trace_file import FORMAT, OLDER
 from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text
 
@@ -35,7 +36,9 @@ def recording(
 ) -> Recording:
     texts = {"prompt": prompts} | ({} if negatives is None else {"negative": negatives})
     read = {branch: [read_text(p, tokenizer) for p in given] for branch, given in texts.items()}
-    return Recording(**({"texts": read, "size": SIZE, "grids": GRIDS, "heads": H, "steps": 3} | others))  # type: ignore
+    return Recording(
+        **({"texts": read, "size": SIZE, "grids": GRIDS, "heads": dict.fromkeys(GRIDS, H), "steps": 3} | others)
+    )  # type: ignore
 
 
 def started(tokenizer: PreTrainedTokenizerFast, keep: str = "mean", **others: object) -> AttentionTrace:
@@ -236,7 +239,7 @@ def test_all_layers_are_averaged_unless_one_is_asked_for(tokenizer: PreTrainedTo
 
 
 def test_a_heat_map_of_a_grid_as_fine_as_the_picture_is_the_map_itself(tokenizer: PreTrainedTokenizerFast) -> None:
-    attention = started(tokenizer, grids={"pixel": SIZE})
+    attention = started(tokenizer, grids={"pixel": SIZE}, heads={"pixel": H})
     attention.recorder(0, {"prompt": slice(0, 1)})("pixel", random_weights(SIZE), SIZE)
     torch.testing.assert_close(attention.heatmap("red"), attention.maps("pixel")[2])
 
@@ -509,7 +512,9 @@ def test_a_saved_trace_answers_as_it_did(tokenizer: PreTrainedTokenizerFast, tmp
 def test_layers_come_back_in_the_order_they_ran(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     attention = AttentionTrace()
     names = ["z", "down.10", "down.2", "mid", "a"]
-    attention.start(recording(tokenizer, [PROMPT], grids=dict.fromkeys(names, GRIDS["coarse"])))
+    attention.start(
+        recording(tokenizer, [PROMPT], grids=dict.fromkeys(names, GRIDS["coarse"]), heads=dict.fromkeys(names, H))
+    )
     record = attention.recorder(0, {"prompt": slice(0, 1)})
     for name in names:
         record(name, random_weights(GRIDS["coarse"]), GRIDS["coarse"])
@@ -543,7 +548,7 @@ def test_a_file_cut_short_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_pat
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 3'"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 4'"):
         AttentionTrace.load(tmp_path / "model.safetensors")
 
 
@@ -586,7 +591,7 @@ def saved(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> tuple[Path, dic
 
 
 def assert_damaged(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    save_file(tensors, path, {"format": "unet_xattn attention 3", "trace": json.dumps(header)})
+    save_file(tensors, path, {"format": FORMAT, "trace": json.dumps(header)})
     with pytest.raises(ValueError, match=r"^[^\n]*attention\.safetensors is damaged: [^\n]{10,200}$"):
         AttentionTrace.load(path)
 
@@ -618,11 +623,23 @@ def test_maps_and_pictures_of_other_shapes_are_refused(saved: Any) -> None:
         assert_damaged(path, tensors | {name: other}, header)
 
 
-def test_a_word_without_tokens_has_an_empty_map(saved: Any) -> None:
+def test_a_word_without_tokens_was_cut_off(saved: Any) -> None:
     path, tensors, header = saved
     header["recording"]["texts"]["prompt"][0]["words"][1]["tokens"] = []
-    save_file(tensors, path, {"format": "unet_xattn attention 3", "trace": json.dumps(header)})
-    assert not AttentionTrace.load(path).heatmap("red").any()
+    save_file(tensors, path, {"format": FORMAT, "trace": json.dumps(header)})
+    attention = AttentionTrace.load(path)
+    assert "red" not in map(str, attention.words) and [str(word) for word in attention.cut_off()] == ["red"]
+    with pytest.raises(ValueError, match="'red' was cut off or left out"):
+        attention.heatmap("red")
+
+
+def test_a_file_of_the_older_format_is_read(saved: Any) -> None:
+    path, tensors, header = saved
+    before = AttentionTrace.load(path)
+    header["recording"]["heads"] = next(iter(header["recording"]["heads"].values()))
+    del header["recording"]["drawn"]
+    save_file(tensors, path, {"format": OLDER, "trace": json.dumps(header)})
+    assert AttentionTrace.load(path).recording == before.recording
 
 
 def test_an_empty_trace_is_not_saved(tmp_path: Path) -> None:

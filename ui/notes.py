@@ -24,6 +24,9 @@ def trace_notes(attention: AttentionTrace, image: int = 0) -> list[str]:
     words = [word.text for word in attention.words_of(image)]
     unknown = set(settings.get("unknown_words", ()))
     notes = [_note(words, [word for word in words if word in unknown])]
+    if cut := attention.cut_off(image):
+        names = ", ".join(f'"{word}"' for word in cut)
+        notes.append(f"words cut off, because the text is longer than its encoder reads: {names}")
     if (share := settings.get("cut_off", 0.0)) > CUT_OFF:
         notes.append(f"{share:.0%} of the picture is cut off: the model reads its middle at {width}×{height} pixels")
     return [note for note in notes if note]

@@ -4,31 +4,21 @@ Shapes: I images, H heads (1 where the heads are averaged), T tokens, h×w the g
 a heat map has the picture's own height and width.
 """
 
-import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from unet_xattn.attention import RecordLayer
 from unet_xattn.grounding import Measures, Region, measure, region_mask
-from unet_xattn.trace_plan import TRACE_BYTES, Recording
-from unet_xattn.words import Text, Word, find_phrase, is_index, is_one_of, shown
-
-FORMAT = "unet_xattn attention 3"
-KEEP = ("step", "head")
-
-ROUNDING = 0.02
-"""By how much the shares at a place may exceed 1: they come from fp16 or bf16."""
+from unet_xattn.trace_file import read_trace, write_trace
+from unet_xattn.trace_plan import Recording
+from unet_xattn.trace_recorder import TraceRecorder
+from unet_xattn.words import OTHER, PADDING, PICTURE, Text, Word, find_phrase, is_index, is_one_of, items, shown
 
 
 class Selection(TypedDict, total=False):
@@ -39,86 +29,11 @@ class Selection(TypedDict, total=False):
     head: int | None
     branch: str  # "prompt", the default, or "negative"
     reduce: str  # "mean", the default, or "calibrated"
+    of: str  # "all", the default, or "text"
 
 
-class AttentionTrace:
-    """Running sums of attention weights, one per layer, averaged over steps and heads unless these are kept apart.
-
-    Memory does not grow with the number of steps unless `keep` names "step". Each layer keeps its own grid.
-
-    Args:
-        keep: which of "step" and "head" to keep apart; "mean" for neither, "full" for both.
-        budget: bytes it may take; a recording that would take more is refused before the first step.
-    """
-
-    def __init__(self, keep: str | Collection[str] = "mean", budget: int = TRACE_BYTES):
-        kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else _items(keep)
-        if unknown := [shown(name) for name in kept if not is_one_of(name, KEEP)]:
-            raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
-        self.keep = frozenset(kept)
-        self.budget = budget
-        self.pictures: Tensor | None = None
-        """The pictures, (I, height, width, 3) uint8, once they are drawn."""
-        self._recording: Recording | None = None
-        # (branch, step or -1, layer) -> sum of weights (I, H, T, N) in fp32, and the number of passes in that sum
-        self._sums: dict[tuple[str, int, str], Tensor] = {}
-        self._counts: dict[tuple[str, int, str], int] = {}
-
-    # Recording: the pipeline calls these.
-
-    def start(self, recording: Recording) -> None:
-        """Start a new recording.
-
-        Raises:
-            ValueError: it would take more than the budget.
-        """
-        size = recording.bytes(heads=not self._heads_at_once, steps="step" in self.keep)
-        if size > self.budget:
-            raise ValueError(
-                f"this recording would take {size / 2**20:,.1f} MiB, its budget is {self.budget / 2**20:,.1f} MiB: "
-                "draw fewer pictures, use keep='mean', or give trace a larger budget"
-            )
-        self._recording, self.pictures = recording, None
-        self._sums.clear()
-        self._counts.clear()
-
-    def recorder(self, step: int, branches: Mapping[str, slice]) -> RecordLayer:
-        """The `record` argument of one pass of the UNet; `branches` names rows of its batch ("prompt", "negative")."""
-
-        def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
-            part = weights.detach().transpose(-2, -1)  # (B, H, T, N), their layout in memory
-            if self._heads_at_once:
-                part = part.mean(dim=1, keepdim=True, dtype=torch.float32)
-            for branch, rows in branches.items():
-                key = (branch, step if "step" in self.keep else -1, layer)
-                self._counts[key] = self._counts.get(key, 0) + 1
-                if key in self._sums:
-                    self._sums[key] += part[rows]
-                else:
-                    self._sums[key] = part[rows].to(torch.float32, copy=True)
-
-        return record
-
-    def finish(self, pictures: Tensor) -> None:
-        """Keep the pictures, (I, height, width, 3) uint8, and average over heads unless they are kept apart.
-
-        Raises:
-            RuntimeError: a layer was not recorded, or an unknown one was. A map of the others would look right.
-        """
-        assert self._recording is not None
-        expected, seen = set(self._recording.grids), {layer for _, _, layer in self._sums}
-        if expected != seen:
-            raise RuntimeError(f"attention was not recorded: expected layers {sorted(expected)}, got {sorted(seen)}")
-        self.pictures = pictures.cpu()
-        if "head" not in self.keep:
-            self._sums = {key: total.mean(dim=1, keepdim=True) for key, total in self._sums.items()}
-
-    @property
-    def _heads_at_once(self) -> bool:
-        """Whether heads are averaged in each pass. Sums over steps are small enough to be averaged once, at the end."""
-        return self.keep == {"step"}
-
-    # Questions.
+class AttentionTrace(TraceRecorder):
+    """A recording, and questions about it. A pipeline records into it, see `TraceRecorder`, whose arguments it has."""
 
     @property
     def recording(self) -> Recording:
@@ -147,13 +62,29 @@ class AttentionTrace:
         return self.words_of(0)
 
     def words_of(self, image: int, branch: str = "prompt") -> list[Word]:
-        """The words of the prompt, or the negative prompt, of one image."""
-        return list(self._text(image, branch).words)
+        """The words of the prompt, or the negative prompt, of one image, without those that were cut off."""
+        return [word for word in self._text(image, branch).words if word.tokens]
+
+    def cut_off(self, image: int = 0, branch: str = "prompt") -> list[Word]:
+        """The words that were not read, because the text is longer than its encoder reads."""
+        return [word for word in self._text(image, branch).words if not word.tokens]
 
     def tokens_of(self, image: int, branch: str = "prompt") -> tuple[str, ...]:
         """All tokens of one image's prompt as the tokenizer spells them, with start, end and padding."""
         tokens = self._text(image, branch).tokens
-        return tokens + ("[padding]",) * (self.recording.tokens - len(tokens))
+        return tokens + (PADDING,) * (self.recording.tokens - len(tokens))
+
+    def columns_of(self, image: int = 0, branch: str = "prompt") -> list[str]:
+        """Names of the columns that are no single tokens, of `PADDING`, `PICTURE` and `OTHER`."""
+        tokens = self._text(image, branch).tokens
+        return [name for name in (PADDING, PICTURE, OTHER) if name in tokens]
+
+    def dropped(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
+        """The share that `of="text"` leaves out, that of the picture's own positions: (height, width) float32."""
+        if PICTURE not in self.columns_of(image, which.get("branch", "prompt")):
+            return torch.zeros(self.size)
+        given: Selection = {**which, "of": "all"}
+        return self.heatmap(PICTURE, image=image, **given)
 
     @property
     def layers(self) -> list[str]:
@@ -174,8 +105,16 @@ class AttentionTrace:
         head: int | None = None,
         image: int = 0,
         branch: str = "prompt",
+        of: str = "all",
     ) -> Tensor:
-        """Mean attention of one layer, (T, h, w) float32; at each position, the shares of all tokens sum to 1."""
+        """Mean attention of one layer, (T, h, w) float32; at each position, the shares of all tokens sum to 1.
+
+        Args:
+            of: "all", shares of everything that is read, or "text", shares of the text alone: where the picture's own
+                positions are among the keys, their share is left out and the others are divided by the rest.
+        """
+        if not is_one_of(of, ("all", "text")):
+            raise ValueError(f"of is 'all' or 'text', not {shown(of)!r}")
         self._text(image, branch)  # raises for an unknown image or branch
         for name, value in (("step", step), ("head", head)):
             if value is not None and name not in self.keep:
@@ -194,6 +133,11 @@ class AttentionTrace:
         if head is not None and not is_index(head, len(mean)):
             raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {shown(head)}")
         asked = mean.mean(dim=0) if head is None else mean[head]  # (T, N)
+        if of == "text" and PICTURE in (tokens := self.tokens_of(image, branch)):
+            picture = tokens.index(PICTURE)
+            rest = 1 - asked[picture]
+            asked = asked / rest.clamp_min(1e-12)
+            asked[picture] = 0
         return asked.unflatten(1, self.recording.grids[layer])
 
     def heatmap(
@@ -208,24 +152,29 @@ class AttentionTrace:
         branch: str = "prompt",
         reduce: str = "mean",
         scale: str = "absolute",
+        of: str = "all",
     ) -> Tensor:
         """The heat map of a word, a phrase or a token: (height, width) float32 in [0, 1].
 
         Args:
-            word: a word or phrase of the prompt in any case, one of `words`, or the position of a token.
+            word: a word or phrase of the prompt in any case, one of `words`, the position of a token, or the name of a
+                column that is no token, such as "[padding]".
             occurrence: which occurrence, from 0, if the prompt has several.
             step, layer, head: one of each; None averages over all.
             reduce: "mean" over all layers and heads, or "calibrated", their mean weighted by how far each can be
                 trusted. The latter needs a model with a calibration, and heads kept apart.
             scale: "absolute", the word's share of attention at each pixel, or "peak", that share over its maximum.
+            of: "all", shares of everything that is read, or "text", shares of the text alone, see `maps`.
 
         Raises:
-            ValueError: the word is not in the prompt, or the selection was not recorded.
+            ValueError: the word is not in the prompt or was cut off, or the selection was not recorded.
         """
         if not is_one_of(scale, ("absolute", "peak")):
             raise ValueError(f"scale is 'absolute' or 'peak', not {shown(scale)!r}")
         tokens = self._tokens(word, occurrence, image, branch)
-        heat = self.heatmaps(tokens, step=step, layer=layer, head=head, image=image, branch=branch, reduce=reduce)
+        heat = self.heatmaps(
+            tokens, step=step, layer=layer, head=head, image=image, branch=branch, reduce=reduce, of=of
+        )
         total = heat.sum(dim=0).clamp(0, 1)
         return total / total.max().clamp_min(1e-12) if scale == "peak" else total
 
@@ -239,22 +188,34 @@ class AttentionTrace:
         image: int = 0,
         branch: str = "prompt",
         reduce: str = "mean",
+        of: str = "all",
     ) -> Tensor:
         """The heat maps of several tokens, (tokens, height, width) float32; arguments as for `heatmap`."""
-        wanted = _items(tokens)
+        wanted, (height, width) = items(tokens), self._whole
         for token in wanted:
             self._check_token(token)
-        heat = torch.zeros(len(wanted), *self.size)
+        heat = torch.zeros(len(wanted), height, width)
         for name, its_head, weight in self._weighted(layer, head, reduce):
-            share = self.maps(name, step=step, head=its_head, image=image, branch=branch)[wanted]  # (tokens, h, w)
-            if wanted:  # a word may have no tokens, and nothing cannot be interpolated
-                heat += weight * F.interpolate(share[None], self.size, mode="bilinear")[0]
-        return heat
+            share = self.maps(name, step=step, head=its_head, image=image, branch=branch, of=of)[wanted]
+            if wanted:  # nothing cannot be interpolated
+                heat += weight * F.interpolate(share[None], (height, width), mode="bilinear")[0]  # (tokens, h, w)
+        top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
+        return heat[:, top : top + self.size[0], left : left + self.size[1]]
+
+    @property
+    def _whole(self) -> tuple[int, int]:
+        """Height and width of all that was drawn, in pixels of the pictures, which may be its middle."""
+        if self.recording.drawn is None:
+            return self.size
+        (height, width), (drawn_height, drawn_width) = self.size, self.recording.drawn
+        scale = max(height / drawn_height, width / drawn_width)
+        return max(height, int(drawn_height * scale)), max(width, int(drawn_width * scale))
 
     def words_at(self, region: Region, *, image: int = 0, **which: Unpack[Selection]) -> list[tuple[Word, float]]:
         """The words that drew a region, largest share first: (word, its share of the attention inside the region).
 
-        The shares sum to less than 1. The rest is the share of the start and end tokens and of punctuation.
+        The shares sum to less than 1. The rest is the share of start, end, padding and punctuation, and, unless
+        `of="text"`, of the picture's own positions.
 
         Raises:
             ValueError: the region is empty or not inside the picture.
@@ -266,14 +227,17 @@ class AttentionTrace:
     def segmentation(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
         """The dominant word of each pixel: (height, width) int64, an index into `words_of(image)`, or -1.
 
-        It is the word with the largest share. Where start, end and punctuation tokens together have a larger one, it
-        is -1.
+        It is the word with the largest share. Where start, end and punctuation together have a larger one, it is -1. In
+        other models than ours start and padding take most of the attention everywhere, so that of all tokens that are
+        no words does not count there.
         """
-        words = self.words_of(image, which.get("branch", "prompt"))
+        branch = which.get("branch", "prompt")
+        words, tokens = self.words_of(image, branch), self.tokens_of(image, branch)
         maps = [self.heatmap(word, image=image, **which) for word in words]
         of_words = {token for word in words for token in word.tokens}
-        rest = [self.heatmap(t, image=image, **which) for t in range(self.recording.tokens) if t not in of_words]
-        nothing = torch.stack(rest).sum(dim=0) if rest else torch.zeros(self.size)
+        rest = [i for i in range(len(tokens)) if i not in of_words and not self.columns_of(image, branch)]
+        given = {name: value for name, value in which.items() if name != "branch"}
+        nothing = self.heatmaps(rest, image=image, branch=branch, **given).sum(dim=0)  # type: ignore[arg-type]
         return torch.stack([nothing, *maps]).argmax(dim=0) - 1
 
     def measure(self, word: str | int | Word, *, image: int = 0, **which: Unpack[Selection]) -> Measures:
@@ -329,9 +293,11 @@ class AttentionTrace:
         if isinstance(word, Word):
             if text.text[word.start : word.end] != word.text or max(word.tokens, default=0) >= len(text.tokens):
                 raise ValueError(f"the word {word.text!r} is not of this prompt: take one of words_of({image})")
+            if not word.tokens:
+                raise ValueError(f"{word.text!r} was cut off or left out: no text encoder read it")
             return word.tokens
         if isinstance(word, str):
-            return find_phrase(word, text.text, text.words, occurrence)
+            return self._tokens_of_phrase(word, occurrence, text)
         self._check_token(word)
         return (word,)
 
@@ -340,6 +306,15 @@ class AttentionTrace:
             raise ValueError(
                 f"token {shown(token)} does not exist: the prompt has tokens 0 to {self.recording.tokens - 1}"
             )
+
+    @staticmethod
+    def _tokens_of_phrase(phrase: str, occurrence: int, text: Text) -> tuple[int, ...]:
+        if phrase in (PADDING, PICTURE, OTHER) and phrase in text.tokens:
+            return (text.tokens.index(phrase),)
+        tokens = find_phrase(phrase, text.text, text.words, occurrence)
+        if not tokens:
+            raise ValueError(f"{phrase!r} was cut off or left out: no text encoder read it")
+        return tokens
 
     def _text(self, image: int, branch: str) -> Text:
         texts = self.recording.texts
@@ -358,84 +333,20 @@ class AttentionTrace:
 
         Reading the file needs no model.
         """
-        header = {
-            "recording": asdict(self.recording),
-            "keep": sorted(self.keep),
-            "counts": {_name(key): count for key, count in self._counts.items()},
-        }
-        tensors = {
-            _name(key): (total / self._counts[key]).half().contiguous().cpu() for key, total in self._sums.items()
-        }
-        if self.pictures is not None:
-            tensors["pictures"] = self.pictures.contiguous()
-        save_file(tensors, path, metadata={"format": FORMAT, "trace": json.dumps(header, ensure_ascii=False)})
+        means = {key: total / self._counts[key] for key, total in self._sums.items()}
+        write_trace(path, self.recording, self.keep, means, self._counts, self.pictures)
 
     @classmethod
     def load(cls, path: str | Path) -> "AttentionTrace":
-        """Read a file written by `save`.
+        """Read a file written by `save`, also by older versions.
 
         Raises:
             ValueError: the file is damaged or is not an attention trace.
             OSError: it cannot be opened.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({shown(error, 80)}): is it complete?") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is {metadata.get('format', 'not an attention trace')!r}, expected {FORMAT!r}")
-        try:
-            return cls._restored(json.loads(metadata["trace"]), tensors)
-        except Exception as error:  # nearly anything, where a header does not have the form that `save` gave it
-            raise ValueError(f"{path} is damaged: its parts do not fit each other ({shown(error, 80)})") from error
-
-    @classmethod
-    def _restored(cls, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> "AttentionTrace":
-        """The trace of a file's header and tensors. Raises anything unless it can answer every question."""
-        known = header["recording"]
-        known["texts"] = {branch: [_text(text) for text in texts] for branch, texts in known["texts"].items()}
-        known["grids"] = {layer: tuple(grid) for layer, grid in known["grids"].items()}
-        recording = Recording(**known | {"size": tuple(known["size"])})
-        if not recording.is_whole():
-            raise ValueError("the texts, sizes or counts of its header")
-        trace = cls(keep=header["keep"])
-        trace._recording, trace.pictures = recording, tensors.get("pictures")
-        images = len(trace.prompts)
-        for name, count in header["counts"].items():
-            branch, step, layer = name.split("|")
-            mean = tensors[name].float()  # (I, H, T, N)
-            rows, heads, tokens, positions = mean.shape
-            fits = (rows, positions) == (images, math.prod(recording.grids[layer])) and tokens >= recording.tokens
-            if branch not in recording.texts or not fits or heads not in (1, recording.heads) or not 0 < count < 2**31:
-                raise ValueError(f"the shape of {name}")
-            if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
-                raise ValueError(f"the shares of {name}")
-            trace._sums[branch, int(step), layer] = mean * count
-            trace._counts[branch, int(step), layer] = count
-        _ = trace.recording  # raises where there are no maps
-        if len({mean.shape[1] for mean in trace._sums.values()}) > 1:
-            raise ValueError("the numbers of heads")
-        pictures = trace.pictures
-        if pictures is not None and (pictures.dtype, tuple(pictures.shape)) != (torch.uint8, (images, *trace.size, 3)):
-            raise ValueError("the pictures")
+        recording, keep, means, counts, pictures = read_trace(path)
+        trace = cls(keep)
+        trace._recording, trace._texts, trace.pictures = recording, dict(recording.texts), pictures
+        trace._sums = {key: mean.float() * counts[key] for key, mean in means.items()}
+        trace._counts = counts
         return trace
-
-
-def _items(value: Any) -> list[Any]:
-    """The values of a collection; a text, or what has no values, as a list of one."""
-    value = value.tolist() if isinstance(value, Tensor) else value
-    if isinstance(value, Collection) and not isinstance(value, str):
-        with suppress(TypeError):  # numpy's arrays without axes
-            return list(value)
-    return [value]
-
-
-def _name(key: tuple[str, int, str]) -> str:
-    return "|".join(map(str, key))
-
-
-def _text(saved: dict[str, Any]) -> Text:
-    words = tuple(Word(w["text"], w["start"], w["end"], tuple(w["tokens"])) for w in saved["words"])
-    return Text(saved["text"], words, tuple(saved["tokens"]))

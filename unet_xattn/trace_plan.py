@@ -1,4 +1,4 @@
-"""What a trace will record, known before the first step, and how much memory that takes."""
+"""What a trace has recorded, or will, and how much memory that takes."""
 
 import math
 from collections.abc import Mapping
@@ -11,6 +11,9 @@ from unet_xattn.words import Text, is_index
 TRACE_BYTES = 2**30
 """Bytes that a trace may take in memory by default."""
 
+KEEP = ("step", "head")
+"""What a trace can keep apart."""
+
 MOST = 2**14
 """More pixels of a side, heads or steps than any recording has."""
 
@@ -20,23 +23,25 @@ Calibration = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Recording:
-    """What will be recorded; all of it is known before the first step.
+    """What a trace records.
 
     texts: for each branch ("prompt", and "negative" where there is one), a text for each image.
     size: height and width of the pictures, in pixels.
     grids: layer -> its grid (h, w), in the order the layers run.
-    heads: number of heads of each layer.
+    heads: layer -> its number of heads.
     steps: number of steps.
     settings: everything else that made the pictures (seeds, scheduler, guidance), as JSON.
+    drawn: height and width, in any unit, of what was drawn, where the pictures are its middle at another ratio.
     """
 
     texts: Mapping[str, list[Text]]
     size: tuple[int, int]
     grids: Mapping[str, tuple[int, int]]
-    heads: int
+    heads: Mapping[str, int]
     steps: int
     calibration: Calibration | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    drawn: tuple[int, int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -45,22 +50,22 @@ class Recording:
 
     def is_whole(self) -> bool:
         """Whether its parts fit each other."""
-        sides = [side for shape in (self.size, *self.grids.values()) for side in shape]
-        counts = all(is_index(count, MOST) and count > 0 for count in (*sides, self.heads, self.steps))
+        shapes = [self.size, *self.grids.values(), *([] if self.drawn is None else [self.drawn])]
+        sides = [side for shape in shapes for side in shape]
+        counts = all(is_index(count, MOST) and count > 0 for count in (*sides, *self.heads.values(), self.steps))
         images = {len(texts) for texts in self.texts.values()}
         trusted = [] if self.calibration is None else list(self.calibration.items())
         return (
-            (counts and all(len(shape) == 2 for shape in (self.size, *self.grids.values())))
+            (counts and all(len(shape) == 2 for shape in shapes) and self.heads.keys() == self.grids.keys())
             and ("prompt" in self.texts and len(images) == 1 and 0 not in images)
             and all(text.is_whole() for texts in self.texts.values() for text in texts)
-            and all(layer in self.grids and len(weights) == self.heads for layer, weights in trusted)
+            and all(layer in self.grids and len(weights) == self.heads[layer] for layer, weights in trusted)
             and all(isinstance(weight, Real) and 0 <= weight <= 1 for _, weights in trusted for weight in weights)
             and isinstance(self.settings, Mapping)
         )
 
     def bytes(self, heads: bool, steps: bool) -> int:
         """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not."""
-        positions = sum(math.prod(grid) for grid in self.grids.values())
+        positions = sum(math.prod(grid) * (self.heads[layer] if heads else 1) for layer, grid in self.grids.items())
         images = sum(map(len, self.texts.values()))
-        apart = (self.heads if heads else 1) * (self.steps if steps else 1)
-        return 4 * images * positions * self.tokens * apart
+        return 4 * images * positions * self.tokens * (self.steps if steps else 1)

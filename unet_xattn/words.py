@@ -32,9 +32,17 @@ with their marks, and with single hyphens, apostrophes or joiners inside. Punctu
 of currencies are not words. Scripts written without spaces, except Han, are not divided further."""
 
 
+PADDING, PICTURE, OTHER = "[padding]", "[picture]", "[other]"
+"""Names of columns that are no single token: the padding, the picture's own positions where a model has them among the
+keys, and all tokens that were not chosen."""
+
+
 @dataclass(frozen=True)
 class Word:
-    """A word of the prompt: its text, its characters [start, end) in the prompt, and the positions of its tokens."""
+    """A word of the prompt: its text, its characters [start, end) in the prompt, and the positions of its tokens.
+
+    A word that was cut off, because the text was longer than its encoder reads, has no tokens.
+    """
 
     text: str
     start: int
@@ -47,7 +55,10 @@ class Word:
 
 @dataclass(frozen=True)
 class Text:
-    """A text as it was typed, its words, and its tokens as the tokenizer spells them."""
+    """A text as it was typed, its words, and its tokens as the tokenizer spells them.
+
+    Where encoders read different strings, the text has a line for each. Named columns (`PADDING`) follow the tokens.
+    """
 
     text: str
     words: tuple[Word, ...]
@@ -72,6 +83,12 @@ def is_index(value: Any, count: int) -> bool:
 def is_one_of(value: Any, names: Collection[str]) -> bool:
     """Whether a value is a text, and one of these."""
     return isinstance(value, str) and value in names
+
+
+def items(value: Any) -> list[Any]:
+    """The values of a collection, an array or a tensor; a text, or what has no values, as a list of one."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, Collection) and not isinstance(value, str) else [value]
 
 
 def shown(value: Any, most: int = 40) -> str:
@@ -114,6 +131,23 @@ def _encoded(text: str, tokenizer: "PreTrainedTokenizerBase", **asked: bool) -> 
 def as_read(text: str) -> str:
     """A text in the form our tokenizers read: composed characters, compatible ones made equal, in small letters."""
     return normalize("NFKC", text).lower()
+
+
+def chosen(text: Text, phrases: Sequence[str]) -> tuple[Text, list[int]]:
+    """A text in which only the tokens of these words and phrases, of the padding and of the picture are apart.
+
+    All others are one token, the last, `OTHER`. Phrases that the text does not have are passed over. Also returns the
+    new position of each token.
+    """
+    kept = {i for i, token in enumerate(text.tokens) if token in (PADDING, PICTURE)}
+    for phrase in phrases:
+        for occurrence in range(len(_occurrences(phrase, text.text, [(w.start, w.end) for w in text.words]))):
+            kept |= set(find_phrase(phrase, text.text, text.words, occurrence))
+    order = sorted(kept)
+    place = [order.index(i) if i in kept else len(order) for i in range(len(text.tokens))]
+    words = [w for w in text.words if w.tokens and kept.issuperset(w.tokens)]
+    words = [Word(w.text, w.start, w.end, tuple(place[i] for i in w.tokens)) for w in words]
+    return Text(text.text, tuple(words), (*(text.tokens[i] for i in order), OTHER)), place
 
 
 def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str]:

@@ -3,19 +3,22 @@
 Seconds on a shared machine say little. So they are compared with the rate of its matrix products, measured in between.
 """
 
+import inspect
 import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines.any_pipeline import open_pipeline
 from pipelines.data.batches import Batch, Collator
 from pipelines.data.scenes import SceneExamples
 from pipelines.runs.machine import machine
@@ -102,14 +105,15 @@ def bench_sample(pipe: TextToImagePipeline, device: str | torch.device = "cpu", 
 
 
 def bench_capture(model: str, device: str | torch.device = "cpu", repeats: int = 15) -> dict:
-    """The cost of recording attention while one picture is drawn in 20 guided steps: time, and peak memory.
+    """The cost of recording attention while one picture is drawn in 20 steps, guided where the pipeline can be.
+
+    It may be any pipeline that `trace` records. Measured are time and peak memory.
 
     Times are taken in turn in this process. Each peak is that of a separate process: on a CPU its resident memory with
     interpreter and libraries, on an accelerator what torch has allocated there.
     """
     device = torch.device(device)
-    pipe = TextToImagePipeline.from_pretrained(model).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(model, device)
     ways = ("none", "mean", "full")
     for keep in ways:
         _draw(pipe, keep)
@@ -133,18 +137,16 @@ def bench_capture(model: str, device: str | torch.device = "cpu", repeats: int =
     return report
 
 
-def _draw(pipe: TextToImagePipeline, keep: str) -> None:
-    if keep == "none":
-        pipe(PROMPT, **GUIDED)
-        return
-    with trace(pipe, keep):
-        pipe(PROMPT, **GUIDED)
+def _draw(pipe: DiffusionPipeline, keep: str) -> None:
+    takes = inspect.signature(type(pipe).__call__).parameters
+    settings = {name: value for name, value in GUIDED.items() if name in takes}
+    with nullcontext() if keep == "none" else trace(pipe, keep):
+        pipe(PROMPT, **settings)
 
 
 def _peak_memory(model: str, keep: str, device: torch.device) -> int:
     """The peak in bytes while three pictures are drawn one after another."""
-    pipe = TextToImagePipeline.from_pretrained(model).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(model, device)
     for _ in range(3):
         _draw(pipe, keep)
     if device.type != "cpu":

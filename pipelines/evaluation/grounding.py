@@ -24,7 +24,8 @@ from pipelines.scenes.judge import locate
 from pipelines.scenes.scene import Scene
 from pipelines.scenes.worlds import WORLDS, render, world_of
 from pipelines.text_to_image import TextToImagePipeline
-from pipelines.tracing.capture import attribute, trace
+from pipelines.tracing.attribute import attribute
+from pipelines.tracing.capture import trace
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision, iou, mass_inside, points_inside
 from unet_xattn.trace_plan import Calibration
@@ -178,7 +179,7 @@ def _judge_parts(rows: Rows, attention: AttentionTrace, word: Word, mask: Tensor
     """Add one word's figures for each layer, each head and each noise level alone."""
     for layer in attention.layers:
         rows["layers"][layer].append(judge_map(attention.heatmap(word, layer=layer), mask))
-        for head in range(attention.recording.heads):
+        for head in range(attention.recording.heads[layer]):
             heat = attention.heatmap(word, layer=layer, head=head)
             rows["heads"][f"{layer} head {head}"].append(judge_map(heat, mask))
     for step, level in enumerate(LEVELS):

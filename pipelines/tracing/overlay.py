@@ -3,6 +3,7 @@
 Shapes: h×w pixels.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,14 +52,15 @@ def word_sheet(
 
     The label gives the peak: the word's largest share of the attention at any position. The maps of a single `step`
     are scaled to the word's peak over all steps, so that sheets of different steps can be compared. The trace must have
-    kept the steps.
+    kept the steps. Where the padding and the picture's own positions have columns of their own, maps of these follow.
     """
-    picture, words = drawn(attention, image), attention.words_of(image)
+    picture = drawn(attention, image)
+    words: list[Word | str] = [*attention.words_of(image), *attention.columns_of(image)]
     heats = [attention.heatmap(word, image=image, step=step).numpy() for word in words]
-    peaks = [heat.max() for heat in heats] if step is None else _peaks(attention, image)
+    peaks = [heat.max() for heat in heats] if step is None else _peaks(attention, words, image)
     tiles = [(title, picture)]
     tiles += [
-        (f"{word.text}  {heat.max():.0%}", overlay(picture, heat / max(float(peak), 1e-12)))
+        (f"{word}  {100 * heat.max():.2g}%", overlay(picture, heat / max(float(peak), 1e-12)))
         for word, heat, peak in zip(words, heats, peaks, strict=True)
     ]
     return _sheet(tiles, min(6, len(tiles)), tile)
@@ -75,7 +77,7 @@ def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, column
     picture, words = drawn(attention, image), attention.words_of(image)
     if not words:
         raise ValueError(f"the prompt {attention.prompts[image][:40]!r} has no words: there are no maps to draw")
-    peaks = _peaks(attention, image)
+    peaks = _peaks(attention, words, image)
     places = np.linspace(0, len(attention.steps) - 1, min(columns, len(attention.steps))).round().astype(int)
     steps = [attention.steps[i] for i in places]
     tiles = []
@@ -94,7 +96,7 @@ def step_frames(attention: AttentionTrace, image: int = 0, tile: int = 128) -> l
     ]
 
 
-def _peaks(attention: AttentionTrace, image: int) -> list[float]:
+def _peaks(attention: AttentionTrace, words: Sequence[Word | str], image: int) -> list[float]:
     """Each word's largest share of the attention at any position and any single step.
 
     Raises:
@@ -103,8 +105,7 @@ def _peaks(attention: AttentionTrace, image: int) -> list[float]:
     if not attention.steps:
         raise ValueError("steps were averaged during recording: trace with keep='step' to keep them")
     return [
-        max(float(attention.heatmap(word, image=image, step=step).max()) for step in attention.steps)
-        for word in attention.words_of(image)
+        max(float(attention.heatmap(word, image=image, step=step).max()) for step in attention.steps) for word in words
     ]
 
 

@@ -14,10 +14,13 @@ from pipelines.runs.resume import flag_of
 from pipelines.training.config import Saving
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from pipelines import TextToImagePipeline
 
 MODEL_HELP = "A bundled model, the folder of a run, or a hub id."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
+AnyModel = Annotated[str, typer.Option(help="A bundled model, or the folder or hub id of one of ours or diffusers'.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default an accelerator if there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
@@ -61,6 +64,14 @@ def load(model: str, device: str | None = None) -> "TextToImagePipeline":
     pipe = TextToImagePipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)
+
+
+def load_any(model: str, device: str | None = None) -> "DiffusionPipeline":
+    """The same for any pipeline of diffusers."""
+    from pipelines.any_pipeline import open_pipeline
+    from pipelines.runs.processes import find_device
+
+    return open_pipeline(model, find_device(device))
 
 
 def refuse_existing(files: Iterable[Path | None], instead: str) -> None:

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from ui.commands.common import Device, Guidance, Model, Overwrite, Steps, load, print_notes, refuse_existing
+from ui.commands.common import (
+    AnyModel,
+    Device,
+    Guidance,
+    Model,
+    Overwrite,
+    Steps,
+    load,
+    load_any,
+    print_notes,
+    refuse_existing,
+)
 
 app = typer.Typer()
 
@@ -18,7 +29,7 @@ def generate(
     prompts: Annotated[
         Path | None, typer.Option(help="Draw all prompts of this file instead, a .txt or .jsonl.")
     ] = None,
-    model: Model = "shapes",
+    model: AnyModel = "shapes",
     seed: Annotated[str, typer.Option(help="Random seed of the picture, 0 to 2^64 - 1.")] = "0",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -38,7 +49,7 @@ def generate(
     from pipelines.drawing import label
     from pipelines.tracing.overlay import word_sheet
     from ui.export import stem
-    from ui.notes import text_note
+    from ui.notes import trace_notes
 
     number = parse_seed(seed)
     if (prompt is None) == (prompts is None) or (prompts and (keep or overwrite)):
@@ -52,11 +63,12 @@ def generate(
     files = [out / f"{name}.png", out / f"{name}-words.png"] + ([out / f"{name}.safetensors"] if keep else [])
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label(prompt, 15)  # a missing font is found before the picture is drawn
-    pipe = load(model, device)
-    print_notes([text_note(prompt, pipe.tokenizer)])
+    pipe = load_any(model, device)
+    asked = {"num_inference_steps": steps, "guidance_scale": guidance}
+    given = {name: value for name, value in asked.items() if value is not None}
     with trace(pipe, keep or "mean") as attention:
-        generator = torch.Generator().manual_seed(number)
-        picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator).images[0]
+        picture = pipe(prompt, **given, generator=torch.Generator().manual_seed(number)).images[0]
+    print_notes(trace_notes(attention))
     out.mkdir(parents=True, exist_ok=True)
     picture.save(files[0])
     word_sheet(attention).save(files[1])
@@ -84,7 +96,7 @@ def _generate_all(
 def attribute_words(
     picture: Annotated[Path, typer.Argument(help="A picture file.")],
     caption: Annotated[str, typer.Argument(help="What it shows.")],
-    model: Model = "shapes",
+    model: AnyModel = "shapes",
     out: Annotated[Path, typer.Option(help="Folder for the sheet of heat maps and the trace.")] = Path("out"),
     keep: Annotated[str, typer.Option(help=KEEP_HELP)] = "mean",
     device: Device = None,
@@ -110,7 +122,7 @@ def attribute_words(
         shown = read_picture(picture.read_bytes())
     except PictureError as error:
         raise ValueError(f"{picture} cannot be used: {error}") from error
-    attention = attribute(load(model, device), shown, caption, keep=keep)
+    attention = attribute(load_any(model, device), shown, caption, keep=keep)
     print_notes(trace_notes(attention))
     out.mkdir(parents=True, exist_ok=True)
     word_sheet(attention).save(files[0])

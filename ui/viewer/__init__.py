@@ -93,7 +93,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         "picture": data_url(drawn(attention, image)),
         "image": image,
         "layers": {layer: attention.recording.grids[layer] for layer in attention.layers},
-        "heads": attention.recording.heads if "head" in attention.keep else 1,
+        "heads": _heads(attention) if "head" in attention.keep else 1,
         "steps": len(attention.steps),
         "calibrated": calibrated,
         "views": {
@@ -104,9 +104,14 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
 
 def view_names(attention: AttentionTrace) -> list[str]:
     """The names of all views of a trace: "average|layer|head"; an empty layer or head means all."""
-    heads = [str(head) for head in range(attention.recording.heads)] if "head" in attention.keep else []
+    heads = list(map(str, range(_heads(attention)))) if "head" in attention.keep else []
     names = [f"mean|{layer}|{head}" for layer in ("", *attention.layers) for head in ("", *heads)]
     return [*names, "calibrated||"] if heads and attention.recording.calibration is not None else names
+
+
+def _heads(attention: AttentionTrace) -> int:
+    """The number of heads that all layers have."""
+    return min(attention.recording.heads.values())
 
 
 def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -> dict[str, Any]:

@@ -1,0 +1,284 @@
+"""One call of a diffusers pipeline while it is recorded: what its denoiser's attention layers read of its texts.
+
+Shapes: B rows of the batch, I images, H heads, L queries, N positions of the picture, S keys, G columns of a text.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipelines.tracing.families import Given, Place, read_arguments
+from pipelines.tracing.kernels import Fused, Kernel, in_slices
+from pipelines.tracing.provenance import Provenance, Source, as_list
+from unet_xattn import AttentionTrace
+from unet_xattn.trace_plan import Recording
+from unet_xattn.words import PADDING, PICTURE, Text
+
+VISIBLE = "use torch's own attention: set_attention_backend('native') or set_attn_processor(AttnProcessor2_0())"
+
+KNOWN_TEXTS = 4
+"""How many different texts of the denoiser's passes are remembered: two passes of a step have two."""
+
+Check = Callable[[str, Kernel, Tensor, Tensor, Mapping[int, slice]], None]
+"""Called with a layer, its kernel, the groups of its keys (B, 1, S, G), their shares (B, H, L, G), and for each row
+that is recorded the queries of its picture."""
+
+
+class Row(NamedTuple):
+    """A row of the denoiser's batch: its branch, its text, the columns that are the text's tokens, and what each
+    encoder read for it.
+    """
+
+    branch: str
+    text: Text
+    columns: list[int]
+    sources: set[Source]
+
+
+@dataclass
+class Layer:
+    """An attention module that is running: whether it was handed the text, and what its kernels did so far."""
+
+    name: str
+    handed: bool
+    calls: int = 0
+    slices: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Pass:
+    """A pass of the denoiser.
+
+    branches: name -> the rows of its images, none where an earlier pass of this step has recorded it.
+    seen: layers that read the text. unknown: what other layers did.
+    """
+
+    given: Given
+    rows: list[Row]
+    step: int
+    branches: dict[str, list[int]]
+    seen: set[str] = field(default_factory=set)
+    unknown: list[str] = field(default_factory=list)
+    _groups: dict[tuple, Tensor] = field(default_factory=dict)
+
+    def groups(self, place: Place, keys: int, device: torch.device) -> Tensor:
+        """Which column of its text each key belongs to, (B, 1, S, G): a token, the padding, or the picture."""
+        key = (keys, place.keys, device)
+        if key not in self._groups:
+            groups = torch.zeros(len(self.rows), 1, keys, max(len(row.columns) for row in self.rows) + 2)
+            for row, first, length, group in zip(self.rows, place.keys, self.given.lengths, groups[:, 0], strict=True):
+                count, columns = len(row.columns), torch.tensor(row.columns, dtype=torch.long)
+                group[:, count + 1] = 1
+                group[first : first + length, count + 1], group[first : first + length, count] = 0, 1
+                group[first + columns, count], group[first + columns, range(count)] = 0, 1
+            self._groups[key] = groups.to(device)
+        return self._groups[key]
+
+
+class Call:
+    """A call of a pipeline with these arguments, by name, that is recorded.
+
+    Args:
+        tokenizers: of each text encoder.
+        check: see `Check`.
+
+    Raises:
+        ValueError: from this and every method, where something is found that cannot be recorded rightly.
+    """
+
+    def __init__(
+        self,
+        attention: AttentionTrace,
+        tokenizers: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        check: Check | None = None,
+    ):
+        if arguments["prompt"] is None:
+            raise ValueError("this call has no prompt, so the words of its text are not known: give a prompt")
+        if arguments.get("output_type") == "latent":
+            raise ValueError("output_type='latent' gives no picture, whose size the maps have: use 'pil', 'np' or 'pt'")
+        self.attention, self.check = attention, check
+        self.arguments = dict(arguments)
+        self.provenance = Provenance(tokenizers, self.arguments)
+        self.images = len(as_list(arguments["prompt"])) * (arguments.get("num_images_per_prompt") or 1)
+        self.running: list[Layer] = []
+        self.now: Pass | None = None
+        self._times: list[float] = []
+        self._used: Counter[Source] = Counter()  # by rows of this step's passes
+        self._recorded: set[tuple[int, str]] = set()  # steps and branches
+        self._known: dict[tuple[int, ...], tuple[Given, list[Row]]] = {}
+        self._texts: dict[str, list[Text]] = {}
+        self._layers: dict[str, set[str]] = {}  # branch -> layers of its first pass
+        self._grids: dict[str, tuple[int, int]] = {}
+        self._heads: dict[str, int] = {}
+        self._drawn = (0, 0)
+        attention.begin()
+
+    # The denoiser.
+
+    def enter_denoiser(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = read_arguments(denoiser, args, kwargs)
+        if not self._times or self._times[-1] != given.time:
+            self._times.append(given.time)
+            self._used.clear()
+        rows = self._rows(denoiser, given)
+        self._used.update(source for row in rows for source in row.sources)
+        step = len(self._times) - 1
+        if step == 1:
+            self.attention.check_budget(self.arguments.get("num_inference_steps") or 1)
+        branches: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            branches.setdefault(row.branch, []).append(number)
+        # Of several passes of a step, as Heun's method and skip-layer guidance have, the first one counts. So do the
+        # first rows of a branch, where perturbed ones follow.
+        branches = {
+            name: numbers[: self.images] for name, numbers in branches.items() if (step, name) not in self._recorded
+        }
+        for name, numbers in branches.items():
+            if len(numbers) != self.images:
+                what = f"{len(numbers)} rows of its batch read a {name} for {self.images} pictures"
+                raise ValueError(f"{type(denoiser).__name__} cannot be recorded: {what}")
+        self._recorded |= {(step, name) for name in branches}
+        for name, numbers in branches.items():
+            if name not in self._texts:
+                self._texts[name] = [rows[number].text for number in numbers]
+                self.attention.expect(name, self._texts[name])
+        self._drawn = given.size
+        self.now = Pass(given, rows, step, branches)
+
+    def _rows(self, denoiser: nn.Module, given: Given) -> list[Row]:
+        """The rows of the batch, looked up again when the text has changed."""
+        if given.source not in self._known:
+            found = self.provenance.rows(given.texts, self._used)
+            if not any(branch for branch, _ in found):
+                what = "nothing in its text was given by a text encoder in this call (are there prompt_embeds?)"
+                raise ValueError(f"the words that {type(denoiser).__name__} reads are not known: {what}")
+            beside = (PADDING, PICTURE) if given.has_picture else (PADDING,)
+            rows = []
+            for (branch, tokens), length in zip(found, given.lengths, strict=True):
+                branch = branch or "negative"  # SDXL's empty one is zeros, which no encoder gave
+                within = {column: t for column, t in tokens.items() if column < length}
+                sources = {token.source for of_column in tokens.values() for token in of_column}
+                rows.append(Row(branch, *self.provenance.text(branch, within, beside), sources))
+            self._known[given.source] = given, rows  # with `given`, whose tensors are known by their identity
+            if len(self._known) > KNOWN_TEXTS:
+                del self._known[next(iter(self._known))]
+        return self._known[given.source][1]
+
+    def leave_denoiser(self, denoiser: nn.Module) -> None:
+        now, self.now = self.now, None
+        if now is None or not now.branches:
+            return
+        kind = type(denoiser).__name__
+        if not now.seen:
+            shown = f" ({'; '.join(now.unknown[:4])})" if now.unknown else ""
+            raise ValueError(f"{kind} cannot be recorded: no attention layer reads text in a way that is known{shown}")
+        for branch in now.branches:
+            first = self._layers.setdefault(branch, now.seen)
+            if first != now.seen:
+                names = ", ".join(sorted(first ^ now.seen)[:3])
+                raise ValueError(f"{kind} cannot be recorded: a pass left out layers ({names}): switch off its cache")
+
+    # Its layers.
+
+    def enter_layer(self, name: str, handed: bool) -> None:
+        if self.now is not None:
+            self.running.append(Layer(name, handed))
+
+    def leave_layer(self) -> None:
+        if self.now is None:
+            return
+        layer = self.running.pop()
+        if layer.slices:
+            self._keep(layer, in_slices(layer.slices, len(self.now.rows)))
+        if not layer.calls and (layer.handed or self.now.given.is_joint):
+            raise ValueError(f"layer {layer.name} computes its attention in a way that cannot be seen: {VISIBLE}")
+
+    def fused(self, kernel: Fused) -> None:
+        """A kernel has run."""
+        if self.now is not None and self.running:
+            self.running[-1].calls += 1
+            self._keep(self.running[-1], kernel)
+
+    def softmax(self, out: Tensor) -> None:
+        """A softmax has run; that of an explicit processor is (part of B·H, L, S)."""
+        if self.now is not None and self.running and out.ndim == 3:
+            layer = self.running[-1]
+            layer.calls += 1
+            if not layer.slices or layer.slices[0].shape[1:] == out.shape[1:]:  # those of an IP-Adapter have other keys
+                layer.slices.append(out)
+
+    def _keep(self, layer: Layer, kernel: Kernel) -> None:
+        """Record the first kernel of a layer that reads the text."""
+        now = self.now
+        assert now is not None
+        if layer.name in now.seen or not now.branches:
+            return
+        batch, length, keys = kernel.shape
+        place = now.given.locate(length, keys, layer.handed)
+        if place is None:
+            if layer.handed or now.given.is_joint:
+                now.unknown.append(f"{layer.name}: {length} queries, {keys} keys")
+            return
+        now.seen.add(layer.name)
+        if not self.attention.wants(layer.name):
+            return
+        groups = now.groups(place, keys, kernel.device)[:batch]
+        shares = kernel.shares(groups)  # (B, H, L, G)
+        count = place.grid[0] * place.grid[1]
+        queries = {n: slice(first, first + count) for n, first in enumerate(place.queries)}
+        if self.check is not None:
+            recorded = [number for numbers in now.branches.values() for number in numbers]
+            self.check(layer.name, kernel, groups, shares, {number: queries[number] for number in recorded})
+        self._grids[layer.name], self._heads[layer.name] = place.grid, shares.shape[1]
+        if "head" not in self.attention.keep:
+            shares = shares.mean(dim=1, keepdim=True, dtype=torch.float32)
+        for branch, numbers in now.branches.items():
+            columns = max(len(text.tokens) for text in self._texts[branch])
+            own = [shares[number, :, queries[number], :columns] for number in numbers]
+            self.attention.recorder(now.step, {branch: slice(None)})(layer.name, torch.stack(own), place.grid)
+
+    # The end.
+
+    def finish(self, images: Any) -> None:
+        """Keep the pictures that the call returned."""
+        if not self._grids:
+            raise ValueError("nothing was recorded: the call never ran its denoiser, or no layer of it was chosen")
+        self.attention.check_budget(1)  # for a call of a single step
+        pictures = as_bytes(images)
+        height, width = pictures.shape[1:3]
+        is_same_ratio = height * self._drawn[1] == width * self._drawn[0]
+        plain = {name: value for name, value in self.arguments.items() if isinstance(value, int | float | str)}
+        settings = plain | {"unknown_words": self._unknown_words()}
+        drawn = None if is_same_ratio else self._drawn
+        recording = Recording(
+            self._texts, (height, width), self._grids, self._heads, len(self._times), None, settings, drawn
+        )
+        self.attention.finish(pictures, recording)
+
+    def _unknown_words(self) -> list[str]:
+        """Words of the prompts with a token that stands for what a vocabulary lacks."""
+        lacking = {tokenizer.unk_token for tokenizer in self.provenance.tokenizers.values()}
+        return sorted(
+            {
+                word.text
+                for text in self._texts["prompt"]
+                for word in text.words
+                if any(text.tokens[token] in lacking for token in word.tokens)
+            }
+        )
+
+
+def as_bytes(images: Any) -> Tensor:
+    """Pictures as pipelines return them: PIL, arrays (I, h, w, 3) or tensors (I, 3, h, w) -> (I, h, w, 3) uint8."""
+    if isinstance(images, Tensor):
+        return (images.float().clamp(0, 1).permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+    array = np.stack([np.asarray(image) for image in images])
+    if array.ndim != 4 or array.shape[-1] != 3:
+        raise ValueError(f"this pipeline gives no pictures of three colours, but {array.shape[1:]}")
+    return torch.from_numpy(array if array.dtype == np.uint8 else (array.clip(0, 1) * 255).round().astype(np.uint8))

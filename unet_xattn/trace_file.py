@@ -1,0 +1,118 @@
+"""Traces as files: the means in fp16 and the pictures as safetensors, everything else as JSON in the file's header."""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unet_xattn.trace_plan import KEEP, Recording
+from unet_xattn.words import Text, Word, shown
+
+FORMAT, OLDER = "unet_xattn attention 4", "unet_xattn attention 3"
+"""The format that is written, and one that is read too: it had one number of heads for all layers."""
+
+ROUNDING = 0.02
+"""By how much the shares at a place may exceed 1: they come from fp16 or bf16."""
+
+Key = tuple[str, int, str]
+"""Branch, step (-1 for all), layer."""
+
+
+def write_trace(
+    path: str | Path,
+    recording: Recording,
+    keep: Collection[str],
+    means: Mapping[Key, Tensor],
+    counts: Mapping[Key, int],
+    pictures: Tensor | None,
+) -> None:
+    """Write a trace: its means (I, H, T, N), the number of passes in each, and its pictures (I, height, width, 3)."""
+    header = {
+        "recording": asdict(recording),
+        "keep": sorted(keep),
+        "counts": {_name(key): count for key, count in counts.items()},
+    }
+    tensors = {_name(key): mean.half().contiguous().cpu() for key, mean in means.items()}
+    if pictures is not None:
+        tensors["pictures"] = pictures.contiguous()
+    save_file(tensors, path, metadata={"format": FORMAT, "trace": json.dumps(header, ensure_ascii=False)})
+
+
+def read_trace(
+    path: str | Path,
+) -> tuple[Recording, list[str], dict[Key, Tensor], dict[Key, int], Tensor | None]:
+    """The arguments of `write_trace`, read from a file.
+
+    Raises:
+        ValueError: the file is damaged or is not an attention trace.
+        OSError: it cannot be opened.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({shown(error, 80)}): is it complete?") from error
+    found = metadata.get("format")
+    if found not in (FORMAT, OLDER):
+        raise ValueError(f"{path} is {found or 'not an attention trace'!r}, expected {FORMAT!r}")
+    try:
+        return _restored(json.loads(metadata["trace"]), tensors, found == OLDER)
+    except Exception as error:  # nearly anything, where a header does not have the form that `write_trace` gave it
+        raise ValueError(f"{path} is damaged: its parts do not fit each other ({shown(error, 80)})") from error
+
+
+def _restored(
+    header: dict[str, Any], tensors: Mapping[str, Tensor], is_older: bool
+) -> tuple[Recording, list[str], dict[Key, Tensor], dict[Key, int], Tensor | None]:
+    """What a file's header and tensors hold. Raises anything unless a trace of it can answer every question."""
+    recording, pictures = _recording(header["recording"], is_older), tensors.get("pictures")
+    if not recording.is_whole() or not set(header["keep"]) <= set(KEEP):
+        raise ValueError("the texts, sizes or counts of its header")
+    counts = {_key(name): count for name, count in header["counts"].items()}
+    means = {_key(name): tensors[name].float() for name in header["counts"]}
+    apart = any(mean.shape[1] > 1 for mean in means.values())  # heads that were not averaged
+    for (branch, _, layer), mean in means.items():
+        images, heads, tokens, positions = mean.shape
+        expected = len(recording.texts[branch]), math.prod(recording.grids[layer])
+        kept = recording.heads[layer] if apart else 1
+        if (images, positions) != expected or tokens < recording.tokens or heads != kept:
+            raise ValueError(f"the shape of {branch}, {layer}")
+        if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
+            raise ValueError(f"the shares of {branch}, {layer}")
+    if not means or not all(0 < count < 2**31 for count in counts.values()):
+        raise ValueError("the numbers of passes")
+    shape = (len(recording.texts["prompt"]), *recording.size, 3)
+    if pictures is not None and (pictures.dtype, tuple(pictures.shape)) != (torch.uint8, shape):
+        raise ValueError("the pictures")
+    return recording, header["keep"], means, counts, pictures
+
+
+def _recording(saved: dict[str, Any], is_older: bool) -> Recording:
+    texts = {branch: [_text(text) for text in texts] for branch, texts in saved["texts"].items()}
+    grids = {layer: tuple(grid) for layer, grid in saved["grids"].items()}
+    heads = dict.fromkeys(grids, saved["heads"]) if is_older else saved["heads"]
+    drawn = tuple(saved["drawn"]) if saved.get("drawn") else None
+    changed = {"texts": texts, "grids": grids, "heads": heads, "size": tuple(saved["size"]), "drawn": drawn}
+    return Recording(**saved | changed)
+
+
+def _text(saved: dict[str, Any]) -> Text:
+    words = tuple(Word(w["text"], w["start"], w["end"], tuple(w["tokens"])) for w in saved["words"])
+    return Text(saved["text"], words, tuple(saved["tokens"]))
+
+
+def _name(key: Key) -> str:
+    return "|".join(map(str, key))
+
+
+def _key(name: str) -> Key:
+    branch, step, layer = name.split("|")
+    return branch, int(step), layer

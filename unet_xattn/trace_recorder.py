@@ -1,0 +1,179 @@
+"""What a pipeline's attention layers read while it draws, as running sums.
+
+Shapes: I images, B rows of a batch, H heads (1 where the heads are averaged), T tokens, N positions of a layer's grid.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unet_xattn.attention import RecordLayer
+from unet_xattn.trace_plan import KEEP, TRACE_BYTES, Recording
+from unet_xattn.words import Text, chosen, find_phrase, is_one_of, items, shown
+
+
+class TraceRecorder:
+    """Running sums of attention weights, one per layer, averaged over steps and heads unless these are kept apart.
+
+    Memory does not grow with the number of steps unless `keep` names "step". Each layer keeps its own grid.
+
+    Args:
+        keep: which of "step" and "head" to keep apart; "mean" for neither, "full" for both.
+        budget: bytes it may take. A recording that would take more is refused: before the first step where its size is
+            known, after it otherwise.
+        words: words and phrases to keep apart; all tokens that are not theirs are added up. All words by default.
+        layers: names of the layers to record, or patterns such as "up_blocks.*"; all by default.
+    """
+
+    def __init__(
+        self,
+        keep: str | Collection[str] = "mean",
+        budget: int = TRACE_BYTES,
+        words: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+    ):
+        kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else items(keep)
+        if unknown := [shown(name) for name in kept if not is_one_of(name, KEEP)]:
+            raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
+        for name, given in (("words", words), ("layers", layers)):
+            if given is not None and (isinstance(given, str) or not all(isinstance(one, str) for one in given)):
+                raise ValueError(f"{name} is a list of texts, not {shown(given)!r}")
+        self.keep = frozenset(kept)
+        self.budget = budget
+        self.pictures: Tensor | None = None
+        """The pictures, (I, height, width, 3) uint8, once they are drawn."""
+        self._chosen_words, self._chosen_layers = words, layers
+        self._recording: Recording | None = None
+        self._texts: dict[str, list[Text]] = {}
+        self._places: dict[str, list[list[int]]] = {}  # branch -> for each image the new place of each token
+        # (branch, step or -1, layer) -> sum of weights (I, H, T, N) in fp32, and the number of passes in that sum
+        self._sums: dict[tuple[str, int, str], Tensor] = {}
+        self._counts: dict[tuple[str, int, str], int] = {}
+
+    def start(self, recording: Recording) -> None:
+        """Start a new recording of which everything is known.
+
+        Raises:
+            ValueError: it would take more than the budget, or none of its layers or prompts was chosen.
+        """
+        self.begin()
+        grids = {layer: grid for layer, grid in recording.grids.items() if self.wants(layer)}
+        if not grids:
+            raise ValueError(f"no layer is called {', '.join(self._chosen_layers or ())}: {', '.join(recording.grids)}")
+        for branch, texts in recording.texts.items():
+            self.expect(branch, texts)
+        heads = {layer: recording.heads[layer] for layer in grids}
+        calibration = recording.calibration if len(grids) == len(recording.grids) else None
+        recording = replace(recording, texts=dict(self._texts), grids=grids, heads=heads, calibration=calibration)
+        self._check(recording.bytes(heads=not self._heads_at_once, steps="step" in self.keep))
+        self._recording = recording
+
+    def begin(self) -> None:
+        """Start a new recording of which nothing is known yet; `finish` describes it."""
+        self._recording, self.pictures = None, None
+        for kept in (self._texts, self._places, self._sums, self._counts):
+            kept.clear()
+
+    def expect(self, branch: str, texts: Sequence[Text]) -> None:
+        """The texts of the images of a branch, before its first pass.
+
+        Raises:
+            ValueError: no prompt has one of the chosen words.
+        """
+        if self._chosen_words is None:
+            self._texts[branch] = list(texts)
+            return
+        reduced = [chosen(text, self._chosen_words) for text in texts]
+        self._texts[branch], self._places[branch] = [text for text, _ in reduced], [places for _, places in reduced]
+        for word in self._chosen_words if branch == "prompt" else ():
+            for text in texts:
+                with suppress(ValueError):
+                    find_phrase(word, text.text, text.words)
+                    break
+            else:
+                raise ValueError(f"{word!r} is in none of the prompts: {'; '.join(text.text for text in texts)[:200]}")
+
+    def wants(self, layer: str) -> bool:
+        """Whether a layer is to be recorded."""
+        return self._chosen_layers is None or any(fnmatchcase(layer, pattern) for pattern in self._chosen_layers)
+
+    def recorder(self, step: int, branches: Mapping[str, slice]) -> RecordLayer:
+        """The `record` argument of one pass of the UNet; `branches` names rows of its batch ("prompt", "negative")."""
+
+        def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
+            if not self.wants(layer):
+                return
+            part = weights.detach().transpose(-2, -1)  # (B, H, T, N), their layout in memory
+            if self._heads_at_once:
+                part = part.mean(dim=1, keepdim=True, dtype=torch.float32)
+            for branch, rows in branches.items():
+                key = (branch, step if "step" in self.keep else -1, layer)
+                self._counts[key] = self._counts.get(key, 0) + 1
+                own = self._added_up(branch, part[rows])
+                if key in self._sums:
+                    self._sums[key] += own
+                else:
+                    self._sums[key] = own.to(torch.float32, copy=True)
+
+        return record
+
+    def _added_up(self, branch: str, weights: Tensor) -> Tensor:
+        """Weights (I, H, T, N) with the tokens that were not chosen added up, (I, H, tokens of the texts, N)."""
+        if branch not in self._places:
+            return weights
+        count = max(len(text.tokens) for text in self._texts[branch])
+        one_hot = torch.zeros(len(weights), 1, count, weights.shape[2], device=weights.device)
+        for image, (places, text) in enumerate(zip(self._places[branch], self._texts[branch], strict=True)):
+            rest = [len(text.tokens) - 1] * (weights.shape[2] - len(places))
+            one_hot[image, 0, [*places, *rest], range(weights.shape[2])] = 1
+        return one_hot @ weights.float()
+
+    def check_budget(self, steps: int) -> None:
+        """Raise ValueError if what one step took would exceed the budget after so many steps."""
+        longest = max((total.shape[2] for total in self._sums.values()), default=0)  # `finish` pads the others
+        taken = sum(4 * total[:, :, 0].numel() * longest for total in self._sums.values())
+        self._check(taken * (steps if "step" in self.keep else 1))
+
+    def _check(self, size: int) -> None:
+        if size > self.budget:
+            raise ValueError(
+                f"this recording would take {size / 2**20:,.1f} MiB, its budget is {self.budget / 2**20:,.1f} MiB: "
+                "draw fewer pictures, use keep='mean', name words or layers to record, or give trace a larger budget"
+            )
+
+    def finish(self, pictures: Tensor, recording: Recording | None = None) -> None:
+        """Keep the pictures, (I, height, width, 3) uint8, and average over heads unless they are kept apart.
+
+        Args:
+            recording: what was recorded, if `start` did not know it.
+
+        Raises:
+            RuntimeError: a layer was not recorded, or an unknown one was. A map of the others would look right.
+        """
+        if recording is not None:
+            self._recording = replace(recording, texts=dict(self._texts))
+        assert self._recording is not None
+        expected, seen = set(self._recording.grids), {layer for _, _, layer in self._sums}
+        if expected != seen:
+            raise RuntimeError(f"attention was not recorded: expected layers {sorted(expected)}, got {sorted(seen)}")
+        self.pictures = pictures.cpu()
+        missing = {key: self._recording.tokens - total.shape[2] for key, total in self._sums.items()}
+        self._sums = {key: F.pad(total, (0, 0, 0, missing[key])) for key, total in self._sums.items()}
+        if "head" not in self.keep:
+            self._sums = {key: total.mean(dim=1, keepdim=True) for key, total in self._sums.items()}
+
+    def average_images(self, recording: Recording) -> None:
+        """Average over the images, which have the same prompt; the result is one image of `recording`'s first text."""
+        self._sums = {key: total.mean(dim=0, keepdim=True) for key, total in self._sums.items()}
+        self._texts = {branch: texts[:1] for branch, texts in recording.texts.items()}
+        self._recording = replace(recording, texts=dict(self._texts))
+
+    @property
+    def _heads_at_once(self) -> bool:
+        """Whether heads are averaged in each pass. Sums over steps are small enough to be averaged once, at the end."""
+        return self.keep == {"step"}
