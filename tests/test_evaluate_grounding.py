@@ -96,7 +96,14 @@ def test_the_report_has_every_method_class_and_layer(tiny_pipe: TextToImagePipel
     even = {layer: [0.1, 0.1] for layer in layers}
     pipe = TextToImagePipeline(**tiny_pipe.components, calibration=even)
     report = json.loads(json.dumps(evaluate_grounding(pipe, 1)))
-    assert set(report["renders"]) == {"mean", "DAAM's rule", "calibrated", "chance"}
+    assert set(report["renders"]) == {
+        "mean",
+        "DAAM's rule",
+        "mean, refined",
+        "calibrated",
+        "calibrated, refined",
+        "chance",
+    }
     assert set(report["layers"]) == set(layers) and len(report["heads"]) == 2 * len(layers)
     assert set(report["levels"]) == {f"noise {level}" for level in LEVELS}
     for classes in report["renders"].values():

@@ -11,18 +11,22 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
+from pipelines.tracing.masks import write_masks
 from pipelines.tracing.overlay import drawn, step_frames, step_sheet, word_overlay, word_sheet
 from ui.viewer import document
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
 
-def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: bool = False) -> list[Path]:
+def export(
+    attention: AttentionTrace, folder: Path, image: int = 0, overwrite: bool = False, masks: bool = False
+) -> list[Path]:
     """Write the attention of one recorded picture into a folder, and return the files.
 
     The files are `words.png`, all words on a sheet; `word-NN-TEXT.png`, one word each; `measures.csv`, see `measures`;
     and `page.html`, the viewer in one file that needs nothing else. If the steps were recorded separately, there are
-    also `steps.png`, unless the prompt has no words, and the animation `steps.webp`.
+    also `steps.png`, unless the prompt has no words, and the animation `steps.webp`. With `masks`, those of the words
+    follow, see `write_masks`.
 
     Raises:
         ValueError: the image does not exist, or the folder is not empty and `overwrite` is False.
@@ -50,7 +54,8 @@ def export(attention: AttentionTrace, folder: Path, image: int = 0, overwrite: b
         table.writeheader()
         table.writerows(rows)
     (folder / "page.html").write_text(document(attention, image), encoding="utf-8")
-    return [*written, folder / "measures.csv", folder / "page.html"]
+    written += [folder / "measures.csv", folder / "page.html"]
+    return written + (write_masks(attention, folder, image) if masks else [])
 
 
 def stem(prompt: str, seed: int) -> str:

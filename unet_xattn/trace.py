@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from unet_xattn.grounding import Measures, Region, measure, region_mask
+from unet_xattn.refine import refine as refine_edges
 from unet_xattn.trace_file import read_trace, write_trace
 from unet_xattn.trace_plan import Recording
 from unet_xattn.trace_recorder import TraceRecorder
@@ -153,6 +154,7 @@ class AttentionTrace(TraceRecorder):
         reduce: str = "mean",
         scale: str = "absolute",
         of: str = "all",
+        refine: str = "none",
     ) -> Tensor:
         """The heat map of a word, a phrase or a token: (height, width) float32 in [0, 1].
 
@@ -165,10 +167,14 @@ class AttentionTrace(TraceRecorder):
                 trusted. The latter needs a model with a calibration, and heads kept apart.
             scale: "absolute", the word's share of attention at each pixel, or "peak", that share over its maximum.
             of: "all", shares of everything that is read, or "text", shares of the text alone, see `maps`.
+            refine: "edges" spreads the map along the picture's own colours (`refine.refine`): it has the outline of
+                things, but holds the picture's edges as well as the attention. "none" leaves it as it is.
 
         Raises:
             ValueError: the word is not in the prompt or was cut off, or the selection was not recorded.
         """
+        if not is_one_of(refine, ("none", "edges")):
+            raise ValueError(f"refine is 'none' or 'edges', not {shown(refine)!r}")
         if not is_one_of(scale, ("absolute", "peak")):
             raise ValueError(f"scale is 'absolute' or 'peak', not {shown(scale)!r}")
         tokens = self._tokens(word, occurrence, image, branch)
@@ -176,6 +182,8 @@ class AttentionTrace(TraceRecorder):
             tokens, step=step, layer=layer, head=head, image=image, branch=branch, reduce=reduce, of=of
         )
         total = heat.sum(dim=0).clamp(0, 1)
+        if refine == "edges":
+            total = self._refined(total[None], image)[0]
         return total / total.max().clamp_min(1e-12) if scale == "peak" else total
 
     def heatmaps(
@@ -210,6 +218,41 @@ class AttentionTrace(TraceRecorder):
         (height, width), (drawn_height, drawn_width) = self.size, self.recording.drawn
         scale = max(height / drawn_height, width / drawn_width)
         return max(height, int(drawn_height * scale)), max(width, int(drawn_width * scale))
+
+    def _refined(self, maps: Tensor, image: int) -> Tensor:
+        """Maps (K, height, width) spread along the edges of a picture."""
+        if self.pictures is None:
+            raise ValueError("this trace holds no picture, whose edges could refine a map")
+        finest = max(height for height, _ in self.recording.grids.values())
+        return refine_edges(maps, self.pictures[image].float() / 255, self._whole[0] / finest)
+
+    def mask(
+        self, word: str | int | Word, *, image: int = 0, occurrence: int = 0, **which: Unpack[Selection]
+    ) -> Tensor:
+        """The outline of what a word drew: bool (height, width), where its refined map is at least half its peak.
+
+        By default the map is "calibrated" where that can be had. It holds the picture's edges as well as the attention.
+        """
+        given: Selection = {"reduce": self._best_reduce, **which}
+        heat = self.heatmap(word, image=image, occurrence=occurrence, refine="edges", **given)
+        return heat >= heat.max() / 2
+
+    def masks(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:
+        """The masks of all words without overlap: (height, width) int64, an index into `words_of(image)`, or -1.
+
+        Where masks overlap, a pixel belongs to the word whose map is nearest to its own peak there.
+        """
+        given: Selection = {"reduce": self._best_reduce, **which}
+        words = self.words_of(image, given.get("branch", "prompt"))
+        if not words:
+            return torch.full(self.size, -1)
+        heats = [self.heatmap(word, image=image, refine="edges", scale="peak", **given) for word in words]
+        peak, word = torch.stack(heats).max(dim=0)
+        return torch.where(peak >= 0.5, word, -1)
+
+    @property
+    def _best_reduce(self) -> str:
+        return "calibrated" if self.recording.calibration is not None and "head" in self.keep else "mean"
 
     def words_at(self, region: Region, *, image: int = 0, **which: Unpack[Selection]) -> list[tuple[Word, float]]:
         """The words that drew a region, largest share first: (word, its share of the attention inside the region).

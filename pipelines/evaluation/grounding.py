@@ -135,10 +135,10 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
     Returns:
         {"settings", "renders", "drawn", "layers", "heads", "levels"}, ready for JSON. "renders" and "drawn" hold, for
         each method, figures for each class of word. Methods are "mean", "DAAM's rule", "calibrated" if the model has a
-        calibration, and "chance", the score of an uninformative map. Classes are the kinds of words, and "object words"
-        for shape, colour and size together; layers, heads and noise levels are judged on these, on renders. Figures
-        hold n and, for each of `FIGURES`, [mean, low, high] with a 95 % interval: Wilson's for shares of hits, else
-        that of 1,000 bootstrap resamples of the words.
+        calibration, these two "refined" along the picture's edges, and "chance", the score of an uninformative map.
+        Classes are the kinds of words, and "object words" for shape, colour and size together; layers, heads and noise
+        levels are judged on these, on renders. Figures hold n and, for each of `FIGURES`, [mean, low, high] with a 95 %
+        interval: Wilson's for shares of hits, else that of 1,000 bootstrap resamples of the words.
     """
     rows: Rows = defaultdict(lambda: defaultdict(list))
     scenes = fixed_scenes(count_per_kind, held_out=False, data=world_of(pipe.tokenizer))
@@ -166,8 +166,10 @@ def evaluate_grounding(pipe: TextToImagePipeline, count_per_kind: int = 20) -> d
 def _judge_methods(rows: Rows, part: str, attention: AttentionTrace, kind: str, word: Word, mask: Tensor) -> None:
     """Add one word's figures by every method, under (method, class of word)."""
     maps = {"mean": attention.heatmap(word), "DAAM's rule": daam(attention, word)}
+    maps["mean, refined"] = attention.heatmap(word, refine="edges")
     if attention.recording.calibration is not None:
         maps["calibrated"] = attention.heatmap(word, reduce="calibrated")
+        maps["calibrated, refined"] = attention.heatmap(word, reduce="calibrated", refine="edges")
     methods = {name: judge_map(heat, mask) for name, heat in maps.items()}
     methods["chance"] = [float(mask.mean())] * len(FIGURES)
     for name, figures in methods.items():

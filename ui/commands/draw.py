@@ -135,6 +135,7 @@ def export_trace(
     file: Annotated[Path, typer.Argument(help="A trace that generate --keep or attribute saved.")],
     out: Annotated[Path, typer.Option(help="A new folder to write to.")],
     image: Annotated[int, typer.Option(help="Index of the picture in the trace, from 0.")] = 0,
+    masks: Annotated[bool, typer.Option("--masks", help="Write the outlines of what each word drew, too.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write pictures, a table and a page of a trace.
@@ -146,7 +147,7 @@ def export_trace(
     from unet_xattn import AttentionTrace
 
     attention = AttentionTrace.load(file)
-    print(*export(attention, out, image, overwrite), sep="\n")
+    print(*export(attention, out, image, overwrite, masks), sep="\n")
     print_notes(trace_notes(attention, image))
 
 
