@@ -119,16 +119,15 @@ def _mask_values(plain: Image.Image) -> np.ndarray:
     """The brightness of a plain mask, or its opacity if what can be seen of it has one colour: (h, w) uint8."""
     if plain.mode == "L":
         return np.asarray(plain)
-    rgba = np.asarray(plain.convert("RGBA"))
-    alpha = rgba[..., 3]
-    seen = rgba[alpha > 0, :3]
-    if (alpha < 255).any() and (seen == seen[:1]).all():
+    *colours, alpha = (np.asarray(channel) for channel in plain.convert("RGBA").split())  # (h, w) each
+    seen = [channel[alpha > 0] for channel in colours]
+    if alpha.min() < 255 and all((channel == channel[:1]).all() for channel in seen):
         return alpha
     rgb = opaque(plain, "black")
-    colours = rgb.getcolors(2) or []
-    if len(colours) == 1 or (0, 0, 0) in [colour for _, colour in colours]:
-        return np.asarray(rgb).max(axis=-1)
-    if np.ptp(seen, axis=-1).max() > GREY_ENOUGH:
+    few = rgb.getcolors(2) or []
+    if len(few) == 1 or (0, 0, 0) in [colour for _, colour in few]:
+        return np.maximum.reduce([np.asarray(channel) for channel in rgb.split()])
+    if (np.maximum.reduce(seen) - np.minimum.reduce(seen)).max() > GREY_ENOUGH:
         what = "several colours: save a mask of its own for each phrase, white where the object is"
         raise PictureError("bad mask", what)
     return np.asarray(rgb.convert("L"))

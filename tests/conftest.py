@@ -28,6 +28,8 @@ from pipelines.tokenizer import train_tokenizer
 from pipelines.training.objective import Losses
 from unet_xattn import CrossAttentionUNet, Transformer
 
+pytest.register_assert_rewrite("properties_of_families")
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:

@@ -552,8 +552,13 @@ ASKED: dict[str, st.SearchStrategy] = {
     "branch": mostly("prompt", "negative"),
     "reduce": mostly("mean", "calibrated"),
     "scale": mostly("absolute", "peak"),
+    "of": mostly("all", "text"),
+    "refine": mostly("none", "edges"),
 }
-QUESTIONS = ("heatmap", "heatmaps", "words_at", "segmentation", "measure", "leakage", "spread", "maps", "words_of")
+QUESTIONS = (
+    *("heatmap", "heatmaps", "words_at", "segmentation", "measure", "leakage", "spread", "maps", "words_of"),
+    *("cut_off", "columns_of", "dropped", "mask", "masks"),
+)
 
 
 @st.composite

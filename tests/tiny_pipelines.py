@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
+import pytest
 import tiny_parts as parts
 import torch
+from packaging.version import Version
 from PIL import Image
 from torch import nn
 
@@ -629,5 +631,14 @@ VARIANTS: dict[str, Variant] = existing(
 
 @cache
 def pipeline(name: str) -> "DiffusionPipeline":
-    """The pipeline of a family or of a variant, built once a process. Shared: do not change it."""
-    return (FAMILIES | VARIANTS)[name].build()
+    """The pipeline of a family or of a variant, built once a process. Shared: do not change it.
+
+    Tests of one that an older diffusers cannot import beside the other libraries are skipped.
+    """
+    try:
+        return (FAMILIES | VARIANTS)[name].build()
+    except (ImportError, RuntimeError) as error:
+        is_old = Version(diffusers.__version__) < Version("0.42")
+        if is_old and (isinstance(error, ImportError) or "Failed to import" in str(error)):
+            pytest.skip(f"this diffusers does not import it: {' '.join(str(error).split())[-100:]}")
+        raise

@@ -116,17 +116,26 @@ def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
+def _of_call(call: Call, act: Callable[..., None]) -> Callable[..., None]:
+    """A hook that acts in the thread of a call only.
+
+    In another thread it may come without the keyword arguments it was registered for: torch forgets about these when it
+    takes a hook off, also while that thread is about to run it.
+    """
+
+    def hook(*given: Any) -> None:
+        if _running.get() is call:
+            act(*given)
+
+    return hook
+
+
 def _hook_denoiser(stack: ExitStack, denoiser: nn.Module, call: Call) -> None:
-    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if _running.get() is call:
-            call.enter_denoiser(module, args, kwargs)
-
     def after(module: nn.Module, args: tuple, out: Any) -> None:
-        if _running.get() is call:
-            call.leave_denoiser(module)
+        call.leave_denoiser(module)
 
-    stack.callback(denoiser.register_forward_pre_hook(before, with_kwargs=True).remove)
-    stack.callback(denoiser.register_forward_hook(after).remove)
+    stack.callback(denoiser.register_forward_pre_hook(_of_call(call, call.enter_denoiser), with_kwargs=True).remove)
+    stack.callback(denoiser.register_forward_hook(_of_call(call, after)).remove)
     for name, module in denoiser.named_modules():
         if hasattr(module, "processor"):
             _hook_layer(stack, name, module, call)
@@ -134,27 +143,25 @@ def _hook_denoiser(stack: ExitStack, denoiser: nn.Module, call: Call) -> None:
 
 def _hook_layer(stack: ExitStack, name: str, layer: nn.Module, call: Call) -> None:
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if _running.get() is call:
-            own = kwargs.get("hidden_states", args[0] if args else None)
-            text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-            call.enter_layer(name, handed=text is not None and text is not own)
+        own = kwargs.get("hidden_states", args[0] if args else None)
+        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        call.enter_layer(name, handed=text is not None and text is not own)
 
     def after(module: nn.Module, args: tuple, out: Any) -> None:
-        if _running.get() is call:
-            call.leave_layer()
+        call.leave_layer()
 
-    stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-    stack.callback(layer.register_forward_hook(after).remove)
+    stack.callback(layer.register_forward_pre_hook(_of_call(call, before), with_kwargs=True).remove)
+    stack.callback(layer.register_forward_hook(_of_call(call, after)).remove)
 
 
 def _hook_encoder(stack: ExitStack, name: str, encoder: nn.Module, call: Call) -> None:
     def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if _running.get() is call and ids is not None:
+        if ids is not None:
             mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
             call.provenance.add(name, ids, mask, out)
 
-    stack.callback(encoder.register_forward_hook(after, with_kwargs=True).remove)
+    stack.callback(encoder.register_forward_hook(_of_call(call, after), with_kwargs=True).remove)
 
 
 def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
