@@ -168,7 +168,9 @@ def test_data_that_cannot_be_used_makes_a_broken_run_that_says_why_and_leaves_it
     config = TrainConfig(data=str(tmp_path / "empty"), out=str(tmp_path / "runs" / "broken"))
     out = tmp_path / "runs" / "broken"
     runs.start(config)
-    wait_until(lambda: not runs.find_run(out.parent, "broken").active, "it has failed", find_trainer(out).process)
+    trainer = find_trainer(out).process
+    # It gives the lock back before it prints why it has failed.
+    wait_until(lambda: "no pictures" in runs.find_run(out.parent, "broken").note, "it has said why", trainer)
     (broken,) = runs.list_runs(tmp_path / "runs")
     assert broken.state == "broken" and "has no pictures" in broken.note
     assert not (tmp_path / "runs" / "broken" / "run.json").exists()
