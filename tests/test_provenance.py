@@ -108,6 +108,23 @@ def test_a_cut_inside_a_character_loses_that_character_only(name: str) -> None:
     assert found == {(0, 1): whole[0, 1], (1, 2): whole[1, 2], (3, 4): ()}
 
 
+@pytest.mark.parametrize("name", ["t5", "xlm", "bert"])
+@pytest.mark.parametrize("change", [str, str.lower, lambda s: f"Describe: {s}"])
+def test_characters_that_a_vocabulary_lacks_are_found_too(name: str, change: Callable[[str], str]) -> None:
+    """Also by a tokenizer that has just been told to pad, as pipelines do."""
+    string = "a 红 Café ★ dog"
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer(change(string), padding="max_length", max_length=40, truncation=True)["input_ids"]
+    found = align(string, tokenizer, ids)
+    assert [string[start:end] for start, end in found] == ["a", "红", "Café", "★", "dog"]
+    for (start, end), positions in found.items():
+        if string[start:end] in ("红", "★"):
+            assert ids[positions[-1]] == tokenizer.unk_token_id
+        else:
+            letters = tokenizer.decode([ids[i] for i in positions], skip_special_tokens=True).lower()
+            assert letters.strip().startswith(string[start:end].lower()[:3])
+
+
 def test_a_learnt_token_has_all_its_vectors() -> None:
     tokenizer = parts.clip_tokenizer()
     tokenizer.add_tokens(["<disc>", "<disc>_1", "<disc>_2"])

@@ -575,6 +575,7 @@ SPOILT: list[Callable[[dict], Any]] = [
     lambda header: header.update(counts={}),
     lambda header: header["counts"].update({"prompt|0|fine": 0}),
     lambda header: header["counts"].update({"prompt|0|fine": "1"}),
+    lambda header: header["counts"].update({"prompt|0|fine": 1e-290}),  # 0 in fp32: its mean would be NaN
     lambda header: header["counts"].update({"prompt|x|fine": 1}),
     lambda header: header["counts"].update({"prompt|0|other": 1}),
 ]

@@ -153,6 +153,16 @@ def test_a_word_that_the_template_has_too_is_the_prompts(name: str) -> None:
     assert torch.equal(attention.heatmap("user"), attention.heatmap(token))
 
 
+@pytest.mark.parametrize("name", ["sd", "pixart_sigma", "flux", "z_image", "sd3"])
+def test_chinese_and_emoji_are_words(name: str) -> None:
+    attention = traced(name, "a 红猫 🐈 dog")
+    assert [str(word) for word in attention.words] == ["a", "红", "猫", "🐈", "dog"] and attention.cut_off() == []
+    for word in attention.words:
+        assert attention.heatmap(word).max() > 0
+    lacking = ["红", "猫", "🐈"] if name in ("pixart_sigma", "flux", "sd3") else []  # these T5 have no bytes
+    assert attention.recording.settings["unknown_words"] == sorted(lacking)
+
+
 def test_learnt_tokens_are_one_word() -> None:
     attention = traced("sd_textual_inversion", "a <disc> and a dog")
     assert [(str(word), word.tokens) for word in attention.words][1:3] == [("disc", (2, 3)), ("and", (4,))]

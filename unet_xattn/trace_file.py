@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_xattn.trace_plan import KEEP, Recording
-from unet_xattn.words import Text, Word, shown
+from unet_xattn.words import Text, Word, is_index, shown
 
 FORMAT, OLDER = "unet_xattn attention 4", "unet_xattn attention 3"
 """The format that is written, and one that is read too: it had one number of heads for all layers."""
@@ -87,7 +87,7 @@ def _restored(
             raise ValueError(f"the shape of {branch}, {layer}")
         if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
             raise ValueError(f"the shares of {branch}, {layer}")
-    if not means or not all(0 < count < 2**31 for count in counts.values()):
+    if not means or not all(is_index(count, 2**31) and count > 0 for count in counts.values()):
         raise ValueError("the numbers of passes")
     shape = (len(recording.texts["prompt"]), *recording.size, 3)
     if pictures is not None and (pictures.dtype, tuple(pictures.shape)) != (torch.uint8, shape):

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 from unicodedata import normalize
 
@@ -296,10 +297,11 @@ def _by_ids(string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int],
     indent = len(string) - len(string.lstrip())
     for variant, shift in ((string, 0), (" " + string, -1), (string.lower().strip(), indent)):
         read = tokenizer.backend_tokenizer.encode(variant, add_special_tokens=False)
-        count = len(read.ids)
-        starts = (i for i in range(len(ids) - count, -1, -1) if list(ids[i : i + count]) == read.ids)
-        if count and (start := next(starts, None)) is not None:
-            offsets = [(max(0, first + shift), max(0, last + shift)) for first, last in read.offsets]
+        is_real = [bool(real) for real in read.attention_mask]  # it pads as the pipeline has told it to
+        own, offsets = list(compress(read.ids, is_real)), list(compress(read.offsets, is_real))
+        starts = (i for i in range(len(ids) - len(own), -1, -1) if list(ids[i : i + len(own)]) == own)
+        if own and (start := next(starts, None)) is not None:
+            offsets = [(max(0, first + shift), max(0, last + shift)) for first, last in offsets]
             return {span: tuple(start + i for i in tokens_of(span[0], span[1], offsets)) for span in spans}
     return None
 

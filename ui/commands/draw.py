@@ -67,7 +67,7 @@ def generate(
     asked = {"num_inference_steps": steps, "guidance_scale": guidance}
     given = {name: value for name, value in asked.items() if value is not None}
     with trace(pipe, keep or "mean") as attention:
-        picture = pipe(prompt, **given, generator=torch.Generator().manual_seed(number)).images[0]
+        picture = pipe(prompt=prompt, **given, generator=torch.Generator().manual_seed(number)).images[0]
     print_notes(trace_notes(attention))
     out.mkdir(parents=True, exist_ok=True)
     picture.save(files[0])
