@@ -1,4 +1,5 @@
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -151,6 +152,14 @@ def test_the_key_of_a_digit_and_letters_beside_it_are_one_word_as_for_the_tokeni
     prompt = "1\ufe0f\u20e3st place"
     words = split_words(prompt, train_tokenizer([prompt] * 9))
     assert texts(words) == prompt.split() and not {*words[0].tokens} & {*words[1].tokens}
+
+
+def test_composed_and_decomposed_signs_are_words_of_their_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    composed = "2\U0001d15e"  # a half note, which no normal form keeps
+    for prompt in (composed, normalize("NFC", composed)):
+        two, note = split_words(prompt, tokenizer)
+        assert two.text == "2" and not {*two.tokens} & {*note.tokens}
+        assert find_phrase(composed, prompt, [two, note]) == two.tokens + note.tokens
 
 
 def test_values_in_messages_are_short_and_on_one_line() -> None:

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Letters and digits, also those that NFKC makes of a sign, as a tokenizer does ("™" is read as "tm").
-_LETTER = r"\p{L}\p{N}\p{Pc}[\p{So}&&\p{NFKC_QC=No}]"
+_COMPATIBLE = r"[\p{NFKC_QC=No}--\p{NFC_QC=No}]"  # the others are signs with marks, such as notes
+_LETTER = rf"\p{{L}}\p{{N}}\p{{Pc}}[\p{{So}}&&{_COMPATIBLE}]"
 # Marks, and the two joiners that choose the shape of a letter, belong to the letter before them.
 _RUN = rf"[{_LETTER}--\p{{Han}}][{_LETTER}\p{{M}}\u200c\u200d--\p{{Han}}]*+"
 # Hyphens, apostrophes and the like, and characters without a shape, but not the space of no width.
 _INSIDE = r"[-‐‑'’·׳״[\p{Cf}--\u200b]]"
 # An emoji is all characters that are shown as one picture: flags, families, keys, with their colours. The key of a
 # digit is a digit with marks, and letters may follow it, as for a tokenizer. "▁" is a space to most tokenizers.
-_SYMBOL = r"(?=[\p{So}\p{Emoji_Presentation}--[\p{NFKC_QC=No}▁]]|[#*]\uFE0F?\u20E3)\X"
+_SYMBOL = rf"(?=[\p{{So}}\p{{Emoji_Presentation}}--[{_COMPATIBLE}▁]]|[#*]\uFE0F?\u20E3)\X"
 
 WORD = regex.compile(rf"\p{{Han}}\p{{M}}*|{_SYMBOL}|{_RUN}(?:{_INSIDE}{_RUN})*", regex.V1)
 """A word: a Han character; an emoji or another symbol that is a picture; or a run of letters and digits of any script
