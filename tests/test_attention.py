@@ -56,6 +56,14 @@ def test_recorded_and_fused_path_agree_to_the_rounding_of_the_dtype(
     torch.testing.assert_close(explicit.double(), exact, rtol=tolerance, atol=tolerance)
 
 
+def test_what_record_returns_is_used_instead_of_the_weights() -> None:
+    x, memory = inputs(M)
+    attention = module(M)
+    uniform = attention(x, memory, record=lambda weights: torch.full_like(weights, 1 / T))
+    value = attention.to_out(attention.to_v(memory).mean(dim=1, keepdim=True))
+    torch.testing.assert_close(uniform, value.expand_as(uniform))
+
+
 @pytest.mark.parametrize("memory_width", [None, M], ids=["self", "cross"])
 def test_same_output_and_weights_as_torchs_multi_head_attention(memory_width: int | None) -> None:
     x, memory = inputs(memory_width)

@@ -108,7 +108,7 @@ def test_flux_reads_packed_latents(picture: Image.Image) -> None:
 @pytest.mark.parametrize("name", ["deepfloyd", "kandinsky21", "kandinsky22", "qwenimage", "flux2_klein"])
 def test_other_pipelines_cannot_attribute(name: str, picture: Image.Image) -> None:
     before = state_of(pipeline(name))
-    message = f"^{type(pipeline(name)).__name__} cannot attribute: it takes no latents that its VAE makes of a picture$"
+    message = f"^{type(pipeline(name)).__name__} cannot attribute: it takes no latents made by its VAE$"
     with pytest.raises(TypeError, match=message):
         read(name, picture)
     assert state_of(pipeline(name)) == before

@@ -1,5 +1,6 @@
 """What cannot be recorded rightly is refused by one line that names what was found, and nothing stays behind."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from families_of_pipelines import EXPECTED, denoiser_of, state_of
+from PIL import Image
 from tiny_pipelines import FAMILIES, pipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines import trace
+from ui.cli import main
 
 PROMPT = "a red circle left of a blue square"
 
@@ -219,6 +222,20 @@ def test_a_pipeline_that_reads_no_text() -> None:
     with pytest.raises(TypeError, match="KandinskyV22Pipeline cannot be recorded: it takes no"), trace(pipe):
         pass
     assert state_of(pipe) == before
+
+
+@pytest.mark.parametrize("command", [["generate", "a cat"], ["attribute", "cat.png", "a cat"]])
+def test_commands_refuse_such_a_pipeline_in_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("cat.png")
+    pipeline("kandinsky22").save_pretrained("model")
+    monkeypatch.setattr("sys.argv", ["unet-xattn", *command, "--model", "model", "--device", "cpu", "--out", "out"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: KandinskyV22Pipeline cannot ") and not Path("out").exists()
 
 
 # Settings

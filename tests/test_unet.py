@@ -9,6 +9,7 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipelines import TextToImagePipeline
 from pipelines.data.batches import Collator
@@ -239,6 +240,36 @@ def test_recording_changes_nothing_in_the_output(make_unet: MakeUNet) -> None:
     unet, kwargs = make_unet(), inputs()
     recorded = unet(**kwargs, record=lambda name, weights, grid: None).sample
     torch.testing.assert_close(recorded, unet(**kwargs).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_what_record_returns_is_used_instead_of_the_weights(make_unet: MakeUNet) -> None:
+    unet, kwargs = make_unet(), inputs()
+    kwargs["encoder_attention_mask"] = torch.ones(2, T, dtype=torch.bool)
+    first = torch.zeros(2, T, dtype=torch.bool)
+    first[:, 0] = True
+    only_first = unet(**kwargs | {"encoder_attention_mask": first}).sample
+
+    def to_first(name: str, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+        return F.one_hot(torch.zeros(weights.shape[:-1], dtype=torch.long), T).to(weights)
+
+    torch.testing.assert_close(unet(**kwargs, record=to_first).sample, only_first, rtol=1e-4, atol=1e-5)
+    assert (only_first - unet(**kwargs).sample).abs().max() > 1e-3
+
+
+def test_self_attention_is_recorded_and_changed_on_request(make_unet: MakeUNet) -> None:
+    unet, kwargs = make_unet(), inputs(32, 48)
+    plain = unet(**kwargs).sample
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def look(name: str, weights: Tensor, grid: tuple[int, int]) -> None:
+        seen[name] = (weights.shape[-1], grid[0] * grid[1])
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+
+    torch.testing.assert_close(unet(**kwargs, record_self=look).sample, plain, rtol=1e-4, atol=1e-5)
+    own = [name for name, block in unet._attention_blocks() if block.attention.self_attention is not None]
+    assert list(seen) == own and all(keys == positions for keys, positions in seen.values())
+    changed = unet(**kwargs, record_self=lambda name, weights, grid: torch.ones_like(weights) / weights.shape[-1])
+    assert (changed.sample - plain).abs().max() > 1e-4
 
 
 def test_recorded_weights_are_shares_of_the_real_tokens(make_unet: MakeUNet) -> None:

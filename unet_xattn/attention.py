@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Record = Callable[[Tensor], None]
-"""Receives one layer's attention weights, (B, H, N, T). It is an argument of the call, so no two calls can mix."""
+Record = Callable[[Tensor], Tensor | None]
+"""Receives one layer's attention weights, (B, H, N, T), and may return others, which the layer uses instead.
 
-RecordLayer = Callable[[str, Tensor, tuple[int, int]], None]
-"""Receives a cross-attention layer's name, its weights (B, H, h·w, T) and its grid (h, w)."""
+It is an argument of the call, so no two calls can mix.
+"""
+
+RecordLayer = Callable[[str, Tensor, tuple[int, int]], Tensor | None]
+"""Receives a layer's name, its weights (B, H, h·w, T) and its grid (h, w); may return other weights, see `Record`."""
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -92,9 +95,9 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """x (B, N, D), memory (B, T, M), mask broadcastable to (B, H, N, T) -> out (B, N, D).
 
-        With `record`, the weights (B, H, N, T) are computed explicitly, used for the output, and passed to `record`
-        while still attached to the graph. Without it, torch's fused kernel computes the same output and never builds
-        the weights.
+        With `record`, the weights (B, H, N, T) are computed explicitly and passed to `record` while still attached to
+        the graph; they, or those that it returns, make the output. Without it, torch's fused kernel computes the same
+        output and never builds the weights.
         """
         k, v = self.keys_values(x if memory is None else memory)
         return self.attend(x, k, v, mask, record)
@@ -116,8 +119,8 @@ class MultiHeadAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, N, E)
         else:
             weights = attention_weights(q, k, mask)  # (B, H, N, T)
-            record(weights)
-            out = weights @ v  # (B, H, N, E)
+            changed = record(weights)
+            out = (weights if changed is None else changed) @ v  # (B, H, N, E)
         return self.to_out(self.combine_heads(out))
 
     def split_heads(self, x: Tensor) -> Tensor:

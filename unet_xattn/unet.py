@@ -71,11 +71,18 @@ class AttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.cross_attention = MultiHeadAttention(channels, heads, memory_width, zero_init=True)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, record: Record | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        record: Record | None = None,
+        record_self: Record | None = None,
+    ) -> Tensor:
         grid = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)  # (B, N, C)
         if self.self_attention is not None and self.norm1 is not None:
-            x = x + self.self_attention(self.norm1(x))
+            x = x + self.self_attention(self.norm1(x), record=record_self)
         x = x + self.cross_attention(self.norm2(x), memory, mask, record)
         return x.transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
 
@@ -90,10 +97,16 @@ class UNetBlock(nn.Module):
         self.attention = attention
 
     def forward(
-        self, x: Tensor, time: Tensor, memory: Tensor, mask: Tensor | None, record: Record | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        record: Record | None = None,
+        record_self: Record | None = None,
     ) -> Tensor:
         x = self.residual(x, time)
-        return x if self.attention is None else self.attention(x, memory, mask, record)
+        return x if self.attention is None else self.attention(x, memory, mask, record, record_self)
 
 
 @dataclass
@@ -227,6 +240,7 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
         record: RecordLayer | None = None,
+        record_self: RecordLayer | None = None,
     ) -> CrossAttentionUNetOutput | tuple[Tensor]:
         """Predict the velocity of a noisy picture.
 
@@ -235,8 +249,10 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
             timestep: a number or (B,), from 0 (clean) to 1000 (noise).
             encoder_hidden_states: the memory (B, T, M).
             encoder_attention_mask: which of its tokens are real (B, T).
-            record: called as f(name, weights (B, H, h·w, T), (h, w)) by every cross-attention layer. A recorded pass
-                does not use gradient checkpointing, because recomputing would record twice.
+            record: called as f(name, weights (B, H, h·w, T), (h, w)) by every cross-attention layer, which uses what it
+                returns, if anything, instead of these weights. A recorded pass does not use gradient checkpointing,
+                because recomputing would record twice.
+            record_self: likewise for the self-attention of positions, with weights (B, H, h·w, h·w).
 
         Returns:
             `.sample` (B, C, height, width), or a tuple of it where `return_dict` is False.
@@ -249,9 +265,9 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         time = self.time_embedding(time)  # (B, S)
 
         def run(name: str, block: UNetBlock, x: Tensor) -> Tensor:
-            if record is not None:
+            if record is not None or record_self is not None:
                 grid = (x.shape[-2], x.shape[-1])
-                return block(x, time, memory, mask, lambda weights: record(name, weights, grid))
+                return block(x, time, memory, mask, _named(record, name, grid), _named(record_self, name, grid))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 return self._gradient_checkpointing_func(block, x, time, memory, mask)
             return block(x, time, memory, mask)
@@ -273,6 +289,10 @@ class CrossAttentionUNet(ModelMixin, ConfigMixin):
         clean = F.pixel_shuffle(x, self.config.patch_size)  # (B, C, height, width)
         velocity = flow.velocity_from(clean, sample, timestep / flow.TRAIN_TIMESTEPS)
         return CrossAttentionUNetOutput(sample=velocity) if return_dict else (velocity,)
+
+
+def _named(record: RecordLayer | None, name: str, grid: tuple[int, int]) -> Record | None:
+    return None if record is None else lambda weights: record(name, weights, grid)
 
 
 def coordinates(x: Tensor) -> Tensor:

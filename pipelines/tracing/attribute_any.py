@@ -17,7 +17,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, Scheduler
 from torch import Tensor
 
 from pipelines.components import to_tensor
-from pipelines.tracing.watch import denoiser_of, watched
+from pipelines.tracing.watch import CannotRecordError, denoiser_of, watched
 from unet_xattn import AttentionTrace
 
 UNET_MULTIPLE, TRANSFORMER_MULTIPLE = 8, 2
@@ -28,12 +28,14 @@ def native_size(pipe: DiffusionPipeline) -> tuple[int, int]:
     """The side of the pictures that a pipeline draws by default, in pixels, and of what sides should be multiples.
 
     Raises:
-        TypeError: it has no VAE, or takes no latents.
+        CannotRecordError: it has no VAE, or takes no latents.
     """
     takes = inspect.signature(type(pipe).__call__).parameters
     has_vae = isinstance(getattr(pipe, "vae", None), AutoencoderKL | AutoencoderDC)
     if not {"latents", "height", "width"} <= takes.keys() or not has_vae:
-        raise TypeError(f"{type(pipe).__name__} cannot attribute: it takes no latents that its VAE makes of a picture")
+        raise CannotRecordError(
+            f"{type(pipe).__name__} cannot attribute: it takes no latents made by its VAE"
+        )
     factor, config = pipe.vae_scale_factor, _config(pipe)
     side = getattr(pipe, "default_sample_size", None) or config.sample_size
     multiple = UNET_MULTIPLE if "unet" in pipe.components else TRANSFORMER_MULTIPLE

@@ -20,6 +20,11 @@ from pipelines.tracing.call import Call, Check
 from pipelines.tracing.kernels import Watch
 from unet_xattn import AttentionTrace
 
+
+class CannotRecordError(TypeError, ValueError):
+    """A pipeline of a kind that cannot be recorded: a wrong type in Python, and to a person a wrong value."""
+
+
 Watcher = tuple[DiffusionPipeline, AttentionTrace, Check | None]
 
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
@@ -36,11 +41,13 @@ def watched(pipe: DiffusionPipeline, attention: AttentionTrace, check: Check | N
     """Record each call of `pipe` in this block into `attention`; a later call replaces the recording.
 
     Raises:
-        TypeError: the pipeline takes no prompt, or has no denoiser.
+        CannotRecordError: the pipeline takes no prompt, or has no denoiser.
     """
     denoiser_of(pipe)
     if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
-        raise TypeError(f"{type(pipe).__name__} cannot be recorded: it takes no prompt, so its picture reads no text")
+        raise CannotRecordError(
+            f"{type(pipe).__name__} cannot be recorded: it takes no prompt"
+        )
     with ExitStack() as stack:
         _put_on(pipe)
         stack.callback(_take_off, pipe)
@@ -168,13 +175,13 @@ def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
     """The network that draws, without the wrapper of `torch.compile`.
 
     Raises:
-        TypeError: there is none.
+        CannotRecordError: there is none.
     """
     for name in ("transformer", "unet"):
         found = getattr(pipe, name, None)
         if found is not None:  # a compiled module has no truth value
             return getattr(found, "_orig_mod", found)
-    raise TypeError(f"{type(pipe).__name__} cannot be recorded: it has no unet and no transformer")
+    raise CannotRecordError(f"{type(pipe).__name__} cannot be recorded: it has no unet and no transformer")
 
 
 def _text_encoders(pipe: DiffusionPipeline) -> dict[str, tuple[nn.Module, Any]]:
