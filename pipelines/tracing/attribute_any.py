@@ -33,9 +33,7 @@ def native_size(pipe: DiffusionPipeline) -> tuple[int, int]:
     takes = inspect.signature(type(pipe).__call__).parameters
     has_vae = isinstance(getattr(pipe, "vae", None), AutoencoderKL | AutoencoderDC)
     if not {"latents", "height", "width"} <= takes.keys() or not has_vae:
-        raise CannotRecordError(
-            f"{type(pipe).__name__} cannot attribute: it takes no latents made by its VAE"
-        )
+        raise CannotRecordError(f"{type(pipe).__name__} cannot attribute: it takes no latents made by its VAE")
     factor, config = pipe.vae_scale_factor, _config(pipe)
     side = getattr(pipe, "default_sample_size", None) or config.sample_size
     multiple = UNET_MULTIPLE if "unet" in pipe.components else TRANSFORMER_MULTIPLE

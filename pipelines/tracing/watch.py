@@ -45,9 +45,7 @@ def watched(pipe: DiffusionPipeline, attention: AttentionTrace, check: Check | N
     """
     denoiser_of(pipe)
     if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
-        raise CannotRecordError(
-            f"{type(pipe).__name__} cannot be recorded: it takes no prompt"
-        )
+        raise CannotRecordError(f"{type(pipe).__name__} cannot be recorded: it takes no prompt")
     with ExitStack() as stack:
         _put_on(pipe)
         stack.callback(_take_off, pipe)
