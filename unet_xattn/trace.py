@@ -233,7 +233,7 @@ class AttentionTrace(TraceRecorder):
 
         By default the map is "calibrated" where that can be had. It holds the picture's edges as well as the attention.
         """
-        given: Selection = {"reduce": self._best_reduce, **which}
+        given: Selection = {"reduce": self.best_reduce, **which}
         heat = self.heatmap(word, image=image, occurrence=occurrence, refine="edges", **given)
         return heat >= heat.max() / 2
 
@@ -242,7 +242,7 @@ class AttentionTrace(TraceRecorder):
 
         Where masks overlap, a pixel belongs to the word whose map is nearest to its own peak there.
         """
-        given: Selection = {"reduce": self._best_reduce, **which}
+        given: Selection = {"reduce": self.best_reduce, **which}
         words = self.words_of(image, given.get("branch", "prompt"))
         if not words:
             return torch.full(self.size, -1)
@@ -251,7 +251,8 @@ class AttentionTrace(TraceRecorder):
         return torch.where(peak >= 0.5, word, -1)
 
     @property
-    def _best_reduce(self) -> str:
+    def best_reduce(self) -> str:
+        """ "calibrated" where that is possible, else "mean"."""
         return "calibrated" if self.recording.calibration is not None and "head" in self.keep else "mean"
 
     def words_at(self, region: Region, *, image: int = 0, **which: Unpack[Selection]) -> list[tuple[Word, float]]:

@@ -20,6 +20,7 @@ def evaluate(
     steps: Steps = None,
     guidance: Guidance = None,
     grounding: Annotated[bool, typer.Option("--grounding", help="Evaluate the heat maps instead.")] = False,
+    editing: Annotated[bool, typer.Option("--editing", help="Evaluate edits instead: --prompts of each kind.")] = False,
     device: Device = None,
 ) -> None:
     """Measure how well pictures agree with their prompts.
@@ -33,6 +34,7 @@ def evaluate(
     from pipelines.components import can_translate
     from pipelines.evaluation.agreement import agreement_table, evaluate_translation, fixed_scenes
     from pipelines.evaluation.agreement import evaluate as evaluate_pipe
+    from pipelines.evaluation.editing import editing_table, evaluate_editing
     from pipelines.evaluation.faithfulness import evaluate_faithfulness, faithfulness_table
     from pipelines.evaluation.grounding import evaluate_grounding, grounding_table
     from pipelines.evaluation.pairs import evaluate_pairs
@@ -41,6 +43,8 @@ def evaluate(
     from unet_xattn.words import unknown_words
 
     refuse_existing([json_file], "name for --json")
+    if grounding and editing:
+        raise ValueError("give --grounding or --editing, not both")
     pipe = load(model, device)
     report: dict = {"model": model}
     if grounding:
@@ -48,6 +52,11 @@ def evaluate(
         print(grounding_table(report), end="\n\n")
         report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
         print(faithfulness_table(report["faithfulness"]))
+        write_json(json_file, report)
+        return
+    if editing:
+        report |= evaluate_editing(pipe, prompts)
+        print(editing_table(report))
         write_json(json_file, report)
         return
     data = world_of(pipe.tokenizer)
