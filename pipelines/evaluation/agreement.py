@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from pipelines.evaluation.statistics import share_of
-from pipelines.scenes.captions import LANGUAGES, is_chinese, meaning
+from pipelines.scenes.captions import LANGUAGES, is_chinese
 from pipelines.scenes.judge import GENEVAL, Verdict, judge
-from pipelines.scenes.scene import KINDS, Scene
+from pipelines.scenes.scene import Scene
 from pipelines.scenes.worlds import WORLDS, render
 from pipelines.text_to_text import TranslationPipeline
 
@@ -64,7 +64,7 @@ def evaluate(
         )
     if not seeds or batch_size < 1:
         raise ValueError(f"needs 1 or more seeds and a batch size of 1 or more; got {len(seeds)} and {batch_size}")
-    prompts = len(SPLITS) * len(KINDS) * count_per_kind
+    prompts = len(SPLITS) * len(WORLDS[data].kinds) * count_per_kind
     report: dict[str, Any] = {
         "settings": {
             "test_seed": TEST_SEED,
@@ -131,9 +131,10 @@ def draw_and_judge(
 
 def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en", data: str = "shapes") -> list[Scene]:
     """The scenes of a split, kind by kind; a larger count starts each kind with the same scenes."""
+    kinds = WORLDS[data].kinds
     return [
-        WORLDS[data].scene(TEST_SEED, index * len(KINDS) + offset, kind, held_out, language)
-        for offset, kind in enumerate(KINDS)
+        WORLDS[data].scene(TEST_SEED, index * len(kinds) + offset, kind, held_out, language)
+        for offset, kind in enumerate(kinds)
         for index in range(count_per_kind)
     ]
 
@@ -147,7 +148,7 @@ def evaluate_translation(
         {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, with entries as in `evaluate`.
     """
     report: dict[str, Any] = {}
-    lexicon = WORLDS[data].lexicon
+    meaning = WORLDS[data].meaning
     for split, held_out in SPLITS.items():
         report[split] = {}
         for source, target in (("en", "zh"), ("zh", "en")):
@@ -155,7 +156,7 @@ def evaluate_translation(
             batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
             translated = [translation.text for batch in batches for translation in pipe(batch)]
             correct = [
-                meaning(text, lexicon) == meaning(other, lexicon) and is_chinese(other) == (target == "zh")
+                meaning(text) == meaning(other) and is_chinese(other) == (target == "zh")
                 for text, other in zip(texts, translated, strict=True)
             ]
             report[split][f"{source} → {target}"] = share_of(correct)
@@ -165,7 +166,10 @@ def evaluate_translation(
 def _count(verdicts: list[Verdict]) -> dict[str, Any]:
     measured = set().union(*(v.tags for v in verdicts))
     tags = {tag: share_of([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL if tag in measured}
-    kinds = {kind: share_of([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
+    kinds = {
+        kind: share_of([v.all_correct for v in verdicts if v.kind == kind])
+        for kind in dict.fromkeys(v.kind for v in verdicts)
+    }
     return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
 
 

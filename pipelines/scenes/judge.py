@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.scenes.scene import Object, Scene, relation_between
+from pipelines.scenes.scene import Object, Scene, place_holds, relation_holds
 from pipelines.scenes.worlds import WORLDS
 
 GENEVAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -82,12 +82,15 @@ def judge(scene: Scene, picture: np.ndarray) -> Verdict:
             check("colour", f"{expected.shape}: {expected.colour}", colour_ok)
         check("size", f"{_name_of(expected)}: {expected.size}", found is not None and found.size == expected.size)
     if scene.relation:
-        subject, relation, other = scene.relation
-        a, b = matched[subject], matched[other]
+        subject, relation, *others = scene.relation
+        a, found_others = matched[subject], [o for o in (matched[i] for i in others) if o is not None]
         # No margin here: a person accepts any "left of" that is more left than above or below.
-        holds = a is not None and b is not None and relation_between(a, b, margin=1.0) == relation
-        names = [_name_of(scene.objects[i]) for i in (subject, other)]
-        check("relation", f"{names[0]} {relation} {names[1]}", holds)
+        holds = a is not None and len(found_others) == len(others) and relation_holds(relation, a, found_others)
+        names = [_name_of(scene.objects[i]) for i in others]
+        check("relation", f"{_name_of(scene.objects[subject])} {relation} {' and '.join(names)}", holds)
+    for i, place in scene.places:
+        o = matched[i]
+        check("relation", f"{_name_of(scene.objects[i])}: {place}", o is not None and place_holds(place, o))
     check("ground", f"ground: {scene.ground}", sight.ground == scene.ground)
     return Verdict(scene.kind, tuple(Check(fact, text, ok) for (fact, text), ok in results.items()))
 

@@ -1,4 +1,4 @@
-"""The two worlds of scenes for training and testing, by the names that `--data` accepts."""
+"""The worlds of scenes for training and testing, by the names that `--data` accepts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.scenes import emoji, shapes
-from pipelines.scenes.captions import SHAPE_LEXICON, Lexicon
+from pipelines.scenes import emoji, everyday, shapes
+from pipelines.scenes.captions import SHAPE_LEXICON, Lexicon, Meaning, meaning
 from pipelines.scenes.emoji_words import EMOJI_LEXICON
-from pipelines.scenes.scene import Scene, parse_caption
-from pipelines.scenes.see_emoji import see_emoji
+from pipelines.scenes.everyday_words import EVERYDAY_LEXICON
+from pipelines.scenes.scene import KINDS, Scene, parse_caption
+from pipelines.scenes.see_emoji import see_emoji, see_everyday
 from pipelines.scenes.see_shapes import see_shapes
 from pipelines.scenes.sight import Sight
+from pipelines.scenes.typed_grammar import parse_typed, typed_meaning
 from unet_xattn.words import unknown_words
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ class World:
     see(picture): the objects and the ground of a picture, for the judge.
     lexicon: the words of its captions, in each language.
     scenes_for_all_words: number of scenes after which every word has appeared in a caption.
+    kinds: the kinds of its scenes.
+    meaning(text), parse(text): the meaning of a caption, and the scene that it describes, or None if the text describes
+        no scene of this world.
     """
 
     name: str
@@ -38,28 +43,64 @@ class World:
     see: Callable[[np.ndarray], Sight]
     lexicon: Lexicon
     scenes_for_all_words: int
+    kinds: tuple[str, ...]
+    meaning: Callable[[str], Meaning | None]
+    parse: Callable[[str], Scene | None]
 
-    def parse(self, text: str) -> Scene | None:
-        """The scene of this world that a caption describes, or None if the text describes no scene of it."""
-        return parse_caption(text, self.lexicon, self.name)
+
+def _named(name: str, lexicon: Lexicon) -> tuple[Callable[[str], Meaning | None], Callable[[str], Scene | None]]:
+    """`meaning` and `parse` of a world with the grammar of `captions`."""
+    return lambda text: meaning(text, lexicon), lambda text: parse_caption(text, lexicon, name)
 
 
 WORLDS = {
     world.name: world
     for world in (
-        World("shapes", shapes.scene, shapes.tellings, shapes.render, see_shapes, SHAPE_LEXICON, 2000),
-        World("emoji", emoji.scene, emoji.tellings, emoji.render, see_emoji, EMOJI_LEXICON, 3500),
+        World(
+            "shapes",
+            shapes.scene,
+            shapes.tellings,
+            shapes.render,
+            see_shapes,
+            SHAPE_LEXICON,
+            2000,
+            KINDS,
+            *_named("shapes", SHAPE_LEXICON),
+        ),
+        World(
+            "emoji",
+            emoji.scene,
+            emoji.tellings,
+            emoji.render,
+            see_emoji,
+            EMOJI_LEXICON,
+            3500,
+            KINDS,
+            *_named("emoji", EMOJI_LEXICON),
+        ),
+        World(
+            "everyday",
+            everyday.scene,
+            everyday.tellings,
+            everyday.render,
+            see_everyday,
+            EVERYDAY_LEXICON,
+            15_000,
+            tuple(everyday.EVERYDAY_KINDS),
+            typed_meaning,
+            parse_typed,
+        ),
     )
 }
 
 
 def render(scene: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene of either world: picture (h, w, 3) uint8 and the exact mask of each object, (objects, h, w)."""
+    """Draw a scene of any world: picture (h, w, 3) uint8 and the exact mask of each object, (objects, h, w)."""
     return WORLDS[scene.data].render(scene, size)
 
 
 def parse(text: str) -> Scene | None:
-    """The scene that a caption of either world describes, or None if the text describes no scene."""
+    """The scene that a caption of any world describes, or None if the text describes no scene."""
     return next(filter(None, (world.parse(text) for world in WORLDS.values())), None)
 
 
