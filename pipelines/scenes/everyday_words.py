@@ -101,6 +101,12 @@ def default_ground(things: list[tuple[str, str]]) -> str | None:
     return next((ground for ground in GROUNDS if ground in common), None)
 
 
+def all_names() -> tuple[str, ...]:
+    """Every name of every thing, in both languages: scenes show some of them rarely."""
+    english = [word for thing in THINGS.values() for name in thing.english for word in (name.text, name.plural) if word]
+    return (*english, *(name for thing in THINGS.values() for name in thing.chinese))
+
+
 EVERYDAY_LEXICON = Lexicon(
     {name: Noun(thing.english[0].plural, thing.chinese, thing.measure) for name, thing in THINGS.items()},
     CHINESE_COLOURS,

@@ -1,7 +1,8 @@
 """Captions as people type them: "cat", "two cats and a moon", "a cat in the top left", "猫在左边".
 
-A caption names the things of a scene. It may omit a medium size, the usual colour of a shape and the default ground
-(`everyday_words`), so a short prompt still has exactly one meaning. `typed_meaning` (in `typed_grammar`) reads it back.
+A caption names the things of a scene. It may omit a medium size, the usual colour of a shape, the default ground
+(`everyday_words`) and the number of two, so a short prompt still has exactly one meaning. `typed_meaning` (in
+`typed_grammar`) reads it back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,10 +137,11 @@ def _write_english_group(writer: TypedWriter, group: Group, articles: bool) -> N
     size = writer.size_word(SIZE_WORDS, group.size)
     colour = group.colour if writer.colour_word(group) else ""
     if len(objects) > 1:
-        write(writer.usual(COUNTS[len(objects)], 0.85), "count", objects)
-        write(" ")
+        if len(objects) > 2 or name.plural == name.text or writer.chance(0.85):  # "cats" are two
+            write(writer.usual(COUNTS[len(objects)], 0.85), "count", objects)
+            write(" ")
     elif articles and name.plural:
-        write(writer.usual((f"{article(size or colour or name.text)} ", "one "), 0.97))
+        write(writer.usual((f"{article(size or colour or name.text)} ", "the ", "one "), 0.95))
     for text, kind in ((size, "size"), (colour, "colour")):
         if text:
             write(text, kind, objects)

@@ -35,7 +35,7 @@ class Grammar:
     """A language: how a group and a sentence around the signs of groups are written, and what each wording means.
 
     places: wording of a place in the picture -> place; in Chinese "左边" is a relation too.
-    plural: the names that need a number, because they name several.
+    plural: the names of several things, two if no number says how many.
     """
 
     group: re.Pattern
@@ -61,8 +61,9 @@ def _read(text: str, grammar: Grammar) -> Meaning | None:
         return None
     groups = []
     for group in found:
-        count = int(grammar.names[group["count"]]) if group["count"] else 1
-        if count == 1 and group["noun"] in grammar.plural:
+        several = group["noun"] in grammar.plural
+        count = int(grammar.names[group["count"]]) if group["count"] not in (None, "the") else 2 if several else 1
+        if count == 1 and several:
             return None
         thing = grammar.names[group["noun"]]
         colour = grammar.names[group["colour"]] if group["colour"] else SHAPE_COLOURS.get(thing, "")

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.scenes import emoji, everyday, shapes
 from pipelines.scenes.captions import SHAPE_LEXICON, Lexicon, Meaning, meaning
 from pipelines.scenes.emoji_words import EMOJI_LEXICON
-from pipelines.scenes.everyday_words import EVERYDAY_LEXICON
+from pipelines.scenes.everyday_words import EVERYDAY_LEXICON, all_names
 from pipelines.scenes.scene import KINDS, Scene, parse_caption
 from pipelines.scenes.see_emoji import see_emoji, see_everyday
 from pipelines.scenes.see_shapes import see_shapes
@@ -30,10 +30,11 @@ class World:
     render(scene, size): the picture (h, w, 3) uint8 and the exact mask of each object, (objects, h, w).
     see(picture): the objects and the ground of a picture, for the judge.
     lexicon: the words of its captions, in each language.
-    scenes_for_all_words: number of scenes after which every word has appeared in a caption.
+    scenes_for_all_words: number of scenes after which every word but the rare ones has appeared in a caption.
     kinds: the kinds of its scenes.
     meaning(text), parse(text): the meaning of a caption, and the scene that it describes, or None if the text describes
         no scene of this world.
+    rare_words: words that a model of this world shall know although its scenes show them rarely.
     """
 
     name: str
@@ -46,6 +47,7 @@ class World:
     kinds: tuple[str, ...]
     meaning: Callable[[str], Meaning | None]
     parse: Callable[[str], Scene | None]
+    rare_words: tuple[str, ...] = ()
 
 
 def _named(name: str, lexicon: Lexicon) -> tuple[Callable[[str], Meaning | None], Callable[[str], Scene | None]]:
@@ -85,10 +87,11 @@ WORLDS = {
             everyday.render,
             see_everyday,
             EVERYDAY_LEXICON,
-            15_000,
+            6000,
             tuple(everyday.EVERYDAY_KINDS),
             typed_meaning,
             parse_typed,
+            all_names(),
         ),
     )
 }
@@ -105,6 +108,8 @@ def parse(text: str) -> Scene | None:
 
 
 def world_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The world that a model was trained on: the first one whose nouns its tokenizer all knows, or "shapes"."""
-    known = (name for name, w in WORLDS.items() if not unknown_words(" ".join(w.lexicon.nouns), tokenizer))
+    """The world that a model was trained on: the last one whose nouns its tokenizer all knows, or "shapes"."""
+    # Everyday things include the shapes.
+    worlds = reversed(WORLDS.items())
+    known = (name for name, w in worlds if not unknown_words(" ".join(w.lexicon.nouns), tokenizer))
     return next(known, "shapes")
