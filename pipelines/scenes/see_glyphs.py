@@ -35,6 +35,9 @@ colours within it. Chosen on scenes of emoji of seed 31,415: the minima over 150
 shifted by half a pixel, with noise of 8 and a colour cast of up to 10, are 0.89 and 0.70. Of 134 other emoji 11 pass,
 most of them closely related: another snowman, or a peach for an apple."""
 
+CERTAIN = 0.85
+"""Share of a template's squares from which it is preferred to others that would gain more but explain less."""
+
 CLEAR = 60.0
 """RGB distance from which a pixel differs from the ground."""
 
@@ -67,6 +70,7 @@ class _Match:
     """A thing in a size at a position: the top left corner of its box in pixels, and how well it fits.
 
     gain: by how much it reduces the squared difference between picture and ground.
+    explained: the share of the template's squares that the picture has.
     """
 
     thing: Thing
@@ -75,6 +79,7 @@ class _Match:
     left: int
     template: np.ndarray  # (h, w, 3)
     gain: float
+    explained: float
     recognised: bool
 
 
@@ -134,12 +139,13 @@ class _Search:
         while len(candidates):
             # All candidates at the place of the best one.
             here = candidates[_overlap(candidates, candidates[0]) > 0.5]
-            _, first = np.unique(here[:, :2], axis=0, return_index=True)  # best position of each thing in each size
+            # The best position of each thing in each size.
+            _, first = np.unique(here[:, 0] * len(self.glyphs.sides) + here[:, 1], return_index=True)
             searched = [
                 self._search_around(*row) for row in here[np.sort(first)[: self.glyphs.fine_searches], :4].tolist()
             ]
-            # A large template may gain most from several small objects together, but explains none of them.
-            best = max(searched, key=lambda match: (match.recognised, match.gain))
+            # A large template may gain most from several small objects together: what fits well goes first.
+            best = max(searched, key=lambda match: (match.recognised and match.explained >= CERTAIN, match.gain))
             if best.recognised:
                 matches.append(best)
                 h, w = best.template.shape[:2]
@@ -194,12 +200,16 @@ class _Search:
         gain = 2 * np.einsum("abchw,hwc->ab", windows, template) - square
         dy, dx = np.unravel_index(gain.argmax(), gain.shape)
         window = windows[dy, dx].transpose(1, 2, 0)  # (h, w, 3)
-        fits = 1 - ((window - template) ** 2).sum() / square >= RECOGNISED
-        sharp = self.glyphs.draw(thing, side)[1]
-        solid = sharp > 0.9 * sharp.max()  # tiny emoji are nowhere fully opaque
-        found, expected = ((part[solid] - part[solid].mean(axis=0)).ravel() for part in (window, template))
-        detailed = found @ expected >= DETAILED * np.linalg.norm(found) * np.linalg.norm(expected)
-        return _Match(thing, share, y + int(dy), x + int(dx), template, float(gain[dy, dx]), bool(fits and detailed))
+        explained = float(1 - ((window - template) ** 2).sum() / square)
+        recognised = explained >= RECOGNISED and _is_detailed(window, template, self.glyphs.draw(thing, side)[1])
+        return _Match(thing, share, y + int(dy), x + int(dx), template, float(gain[dy, dx]), explained, recognised)
+
+
+def _is_detailed(window: np.ndarray, template: np.ndarray, alpha: np.ndarray) -> bool:
+    """Whether the colours within a glyph's opaque part vary as its template's do; all are (h, w, …)."""
+    solid = alpha > 0.9 * alpha.max()  # tiny emoji are nowhere fully opaque
+    found, expected = ((part[solid] - part[solid].mean(axis=0)).ravel() for part in (window, template))
+    return bool(found @ expected >= DETAILED * np.linalg.norm(found) * np.linalg.norm(expected))
 
 
 def _overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
