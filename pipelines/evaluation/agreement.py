@@ -1,4 +1,4 @@
-"""How often do a pipeline's pictures show what their prompts describe? Agreement by GenEval's tags.
+"""How often do a pipeline's pictures show what their prompts describe? Agreement by GenEval's tags and in atoms.
 
 The prompts are captions of fixed test scenes that no training sees, equally many of every kind; the rules of `judge`
 check the pictures. Two figures of the judge itself on the same scenes are reported too: its ceiling, on exact renders,
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.evaluation.atoms import atoms_table, count_atoms
 from pipelines.evaluation.statistics import share_of
 from pipelines.scenes.captions import LANGUAGES, is_chinese
 from pipelines.scenes.judge import GENEVAL, Verdict, judge
@@ -53,7 +54,7 @@ def evaluate(
         "floor". Each of them has an entry for every tag of `GENEVAL` (emoji: except those of colours), one for
         "all_correct", and under "kinds" all-correct for each kind of prompt. An entry is {"k", "n", "share", "low",
         "high"}: k correct out of n, and the Wilson interval. The interval treats all n as independent, so with several
-        seeds it is a little too narrow.
+        seeds it is a little too narrow. "atoms" counts the facts that prompts state, see `atoms.count_atoms`.
 
     Raises:
         ValueError: too few prompts or seeds.
@@ -170,11 +171,12 @@ def _count(verdicts: list[Verdict]) -> dict[str, Any]:
         kind: share_of([v.all_correct for v in verdicts if v.kind == kind])
         for kind in dict.fromkeys(v.kind for v in verdicts)
     }
-    return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
+    correct = share_of([v.all_correct for v in verdicts])
+    return {**tags, "all_correct": correct, "kinds": kinds, "atoms": count_atoms(verdicts)}
 
 
 def agreement_table(report: dict[str, Any]) -> str:
-    """The report of `evaluate` as a Markdown table of percentages, at most 100 columns wide.
+    """The report of `evaluate` as two Markdown tables of percentages, at most 100 columns wide.
 
     `report["pairs"]` may hold the report of `evaluate_pairs` with the same settings.
     """
@@ -196,22 +198,28 @@ def agreement_table(report: dict[str, Any]) -> str:
     if "pairs" in report:
         lines.insert(2, "Pairs: two prompts that differ in one fact, drawn from the same noise, both correct.")
     for name, entry in entries["seen", "model"].items():
-        model = [
-            f"{100 * e['share']:.1f} ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
-            for e in (entries[split, "model"][name] for split in SPLITS)
-        ]
+        drawn = [_cell(entries[split, "model"].get(name)) for split in SPLITS]
         judged = [
-            " / ".join(f"{100 * entries[split, source][name]['share']:.1f}" for split in SPLITS)
+            " / ".join(_percent(entries[split, source].get(name)) for split in SPLITS)
             for source in ("ceiling", "floor")
         ]
         lines.append(
-            f"| {name:18} | {entry['n']:4} | {model[0]:>15} | {model[1]:>15} | {judged[0]:>13} | {judged[1]:>13} |"
+            f"| {name:18} | {entry['n']:4} | {drawn[0]:>15} | {drawn[1]:>15} | {judged[0]:>13} | {judged[1]:>13} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", atoms_table(report)])
+
+
+def _percent(entry: dict[str, float] | None) -> str:
+    """A share in percent; a tag that no prompt of a split has is "–"."""
+    return "–" if entry is None else f"{100 * entry['share']:.1f}"
+
+
+def _cell(entry: dict[str, float] | None) -> str:
+    return _percent(entry) + ("" if entry is None else f" ({100 * entry['low']:.0f}–{100 * entry['high']:.0f})")
 
 
 def _rows(counted: dict[str, Any], pairs: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Name of a line of the table -> its entry; the kinds follow the all-correct that they are parts of."""
-    tags = {name.replace("_", " "): entry for name, entry in counted.items() if name != "kinds"}
+    tags = {name.replace("_", " "): entry for name, entry in counted.items() if name not in ("kinds", "atoms")}
     kinds = {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
     return tags | kinds | {f"pairs: {swap}": entry for swap, entry in pairs.items()}

@@ -27,7 +27,7 @@ EVERYDAY_GLYPHS = Glyphs(
     SIDES,
     lambda thing, side: thing_glyph(*thing, side),
     lambda count: _sides(ALONE if count == 1 else TOGETHER),
-    fine_searches=32,
+    fine_searches=64,
 )
 
 

@@ -159,11 +159,14 @@ class _Search:
         return matches
 
     def _candidates(self) -> np.ndarray:
-        """Templates with enough gain on the reduced picture, the largest first.
+        """Templates with enough gain on the reduced picture, those with the largest gain times its share first.
+
+        The gain alone would prefer a large template that spans several small objects, the share a small one inside a
+        large object.
 
         Rows (index of the thing, index of the side, top, left, height, width), the box in pixels of the picture.
         """
-        gains, rows = [], []
+        scores, rows = [], []
         cell = self.cell
         height, width = self.pixels.shape[:2]
         for number, share in enumerate(self.glyphs.sides):
@@ -179,10 +182,11 @@ class _Search:
             place, thing = np.nonzero(gain > COARSE_GAIN * square)
             top, left = np.divmod(place, windows.shape[1])
             dy, dx, h, w = boxes[thing].T
-            gains.append(gain[place, thing] * cell**2)
+            found = gain[place, thing]
+            scores.append(found * np.minimum(found / square[thing], 1) * cell**2)
             tops, lefts = cell * top - around + dy, cell * left - around + dx
             rows.append(np.stack([thing, np.full_like(thing, number), tops, lefts, h, w], axis=1))
-        return np.concatenate(rows)[np.argsort(-np.concatenate(gains), kind="stable")]
+        return np.concatenate(rows)[np.argsort(-np.concatenate(scores), kind="stable")]
 
     def _search_around(self, number: int, size: int, top: int, left: int) -> _Match:
         """The best position of a thing within a cell of (top, left), entirely inside the picture."""
