@@ -17,6 +17,7 @@ from pipelines.scenes.typed_words import (
     CHINESE_OPENINGS,
     CHINESE_PLACES,
     COUNTS,
+    GRAY,
     OPENINGS,
     PLACES,
     TYPED_CHINESE_COLOURS,
@@ -86,7 +87,7 @@ def _write_english(writer: TypedWriter, groups: Sequence[Group], relation: str |
     articles = writer.chance(0.6)
     if ground_first and ground is not None:
         write("on a ")
-        write(ground, "ground")
+        _write_ground(writer, ground)
         write(writer.pick(" background, ", " ground, "))
     elif writer.chance(0.25):
         if writer.chance(0.3):
@@ -110,7 +111,7 @@ def _write_english(writer: TypedWriter, groups: Sequence[Group], relation: str |
     if ground is not None and not ground_first:
         write(writer.pick(" on a ", " on a ", ", on a ", " on "))
         short = writer.text.endswith(" on ")
-        write(ground, "ground")
+        _write_ground(writer, ground)
         write("" if short else writer.pick(" background", " background", " ground"))
     # Capitals and punctuation, as people type them. Neither moves a word: the spans stay valid.
     if writer.chance(0.25):
@@ -118,6 +119,10 @@ def _write_english(writer: TypedWriter, groups: Sequence[Group], relation: str |
     elif writer.chance(0.05):
         writer.text = writer.text.upper()
     write(writer.pick("", "", "", "", ".", "!"))
+
+
+def _write_ground(writer: TypedWriter, ground: str) -> None:
+    writer.write(writer.usual(GRAY) if ground == "gray" else ground, "ground")
 
 
 def article(word: str) -> str:

@@ -19,6 +19,8 @@ from pipelines.scenes.typed_words import (
     CHINESE_OPENINGS,
     CHINESE_PLACES,
     COUNTS,
+    GRAY,
+    MORE_PLACES,
     OPENINGS,
     PLACES,
     THERE,
@@ -125,7 +127,9 @@ def _english() -> Grammar:
     plural = {n.plural: thing for thing, t in THINGS.items() for n in t.english if n.plural}
     numbers = _numbers({1: ("a", "an", "one", "1", "the"), **COUNTS})
     names = numbers | _names_of(SIZE_WORDS, TYPED_RELATIONS) | {c: c for c in EVERYDAY_LEXICON.colours}
-    names |= {ground: ground for ground in EVERYDAY_LEXICON.grounds} | plural | singular
+    grounds = {ground: (ground,) for ground in EVERYDAY_LEXICON.grounds} | {"gray": GRAY}
+    places = _names_of(MORE_PLACES, PLACES)
+    names |= _names_of(grounds) | plural | singular
     shapes = _any([n for shape in SHAPES for name in THINGS[shape].english for n in (name.text, name.plural)])
     nouns = _any([*singular, *plural])
     group = (
@@ -134,7 +138,7 @@ def _english() -> Grammar:
     )
     relation = rf"(?P<relation>{_words({k: v for k, v in TYPED_RELATIONS.items() if k != 'between'})})"
     between = rf"(?P<relation>{_words({'between': TYPED_RELATIONS['between']})})"
-    ground, place = rf"(?P<ground>{_any(list(EVERYDAY_LEXICON.grounds))})", f"(?:{_words(PLACES)})"
+    ground, place = rf"(?P<ground>{_words(grounds)})", f"(?:{_any(list(places))})"
     sentence = (
         rf"(?:on (?:an? |the )?{ground} (?:back)?ground, |{_any([*OPENINGS, *THERE])})?"
         rf"(?:§(?: is)? {relation} §|§(?: is)? {between} § and §"
@@ -143,7 +147,7 @@ def _english() -> Grammar:
     )
     # "fish" names one or several.
     several = frozenset(plural) - frozenset(singular)
-    return Grammar(re.compile(group), _pattern(sentence), names, _names_of(PLACES), several)
+    return Grammar(re.compile(group), _pattern(sentence), names, places, several)
 
 
 @cache

@@ -20,6 +20,19 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 """Place in the picture -> its wordings."""
 
+MORE_PLACES: dict[str, tuple[str, ...]] = {
+    place: tuple(
+        f"{before} {word}{corner}"
+        for before in ("in the", "at the", "on the")
+        for word in ([place, place.replace("top", "upper").replace("bottom", "lower")] if " " in place else [place])
+        for corner in ("", " corner", " side", " edge", " of the picture")
+    )
+    for place in PLACES
+}
+"""More wordings of places, which are understood but not written."""
+
+GRAY = ("gray", "grey")
+
 OPENINGS = ("a picture of ", "an image of ", "a photo of ", "a drawing of ", "draw ", "draw me ", "show me ")
 THERE = ("there is ", "there are ")
 

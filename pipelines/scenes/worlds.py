@@ -102,14 +102,19 @@ def render(scene: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, 
     return WORLDS[scene.data].render(scene, size)
 
 
-def parse(text: str) -> Scene | None:
-    """The scene that a caption of any world describes, or None if the text describes no scene."""
-    return next(filter(None, (world.parse(text) for world in WORLDS.values())), None)
+def parse(text: str, data: str | None = None) -> Scene | None:
+    """The scene that a caption describes in this world, or in the first that has such a scene; else None."""
+    worlds = WORLDS.values() if data is None else [WORLDS[data]]
+    return next(filter(None, (world.parse(text) for world in worlds)), None)
 
 
 def world_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The world that a model was trained on: the last one whose nouns its tokenizer all knows, or "shapes"."""
-    # Everyday things include the shapes.
-    worlds = reversed(WORLDS.items())
+    """The world that a model was trained on: the last one whose nouns its tokenizer all knows, or "shapes".
+
+    Tokenizers of others can spell every noun: for them it is "shapes" too.
+    """
+    if tokenizer.init_kwargs.get("known_words") is None:
+        return "shapes"
+    worlds = reversed(WORLDS.items())  # everyday things include the shapes
     known = (name for name, w in worlds if not unknown_words(" ".join(w.lexicon.nouns), tokenizer))
     return next(known, "shapes")
