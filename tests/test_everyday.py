@@ -39,6 +39,9 @@ from pipelines.scenes.typed_grammar import parse_typed, typed_meaning
 from pipelines.scenes.typed_words import PLACES
 from pipelines.scenes.worlds import WORLDS
 from pipelines.tokenizer import train_tokenizer
+from pipelines.training.config import TrainConfig
+from pipelines.training.parts import build
+from pipelines.training.vocabulary import Kept
 from unet_xattn.words import unknown_words
 
 SCENES = [scene(7, index) for index in range(2500)]
@@ -333,3 +336,16 @@ def test_the_world_has_its_own_kinds_and_parser() -> None:
     assert world.kinds == tuple(EVERYDAY_KINDS)
     assert world.parse("a cat") == parse_typed("a cat")
     assert sum(EVERYDAY_KINDS.values()) == pytest.approx(1)
+
+
+# Training.
+
+
+def test_pictures_of_128_pixels_cost_what_those_of_64_do() -> None:
+    kept = Kept(train_tokenizer([s.caption for s in SCENES[:50]]), True, [])
+    grids = []
+    for size in (64, 128):
+        config = TrainConfig(data="everyday", size=size)
+        _, _, unet, _ = build(config, SceneExamples(size, 0, "everyday"), kept)
+        grids.append(unet.attention_grids(size, size))
+    assert grids[0] == grids[1]
