@@ -159,9 +159,9 @@ class _Search:
         return matches
 
     def _candidates(self) -> np.ndarray:
-        """Templates with enough gain on the reduced picture, those with the largest gain times its share first.
+        """Templates with enough gain on the reduced picture, those with the largest gain, and best fit, first.
 
-        The gain alone would prefer a large template that spans several small objects, the share a small one inside a
+        The gain alone would prefer a large template that spans several small objects, the fit a small one inside a
         large object.
 
         Rows (index of the thing, index of the side, top, left, height, width), the box in pixels of the picture.
@@ -182,8 +182,11 @@ class _Search:
             place, thing = np.nonzero(gain > COARSE_GAIN * square)
             top, left = np.divmod(place, windows.shape[1])
             dy, dx, h, w = boxes[thing].T
+            energy = (reduced**2).sum(axis=2)
+            energy = sliding_window_view(energy, (n, n)).sum(axis=(2, 3)).ravel()  # (h' · w',)
             found = gain[place, thing]
-            scores.append(found * np.minimum(found / square[thing], 1) * cell**2)
+            explained = 1 - (energy[place] - found) / square[thing]
+            scores.append(found * explained.clip(0.05, 1) * cell**2)
             tops, lefts = cell * top - around + dy, cell * left - around + dx
             rows.append(np.stack([thing, np.full_like(thing, number), tops, lefts, h, w], axis=1))
         return np.concatenate(rows)[np.argsort(-np.concatenate(scores), kind="stable")]
