@@ -20,7 +20,7 @@ from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.samplers import OWN, SAMPLERS
 from pipelines.scenes.emoji_font import FontError
 from pipelines.scenes.judge import judge
-from pipelines.scenes.worlds import parse
+from pipelines.scenes.worlds import parse, world_of
 from pipelines.text_to_image import with_sampler
 from ui.endpoint import Seed, endpoint
 from ui.kept import Drawing, Kept
@@ -154,8 +154,9 @@ def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> 
 def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, seconds: float) -> dict[str, Any]:
     """The viewer's value for a finished drawing, with the judge's verdict if the prompt describes a scene."""
     attention = drawing.attention
+    data = world_of(pipe.tokenizer)
     pictures = [
-        payload(attention, i) | {"settings": drawing.settings[i], "verdict": verdict(attention, i)}
+        payload(attention, i) | {"settings": drawing.settings[i], "verdict": verdict(attention, i, data)}
         for i in range(request.count)
     ]
     note = f"Seed {request.seed}, {request.steps} steps, guidance scale {request.guidance:g}: "
@@ -164,12 +165,13 @@ def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, second
     return {"pictures": pictures, "note": f"{note} {unknown}".strip()}
 
 
-def verdict(attention: AttentionTrace, image: int = 0) -> list[tuple[str, bool]] | None:
+def verdict(attention: AttentionTrace, image: int = 0, data: str | None = None) -> list[tuple[str, bool]] | None:
     """Each statement of the prompt, and whether the picture shows it; None if the prompt does not describe a scene.
 
-    Also None for a scene of emoji if the emoji font, which the judge needs, is not installed.
+    Also None for a scene of emoji if the emoji font, which the judge needs, is not installed. `data` is the world of
+    the scene, or None for the first that has such a scene.
     """
-    scene = parse(attention.prompts[image])
+    scene = parse(attention.prompts[image], data)
     if scene is None or attention.pictures is None:
         return None
     try:

@@ -26,9 +26,9 @@ def evaluate(
     """Measure how well pictures agree with their prompts.
 
     This is measured in each language that the model reads. A rule-based judge finds the objects in each picture. The
-    prompts describe shapes or emoji, like the model's training data. For shapes there are also minimal pairs: two
-    prompts that differ in one detail. For a model that translates, the share of captions whose translation means the
-    same is measured too.
+    prompts describe shapes, emoji or everyday things, like the model's training data. Atoms are the facts that they
+    state. For shapes there are also minimal pairs: two prompts that differ in one detail. For a model that translates,
+    the share of captions whose translation means the same is measured too.
     """
     from pipelines import TranslationPipeline
     from pipelines.components import can_translate
