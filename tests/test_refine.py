@@ -39,6 +39,14 @@ def test_a_coarse_map_gets_the_outline_of_the_thing_under_it(side: int) -> None:
     assert overlap(heat, mask) < 0.95 < 0.98 < overlap(found, mask)
 
 
+@pytest.mark.parametrize("contrast", [1.0, 0.15])
+def test_the_mixed_pixels_of_an_outline_go_to_their_side(contrast: float) -> None:
+    covered = torch.nn.functional.avg_pool2d(disc(512, (0.45, 0.55), 0.16)[None, None].float(), 8)[0, 0]  # (64, 64)
+    picture = 0.5 + contrast * (covered[..., None] - 0.5) * torch.tensor([1.0, -0.6, 0.2])
+    found = refine(coarse(covered >= 0.5, 16)[None], picture, 4.0)[0]
+    assert overlap(found, covered >= 0.5) > 0.98
+
+
 def test_two_things_of_one_colour_do_not_share_a_map() -> None:
     left, right = disc(64, (0.5, 0.25), 0.15), disc(64, (0.5, 0.75), 0.15)
     picture = torch.where((left | right)[..., None], torch.tensor([0.1, 0.2, 0.9]), torch.ones(3))
