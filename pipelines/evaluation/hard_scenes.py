@@ -14,14 +14,14 @@ from itertools import count, islice
 import numpy as np
 from scipy import ndimage
 
-from pipelines.scenes.scene import Object, Scene, place, write_captions
+from pipelines.scenes.scene import Scene, place, write_captions
 from pipelines.scenes.worlds import WORLDS, World, render
 
 LEAST_VISIBLE, MOST_VISIBLE = 0.4, 0.9
 """Of overlapping things each shows at least the first share of itself, and one of them at most the second."""
 
 TEXTURE, SLOPE, NOISE = 16.0, 45.0, 15.0
-"""In levels of 255: standard deviation of a texture, how far a gradient leads up and down, standard deviation of noise."""
+"""In levels of 255: deviation of a texture, how far a gradient leads up and down, deviation of noise."""
 
 REACH = 1.15
 """Half the side of the box around the largest shape of radius 1; emoji have a reach of 1."""

@@ -1,7 +1,7 @@
 """The outlines of things as a model drew them.
 
-The judge of emoji knows what an emoji looks like, not how it was drawn: its mask is the exact one at the place where the
-emoji was found. A crab drawn without its legs has legs in that mask. Here a mask is what differs from the ground.
+The judge of emoji knows what an emoji looks like, not how it was drawn: its mask is the exact one at the place where
+the emoji was found. A crab drawn without its legs has legs in that mask. Here a mask is what differs from the ground.
 
 Shapes: h×w pixels.
 """
@@ -25,7 +25,7 @@ CLEAR = 90.0
 
 
 def drawn_outlines(scene: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
-    """The mask (h, w) in [0, 1] of each object of a scene as a picture (h, w, 3) uint8 shows it; else as `judge.locate`.
+    """The mask (h, w) in [0, 1] of each object of a scene as a picture (h, w, 3) uint8 shows it, or None.
 
     Near the exact outline, a pixel's mask is its distance from the ground's colour, relative to that of the nearest
     pixel inside of the exact render. By the masks of exact renders themselves: an IoU of 0.98 for emoji.

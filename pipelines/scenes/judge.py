@@ -105,8 +105,10 @@ def find(scene: Scene, picture: np.ndarray) -> list[tuple[Object, np.ndarray] | 
     shown: list[tuple[Object, np.ndarray] | None] = []
     for expected, i in zip(scene.objects, _match(scene.objects, sight.objects), strict=True):
         found = None if i is None else sight.objects[i]
-        same = found is not None and (found.shape, found.colour) == (expected.shape, expected.colour)
-        shown.append((found, sight.masks[i]) if same else None)
+        if found is not None and (found.shape, found.colour) == (expected.shape, expected.colour):
+            shown.append((found, sight.masks[i]))
+        else:
+            shown.append(None)
     return shown
 
 

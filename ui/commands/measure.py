@@ -82,7 +82,7 @@ def calibrate_model(
     The weights say how well each head's maps point, and are saved with the model. Heat maps with `reduce="calibrated"`
     use them, and `evaluate --grounding` measures what they gain.
     """
-    from pipelines.evaluation.grounding import calibrate
+    from pipelines.evaluation.calibration import calibrate
 
     index = model / "model_index.json"
     if not index.is_file():
