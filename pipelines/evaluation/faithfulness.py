@@ -16,7 +16,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from pipelines.evaluation.agreement import fixed_scenes
-from pipelines.evaluation.maps import Reading, maps_of, recording_self
+from pipelines.evaluation.maps import RECORD, Reading, maps_of, recording_self
 from pipelines.evaluation.statistics import bootstrap
 from pipelines.scenes.scene import Scene
 from pipelines.scenes.worlds import world_of
@@ -54,7 +54,7 @@ def evaluate_faithfulness(pipe: TextToImagePipeline, count_per_kind: int = 10) -
     rows: dict[float, dict[str, list[Row]]] = {cut: defaultdict(list) for cut in CUTS}
     for seed, scene in enumerate(scenes):
         words = _object_words(pipe, scene)
-        with recording_self(pipe.unet) as self_attention, trace(pipe, keep="head") as attention:
+        with recording_self(pipe.unet) as self_attention, trace(pipe, **RECORD) as attention:
             complete = _draw(pipe, [scene.caption], seed)[0]
         methods = _maps(Reading(attention, self_attention), words)
         for cut in CUTS:

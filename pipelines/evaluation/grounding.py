@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipelines.evaluation.agreement import TEST_SEED, fixed_scenes
 from pipelines.evaluation.hard_scenes import HARDNESSES, HardScene, hard_scene
-from pipelines.evaluation.maps import FIGURES, Reading, head, judge_map, lines, maps_of, recording_self, summary
+from pipelines.evaluation.maps import FIGURES, RECORD, Reading, head, judge_map, lines, maps_of, recording_self, summary
 from pipelines.evaluation.outlines import drawn_outlines
 from pipelines.scenes.judge import locate
 from pipelines.scenes.scene import Scene
@@ -62,7 +62,7 @@ def _read(
     pipe: TextToImagePipeline, scene: Scene, picture: np.ndarray, masks: Sequence[np.ndarray | None], keep: str
 ) -> tuple[Reading, Located]:
     with recording_self(pipe.unet) as self_attention:
-        attention = attribute(pipe, Image.fromarray(picture), scene.caption, LEVELS, draws=2, keep=keep)
+        attention = attribute(pipe, Image.fromarray(picture), scene.caption, LEVELS, draws=2, **RECORD | {"keep": keep})
     return Reading(attention, self_attention), _located(pipe, scene, masks)
 
 
@@ -72,7 +72,7 @@ def draw_and_locate(pipe: TextToImagePipeline, scene: Scene, seed: int) -> tuple
     Masks are first those of the judge and then `drawn_outlines`. Words of objects that were drawn in another shape or
     colour are left out.
     """
-    with recording_self(pipe.unet) as self_attention, trace(pipe, keep="head") as attention:
+    with recording_self(pipe.unet) as self_attention, trace(pipe, **RECORD) as attention:
         pipe(scene.caption, generator=torch.Generator().manual_seed(seed))
     assert attention.pictures is not None
     picture = attention.pictures[0].numpy()

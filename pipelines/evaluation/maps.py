@@ -24,6 +24,9 @@ FIGURES = ("pointing", "mass", "iou", "ap")
 """Whether the map's peak lies in the mask; the share of the attention inside; IoU of the mask and the region where the
 map has at least half its peak; average precision, which needs no threshold."""
 
+RECORD: dict[str, Any] = {"keep": "head"}
+"""How the evaluation records, as arguments of `trace` and `attribute`: all that the `METHODS` need."""
+
 DIFFUSED = 1
 """k of cross-attention × self-attentionᵏ. Chosen on scenes for calibration: the map is wider with every step."""
 
@@ -117,7 +120,7 @@ METHODS = {
     "self-attention": Method(diffused, "self-attention"),
     "self-attention, refined": Method(diffused_and_refined, "self-attention"),
 }
-"""Another way is another line: "output": Method(heatmap(reduce="output"))."""
+"""Another way is another line here, such as "output": Method(heatmap(reduce="output")), and its needs in `RECORD`."""
 
 
 def maps_of(reading: Reading, word: Word, methods: Collection[str] = tuple(METHODS)) -> dict[str, Tensor]:
