@@ -63,14 +63,14 @@ def test_calibration_finds_the_head_whose_maps_are_the_masks(
 def test_a_calibration_is_saved_with_the_model(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     assert TextToImagePipeline.from_pretrained(tmp_path / "model").config.calibration is None
-    calibrate_model(tmp_path / "model", scenes=3)
+    calibrate_model(str(tmp_path / "model"), scenes=3)
     pipe = TextToImagePipeline.from_pretrained(tmp_path / "model")
     assert pipe.config.calibration == calibrate(tiny_pipe, scenes=3)
     with trace(pipe, keep="head") as attention:
         pipe("a red circle", num_inference_steps=2)
     assert attention.heatmap("circle", reduce="calibrated").shape == attention.size
     with pytest.raises(ValueError, match="is not the folder of a model"):
-        calibrate_model(tmp_path)
+        calibrate_model(str(tmp_path))
 
 
 def test_daams_rule_is_the_mean_except_for_the_interpolation(tiny_pipe: TextToImagePipeline) -> None:

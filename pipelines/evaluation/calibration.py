@@ -4,15 +4,21 @@ Shapes: K maps of one word (layers × heads), h×w pixels, n words, P pixels of 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.evaluation.grounding import OBJECT_WORDS, read
+from pipelines.evaluation.segmentation import read_masked_picture
 from pipelines.scenes.worlds import WORLDS, world_of
+from pipelines.sources.findings import DataError
+from pipelines.sources.masked import read_masked, spread
+from pipelines.sources.masked_files import MaskedFile
 from pipelines.text_to_image import TextToImagePipeline
 from unet_xattn import AttentionTrace
 from unet_xattn.trace_plan import Calibration
@@ -46,6 +52,40 @@ def calibrate(pipe: TextToImagePipeline, scenes: int = 100) -> Calibration:
             yield from (Example(reading.attention, w, mask) for kind, w, mask in words if kind in OBJECT_WORDS)
 
     return fit_calibration(examples())
+
+
+def calibrate_on(pipe: DiffusionPipeline, files: Sequence[MaskedFile]) -> Calibration:
+    """Learn a `Calibration` for any pipeline that can attribute, on pictures with masks.
+
+    Raises:
+        ValueError: a picture cannot be read, or none has a thing.
+    """
+    loaded = [file.load() for file in files]
+
+    def examples() -> Iterator[Example]:
+        for masked in loaded:
+            reading, regions = read_masked_picture(pipe, masked)
+            for word, mask in zip(regions.words, regions.masks, strict=True):
+                if (mask & regions.known).any():
+                    yield Example(reading.attention, word, torch.where(regions.known, mask.float(), -1.0))
+
+    return fit_calibration(examples(), sum(len(masked.labels) for masked in loaded))
+
+
+def apart(folder: str | os.PathLike, count: int) -> tuple[list[MaskedFile], list[MaskedFile]]:
+    """Pictures of a set to learn from, and others to measure with, at most `count` each.
+
+    They are of the splits for training and for validation. Of a set with one split, they alternate.
+
+    Raises:
+        DataError: as `read_masked`; or there are fewer than two pictures.
+    """
+    learn, measure = read_masked(folder, train=True), read_masked(folder)
+    if {file.name for file in learn} & {file.name for file in measure}:
+        learn, measure = measure[::2], measure[1::2]
+    if not measure:
+        raise DataError(f"{folder} has one picture with masks: to learn from some and measure with others takes more")
+    return spread(learn, count), spread(measure, count)
 
 
 def fit_calibration(examples: Iterable[Example], words: int = 0, steps: int = 100) -> Calibration:

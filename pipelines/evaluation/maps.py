@@ -123,11 +123,11 @@ METHODS = {
 """Another way is another line here, such as "output": Method(heatmap(reduce="output")), and its needs in `RECORD`."""
 
 
-def maps_of(reading: Reading, word: Word, methods: Collection[str] = tuple(METHODS)) -> dict[str, Tensor]:
-    """A word's map (h, w) by each of these methods that has what it needs."""
+def maps_of(reading: Reading, word: Word, methods: Collection[str] | None = None) -> dict[str, Tensor]:
+    """A word's map (h, w) by each of these methods, or of all, that has what it needs."""
     available = {"": True, "self-attention": bool(reading.self_attention)}
     available["calibration"] = reading.attention.recording.calibration is not None
-    return {name: METHODS[name].make(reading, word) for name in methods if available[METHODS[name].needs]}
+    return {name: METHODS[name].make(reading, word) for name in methods or METHODS if available[METHODS[name].needs]}
 
 
 # Their figures
