@@ -100,7 +100,7 @@ def make_task(kind: str, scene: Scene, sight: Sight, index: int) -> Task | None:
     target = scene
     if kind == "turn":
         assert scene.relation is not None
-        a, relation, b = scene.relation
+        a, relation, b, *_ = scene.relation
         target = _other(scene, scene.objects, (a, REVERSED[relation], b))
     edits = tuple(paint(_named(target.objects[i]), box) for i, box in places.items())
     return Task(
@@ -178,7 +178,7 @@ def _plain(scene: Scene) -> Scene:
     if scene.relation is None:
         text = ", ".join(things[:-1]) + (" and " if things[1:] else "") + things[-1]
     else:
-        subject, relation, other = scene.relation
+        subject, relation, other, *_ = scene.relation
         text = f"{things[subject]} {relation} {things[other]}"
     ground = "" if scene.ground == "white" else f" on a {scene.ground} background"
     return replace(scene, caption=text + ground, words=())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.edit_tasks import SCENES, STAYING, Task, box_iou, box_of, make_task, scenes_to_edit
+from pipelines.evaluation.edit_tasks import RADII, SCENES, STAYING, Task, box_iou, box_of, make_task, scenes_to_edit
 from pipelines.evaluation.statistics import bootstrap, share_of
 from pipelines.scenes.judge import judge
 from pipelines.scenes.sight import Sight
@@ -56,6 +56,8 @@ def evaluate_editing(
         that it is about, in [0, 1], are means with a bootstrap interval.
     """
     data = world_of(pipe.tokenizer)
+    if data not in RADII:
+        raise ValueError(f"edits are measured on models of {' and '.join(RADII)}; this one draws {data}")
     kinds = [kind for kind in kinds if kind != "recolour" or WORLDS[data].lexicon.colours]
     report: dict[str, Any] = {"settings": {"data": data, "asked": count, "strength": "see pipelines/edit_plan.py"}}
     report["kinds"] = {}

@@ -147,18 +147,25 @@ def _name_of(o: Object) -> str:
     return f"{o.colour} {o.shape}".strip()
 
 
-def locate(scene: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
-    """The mask of each object of a scene in a picture: its coverage (h, w) in [0, 1].
+def find(scene: Scene, picture: np.ndarray) -> list[tuple[Object, np.ndarray] | None]:
+    """Each object of a scene as a picture shows it, with its mask: its coverage (h, w) in [0, 1].
 
     None for an object that the picture does not show in its shape and colour.
     """
     sight = WORLDS[scene.data].see(picture)
-    masks: list[np.ndarray | None] = []
+    shown: list[tuple[Object, np.ndarray] | None] = []
     for expected, i in zip(scene.objects, _match(scene.objects, sight.objects), strict=True):
         found = None if i is None else sight.objects[i]
-        shown = found is not None and (found.shape, found.colour) == (expected.shape, expected.colour)
-        masks.append(sight.masks[i] if shown else None)
-    return masks
+        if found is not None and (found.shape, found.colour) == (expected.shape, expected.colour):
+            shown.append((found, sight.masks[i]))
+        else:
+            shown.append(None)
+    return shown
+
+
+def locate(scene: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
+    """The masks that `find` returns: of shapes what is drawn, of emoji their exact outline where they were found."""
+    return [None if found is None else found[1] for found in find(scene, picture)]
 
 
 def _match(expected: tuple[Object, ...], found: tuple[Object, ...]) -> list[int | None]:

@@ -28,6 +28,7 @@ def attribute(
     draws: int = 4,
     seed: int = 0,
     keep: str | Collection[str] = "mean",
+    words: Sequence[str] | None = None,
 ) -> AttentionTrace:
     """Attribute the regions of an existing picture to the words of a caption.
 
@@ -41,6 +42,7 @@ def attribute(
     Args:
         levels: noise levels in (0, 1); at low levels outlines are sharp, at high levels the words matter more.
         draws: number of noise samples per level; the attention is averaged over them.
+        keep, words: as for `trace`.
 
     Raises:
         ValueError: an empty or too long caption, or a level or number out of its range.
@@ -57,7 +59,7 @@ def attribute(
     shown, _ = displayed(picture)
     shape = reading_shape(pipe, *shown.size)
     fitted = fit_picture(shown, shape)[None]  # (1, h, w, 3)
-    attention = AttentionTrace(keep)
+    attention = AttentionTrace(keep, words=words)
     settings = {"levels": list(levels), "draws": draws, "seeds": [seed], "cut_off": cut_off(*shown.size, shape)}
     read = _attribute_ours if isinstance(pipe, TextToImagePipeline) else attribute_any
     read(pipe, fitted, caption, settings, attention)

@@ -16,7 +16,7 @@ from pipelines.tracing.families import Given, Place, read_arguments
 from pipelines.tracing.kernels import Fused, Kernel, in_slices
 from pipelines.tracing.provenance import Provenance, Source, as_list
 from unet_xattn import AttentionTrace
-from unet_xattn.trace_plan import Recording
+from unet_xattn.trace_plan import Calibration, Recording
 from unet_xattn.words import PADDING, PICTURE, Text
 
 VISIBLE = "use torch's own attention: set_attention_backend('native') or set_attn_processor(AttnProcessor2_0())"
@@ -245,8 +245,8 @@ class Call:
 
     # The end.
 
-    def finish(self, images: Any) -> None:
-        """Keep the pictures that the call returned."""
+    def finish(self, images: Any, calibration: Calibration | None = None) -> None:
+        """Keep the pictures that the call returned, and the model's calibration if all its layers were recorded."""
         if not self._grids:
             raise ValueError("nothing was recorded: the call never ran its denoiser, or no layer of it was chosen")
         self.attention.check_budget(1)  # for a call of a single step
@@ -256,8 +256,10 @@ class Call:
         plain = {name: value for name, value in self.arguments.items() if isinstance(value, int | float | str)}
         settings = plain | {"unknown_words": self._unknown_words()}
         drawn = None if is_same_ratio else self._drawn
+        if calibration and any(len(heads) != self._heads.get(layer) for layer, heads in calibration.items()):
+            calibration = None
         recording = Recording(
-            self._texts, (height, width), self._grids, self._heads, len(self._times), None, settings, drawn
+            self._texts, (height, width), self._grids, self._heads, len(self._times), calibration, settings, drawn
         )
         self.attention.finish(pictures, recording)
 

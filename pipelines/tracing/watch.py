@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from pipelines.tracing.calibrations import saved_calibration
 from pipelines.tracing.call import Call, Check
 from pipelines.tracing.kernels import Watch
 from unet_xattn import AttentionTrace
@@ -112,7 +113,7 @@ def _record(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(Watch(call.fused, call.softmax))
         out = original(pipe, *map(_copied, args), **{name: _copied(value) for name, value in kwargs.items()})
-    call.finish(out[0])
+    call.finish(out[0], saved_calibration(pipe, denoiser_of(pipe)))
     return out
 
 
