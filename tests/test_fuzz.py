@@ -552,7 +552,7 @@ ASKED: dict[str, st.SearchStrategy] = {
     "branch": mostly("prompt", "negative"),
     "reduce": mostly("mean", "calibrated"),
     "scale": mostly("absolute", "peak"),
-    "of": mostly("all", "text"),
+    "of": mostly("all", "text", "words"),
     "refine": mostly("none", "edges"),
 }
 QUESTIONS = (

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unet_xattn.trace_plan import KEEP, Recording
-from unet_xattn.words import Text, Word, is_index, shown
+from unet_xattn.words import OTHER, PADDING, PICTURE, Text, Word, is_index, shown
 
-FORMAT, OLDER = "unet_xattn attention 4", "unet_xattn attention 3"
-"""The format that is written, and one that is read too: it had one number of heads for all layers."""
+FORMAT, OLDER = "unet_xattn attention 5", ("unet_xattn attention 4", "unet_xattn attention 3")
+"""The format that is written, and those that are read too: 4 did not say which tokens are no text, so all that belong
+to no word count as such, punctuation too; 3 also had one number of heads for all layers."""
 
 ROUNDING = 0.02
 """By how much the shares at a place may exceed 1: they come from fp16 or bf16."""
@@ -61,19 +62,21 @@ def read_trace(
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors ({shown(error, 80)}): is it complete?") from error
     found = metadata.get("format")
-    if found not in (FORMAT, OLDER):
+    if found not in (FORMAT, *OLDER):
         raise ValueError(f"{path} is {found or 'not an attention trace'!r}, expected {FORMAT!r}")
     try:
-        return _restored(json.loads(metadata["trace"]), tensors, found == OLDER)
+        return _restored(json.loads(metadata["trace"]), tensors, (FORMAT, *OLDER).index(found))
     except Exception as error:  # nearly anything, where a header does not have the form that `write_trace` gave it
         raise ValueError(f"{path} is damaged: its parts do not fit each other ({shown(error, 80)})") from error
 
 
 def _restored(
-    header: dict[str, Any], tensors: Mapping[str, Tensor], is_older: bool
+    header: dict[str, Any], tensors: Mapping[str, Tensor], age: int
 ) -> tuple[Recording, list[str], dict[Key, Tensor], dict[Key, int], Tensor | None]:
-    """What a file's header and tensors hold. Raises anything unless a trace of it can answer every question."""
-    recording, pictures = _recording(header["recording"], is_older), tensors.get("pictures")
+    """What a file's header and tensors hold; `age` counts the formats since. Raises anything unless a trace of it can
+    answer every question.
+    """
+    recording, pictures = _recording(header["recording"], age), tensors.get("pictures")
     if not recording.is_whole() or not set(header["keep"]) <= set(KEEP):
         raise ValueError("the texts, sizes or counts of its header")
     counts = {_key(name): count for name, count in header["counts"].items()}
@@ -95,18 +98,24 @@ def _restored(
     return recording, header["keep"], means, counts, pictures
 
 
-def _recording(saved: dict[str, Any], is_older: bool) -> Recording:
-    texts = {branch: [_text(text) for text in texts] for branch, texts in saved["texts"].items()}
+def _recording(saved: dict[str, Any], age: int) -> Recording:
+    texts = {branch: [_text(text, age) for text in texts] for branch, texts in saved["texts"].items()}
     grids = {layer: tuple(grid) for layer, grid in saved["grids"].items()}
-    heads = dict.fromkeys(grids, saved["heads"]) if is_older else saved["heads"]
+    heads = saved["heads"] if age < 2 else dict.fromkeys(grids, saved["heads"])
     drawn = tuple(saved["drawn"]) if saved.get("drawn") else None
     changed = {"texts": texts, "grids": grids, "heads": heads, "size": tuple(saved["size"]), "drawn": drawn}
     return Recording(**saved | changed)
 
 
-def _text(saved: dict[str, Any]) -> Text:
+def _text(saved: dict[str, Any], age: int) -> Text:
     words = tuple(Word(w["text"], w["start"], w["end"], tuple(w["tokens"])) for w in saved["words"])
-    return Text(saved["text"], words, tuple(saved["tokens"]))
+    tokens = tuple(saved["tokens"])
+    if age == 0:
+        return Text(saved["text"], words, tokens, tuple(saved["special"]))
+    of_words = {token for word in words for token in word.tokens}
+    named = (PADDING, PICTURE, OTHER)
+    special = (i for i, token in enumerate(tokens) if i not in of_words and token not in named)
+    return Text(saved["text"], words, tokens, tuple(special))
 
 
 def _name(key: Key) -> str:

@@ -33,9 +33,9 @@ with their marks, and with single hyphens, apostrophes or joiners inside. Punctu
 of currencies are not words. Scripts written without spaces, except Han, are not divided further."""
 
 
-PADDING, PICTURE, OTHER = "[padding]", "[picture]", "[other]"
-"""Names of columns that are no single token: the padding, the picture's own positions where a model has them among the
-keys, and all tokens that were not chosen."""
+SPECIAL, PADDING, PICTURE, OTHER = "[special]", "[padding]", "[picture]", "[other]"
+"""Names of what is read besides words: the tokens for start, end and a template; the padding; the picture's own
+positions, where a model has them among the keys; and all tokens that were not chosen. The first three are no text."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,25 @@ class Text:
     """A text as it was typed, its words, and its tokens as the tokenizer spells them.
 
     Where encoders read different strings, the text has a line for each. Named columns (`PADDING`) follow the tokens.
+    `special` are the positions of tokens that stand for nothing in the text: start, end and template.
     """
 
     text: str
     words: tuple[Word, ...]
     tokens: tuple[str, ...]
+    special: tuple[int, ...] = ()
+
+    @property
+    def named(self) -> dict[str, tuple[int, ...]]:
+        """Name of what is read besides words, of those that there are -> its positions among the tokens."""
+        beside = {name: (self.tokens.index(name),) for name in (PADDING, PICTURE, OTHER) if name in self.tokens}
+        return ({SPECIAL: self.special} if self.special else {}) | beside
 
     def is_whole(self) -> bool:
         """Whether its words are parts of it, and their tokens are its own."""
         texts = isinstance(self.text, str) and all(isinstance(token, str) for token in self.tokens)
-        return texts and all(
+        known = texts and all(is_index(token, len(self.tokens)) for token in self.special)
+        return known and all(
             0 <= word.start < word.end <= len(self.text)
             and self.text[word.start : word.end] == word.text
             and all(is_index(token, len(self.tokens)) for token in word.tokens)
@@ -119,8 +128,10 @@ def split_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[Word]
 
 def read_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
     """A text with its words and tokens. Raises as `split_words` does."""
-    tokens = tokenizer.convert_ids_to_tokens(_encoded(text, tokenizer)["input_ids"])
-    return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens))
+    read = _encoded(text, tokenizer, return_special_tokens_mask=True)
+    special = tuple(i for i, is_special in enumerate(read["special_tokens_mask"]) if is_special)
+    tokens = tokenizer.convert_ids_to_tokens(read["input_ids"])
+    return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens), special)
 
 
 def _encoded(text: str, tokenizer: "PreTrainedTokenizerBase", **asked: bool) -> Mapping[str, Any]:
@@ -137,18 +148,21 @@ def as_read(text: str) -> str:
 def chosen(text: Text, phrases: Sequence[str]) -> tuple[Text, list[int]]:
     """A text in which only the tokens of these words and phrases, of the padding and of the picture are apart.
 
-    All others are one token, the last, `OTHER`. Phrases that the text does not have are passed over. Also returns the
-    new position of each token.
+    The special tokens, if any, are one token, `SPECIAL`, and all others one more, the last, `OTHER`. Phrases that the
+    text does not have are passed over. Also returns the new position of each token.
     """
     kept = {i for i, token in enumerate(text.tokens) if token in (PADDING, PICTURE)}
     for phrase in phrases:
         for occurrence in range(len(_occurrences(phrase, text.text, [(w.start, w.end) for w in text.words]))):
             kept |= set(find_phrase(phrase, text.text, text.words, occurrence))
-    order = sorted(kept)
-    place = [order.index(i) if i in kept else len(order) for i in range(len(text.tokens))]
+    order, special = sorted(kept), set(text.special) - kept
+    beside = (SPECIAL, OTHER) if special else (OTHER,)
+    last = len(order) + len(beside) - 1
+    place = [order.index(i) if i in kept else len(order) if i in special else last for i in range(len(text.tokens))]
     words = [w for w in text.words if w.tokens and kept.issuperset(w.tokens)]
     words = [Word(w.text, w.start, w.end, tuple(place[i] for i in w.tokens)) for w in words]
-    return Text(text.text, tuple(words), (*(text.tokens[i] for i in order), OTHER)), place
+    named = (*(text.tokens[i] for i in order), *beside)
+    return Text(text.text, tuple(words), named, (len(order),) if special else ()), place
 
 
 def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
