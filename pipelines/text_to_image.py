@@ -32,6 +32,7 @@ from pipelines.components import (
     quiet,
     scale_factor,
 )
+from pipelines.recording import recorder
 from pipelines.request import check_results, read_request
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
@@ -278,11 +279,11 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             mask = read_mask if sigma <= ignore_below else token_mask
             if call.guided and low < sigma <= high:
                 rows = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
-                record = attention.recorder(step, rows) if attention else None
+                record = recorder(self.unet, attention, step, rows, memory)
                 both = self.unet(torch.cat([x, x]), timestep, memory, mask, record=record).sample
                 negative, positive = both.chunk(2)
                 return negative + call.guidance_scale * (positive - negative)
-            record = attention.recorder(step, {"prompt": slice(0, count)}) if attention else None
+            record = recorder(self.unet, attention, step, {"prompt": slice(0, count)}, memory[-count:])
             return self.unet(x, timestep, memory[-count:], mask[-count:], record=record).sample
 
         def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:

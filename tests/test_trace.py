@@ -469,7 +469,7 @@ def test_a_calibrated_map_takes_a_calibration_and_heads_kept_apart(tokenizer: Pr
     averaged = filled(tokenizer, calibration={"fine": [1.0, 1.0]})
     with pytest.raises(ValueError, match="keep='head'"):
         averaged.heatmap("red", reduce="calibrated")
-    with pytest.raises(ValueError, match="reduce is 'mean' or 'calibrated', not 'sum'"):
+    with pytest.raises(ValueError, match="reduce is 'mean', 'calibrated' or 'output', not 'sum'"):
         averaged.heatmap("red", reduce="sum")
 
 
@@ -657,6 +657,8 @@ SPOILT: list[Callable[[dict], Any]] = [
     lambda header: header["recording"].update(more=1),
     lambda header: header.update(keep=["layers"]),
     lambda header: header.update(counts={}),
+    lambda header: header.update(output=True),  # it has none
+    lambda header: header.pop("output"),
     lambda header: header["counts"].update({"prompt|0|fine": 0}),
     lambda header: header["counts"].update({"prompt|0|fine": "1"}),
     lambda header: header["counts"].update({"prompt|0|fine": 1e-290}),  # 0 in fp32: its mean would be NaN

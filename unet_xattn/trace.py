@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from unet_xattn.grounding import Measures, Region, measure, region_mask
-from unet_xattn.trace_file import read_trace, write_trace
+from unet_xattn.trace_file import Saved, read_trace, write_trace
 from unet_xattn.trace_maps import Selection, TraceMaps
 from unet_xattn.words import SPECIAL, Word, shown
 
@@ -128,8 +128,10 @@ class AttentionTrace(TraceMaps):
 
         Reading the file needs no model.
         """
-        means = {key: total / self._counts[key] for key, total in self._sums.items()}
-        write_trace(path, self.recording, self.keep, means, self._counts, self.pictures)
+        means, similar = (
+            {key: total / self._counts[key] for key, total in sums.items()} for sums in (self._sums, self._similar)
+        )
+        write_trace(path, Saved(self.recording, self.keep, self._counts, means, similar, self.pictures))
 
     @classmethod
     def load(cls, path: str | Path) -> "AttentionTrace":
@@ -139,9 +141,11 @@ class AttentionTrace(TraceMaps):
             ValueError: the file is damaged or is not an attention trace.
             OSError: it cannot be opened.
         """
-        recording, keep, means, counts, pictures = read_trace(path)
-        trace = cls(keep)
-        trace._recording, trace._texts, trace.pictures = recording, dict(recording.texts), pictures
-        trace._sums = {key: mean.float() * counts[key] for key, mean in means.items()}
-        trace._counts = counts
+        saved = read_trace(path)
+        trace = cls(saved.keep, output=bool(saved.similar))
+        trace._recording, trace._texts, trace.pictures = saved.recording, dict(saved.recording.texts), saved.pictures
+        trace._sums, trace._similar = (
+            {key: mean * saved.counts[key] for key, mean in means.items()} for means in (saved.means, saved.similar)
+        )
+        trace._counts = dict(saved.counts)
         return trace

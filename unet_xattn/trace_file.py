@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,34 +22,47 @@ to no word count as such, punctuation too; 3 also had one number of heads for al
 ROUNDING = 0.02
 """By how much the shares at a place may exceed 1: they come from fp16 or bf16."""
 
+OUTPUT = "output|"
+"""What the names of output-space maps begin with; those of shares are a branch, a step and a layer."""
+
 Key = tuple[str, int, str]
 """Branch, step (-1 for all), layer."""
 
 
-def write_trace(
-    path: str | Path,
-    recording: Recording,
-    keep: Collection[str],
-    means: Mapping[Key, Tensor],
-    counts: Mapping[Key, int],
-    pictures: Tensor | None,
-) -> None:
-    """Write a trace: its means (I, H, T, N), the number of passes in each, and its pictures (I, height, width, 3)."""
+class Saved(NamedTuple):
+    """What a file holds of a trace.
+
+    counts: the number of passes in each mean.
+    means: of the shares, (I, H, T, N). similar: those of output-space maps, (I, 1, T, N), if they were recorded.
+    pictures: (I, height, width, 3).
+    """
+
+    recording: Recording
+    keep: Collection[str]
+    counts: Mapping[Key, int]
+    means: Mapping[Key, Tensor]
+    similar: Mapping[Key, Tensor]
+    pictures: Tensor | None
+
+
+def write_trace(path: str | Path, saved: Saved) -> None:
+    """Write a trace."""
     header = {
-        "recording": asdict(recording),
-        "keep": sorted(keep),
-        "counts": {_name(key): count for key, count in counts.items()},
+        "recording": asdict(saved.recording),
+        "keep": sorted(saved.keep),
+        "counts": {_name(key): count for key, count in saved.counts.items()},
+        "output": bool(saved.similar),
     }
-    tensors = {_name(key): mean.half().contiguous().cpu() for key, mean in means.items()}
-    if pictures is not None:
-        tensors["pictures"] = pictures.contiguous()
+    tensors = {_name(key): mean for key, mean in saved.means.items()}
+    tensors |= {OUTPUT + _name(key): mean for key, mean in saved.similar.items()}
+    tensors = {name: mean.half().contiguous().cpu() for name, mean in tensors.items()}
+    if saved.pictures is not None:
+        tensors["pictures"] = saved.pictures.contiguous()
     save_file(tensors, path, metadata={"format": FORMAT, "trace": json.dumps(header, ensure_ascii=False)})
 
 
-def read_trace(
-    path: str | Path,
-) -> tuple[Recording, list[str], dict[Key, Tensor], dict[Key, int], Tensor | None]:
-    """The arguments of `write_trace`, read from a file.
+def read_trace(path: str | Path) -> Saved:
+    """Read a trace.
 
     Raises:
         ValueError: the file is damaged or is not an attention trace.
@@ -70,9 +83,7 @@ def read_trace(
         raise ValueError(f"{path} is damaged: its parts do not fit each other ({shown(error, 80)})") from error
 
 
-def _restored(
-    header: dict[str, Any], tensors: Mapping[str, Tensor], age: int
-) -> tuple[Recording, list[str], dict[Key, Tensor], dict[Key, int], Tensor | None]:
+def _restored(header: dict[str, Any], tensors: Mapping[str, Tensor], age: int) -> Saved:
     """What a file's header and tensors hold; `age` counts the formats since. Raises anything unless a trace of it can
     answer every question.
     """
@@ -81,21 +92,29 @@ def _restored(
         raise ValueError("the texts, sizes or counts of its header")
     counts = {_key(name): count for name, count in header["counts"].items()}
     means = {_key(name): tensors[name].float() for name in header["counts"]}
+    has_output = age == 0 and header["output"]
+    similar = {_key(name): tensors[OUTPUT + name].float() for name in header["counts"] if has_output}
     apart = any(mean.shape[1] > 1 for mean in means.values())  # heads that were not averaged
-    for (branch, _, layer), mean in means.items():
-        images, heads, tokens, positions = mean.shape
-        expected = len(recording.texts[branch]), math.prod(recording.grids[layer])
-        kept = recording.heads[layer] if apart else 1
-        if (images, positions) != expected or tokens < recording.tokens or heads != kept:
-            raise ValueError(f"the shape of {branch}, {layer}")
-        if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
-            raise ValueError(f"the shares of {branch}, {layer}")
+    single = dict.fromkeys(recording.heads, 1)
+    _check_means(means, recording, recording.heads if apart else single)
+    _check_means(similar, recording, single)
     if not means or not all(is_index(count, 2**31) and count > 0 for count in counts.values()):
         raise ValueError("the numbers of passes")
     shape = (len(recording.texts["prompt"]), *recording.size, 3)
     if pictures is not None and (pictures.dtype, tuple(pictures.shape)) != (torch.uint8, shape):
         raise ValueError("the pictures")
-    return recording, header["keep"], means, counts, pictures
+    return Saved(recording, header["keep"], counts, means, similar, pictures)
+
+
+def _check_means(means: Mapping[Key, Tensor], recording: Recording, heads: Mapping[str, int]) -> None:
+    """Raise ValueError unless these are means of this recording, with so many heads in each layer."""
+    for (branch, _, layer), mean in means.items():
+        expected = len(recording.texts[branch]), heads[layer], math.prod(recording.grids[layer])
+        images, kept, tokens, positions = mean.shape
+        if (images, kept, positions) != expected or tokens < recording.tokens:
+            raise ValueError(f"the shape of {branch}, {layer}")
+        if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
+            raise ValueError(f"the shares of {branch}, {layer}")
 
 
 def _recording(saved: dict[str, Any], age: int) -> Recording:

@@ -24,7 +24,7 @@ class Selection(TypedDict, total=False):
     layer: str | None
     head: int | None
     branch: str  # "prompt", the default, or "negative"
-    reduce: str  # "mean", the default, or "calibrated"
+    reduce: str  # "mean", the default, "calibrated" or "output"
     of: str  # "all", the default, "text" or "words"
 
 
@@ -95,16 +95,25 @@ class TraceMaps(TraceRecorder):
         head: int | None = None,
         image: int = 0,
         branch: str = "prompt",
+        reduce: str = "mean",
         of: str = "all",
     ) -> Tensor:
         """Mean attention of one layer, (T, h, w) float32; at each position, the shares of all tokens sum to 1.
 
         Args:
+            reduce: "mean", shares of the attention, or "output", output-space maps (`trace_recorder.similarity`), whose
+                values sum to 1 over the text's tokens. These are of all heads together.
             of: "all", shares of everything that is read, or "text", shares of the text alone: start, end and template
                 tokens, the padding and the picture's own positions have 0, and the others are divided by their sum.
         """
         if not is_one_of(of, ("all", "text")):
             raise ValueError(f"of is 'all' or 'text', not {shown(of)!r}")
+        if not is_one_of(reduce, ("mean", "output")):
+            raise ValueError(f"reduce is 'mean' or 'output' for the maps of a layer, not {shown(reduce)!r}")
+        if reduce == "output" and not self._similar:
+            raise ValueError("no output-space maps were recorded: trace with output=True")
+        if reduce == "output" and head is not None:
+            raise ValueError("output-space maps are of all heads together: leave out the head")
         sinks = self._sinks(image, branch)  # raises for an unknown image or branch
         for name, value in (("step", step), ("head", head)):
             if value is not None and name not in self.keep:
@@ -117,9 +126,9 @@ class TraceMaps(TraceRecorder):
                 f"nothing was recorded for {where} of branch {branch!r}; layers: {', '.join(self.layers)}; "
                 f"steps: {self.steps or 'averaged'}"
             )
-        mean = torch.stack([self._sums[k][image] for k in keys]).sum(dim=0).cpu() / sum(
-            self._counts[k] for k in keys
-        )  # (H, T, N)
+        sums = self._similar if reduce == "output" else self._sums
+        total = torch.stack([sums[k][image] for k in keys]).sum(dim=0).cpu()
+        mean = total / sum(self._counts[k] for k in keys)  # (H, T, N)
         if head is not None and not is_index(head, len(mean)):
             raise ValueError(f"layer {layer!r} has heads 0 to {len(mean) - 1}, not {shown(head)}")
         asked = mean.mean(dim=0) if head is None else mean[head]  # (T, N)
@@ -155,8 +164,9 @@ class TraceMaps(TraceRecorder):
                 `columns_of`, such as "[padding]".
             occurrence: which occurrence, from 0, if the prompt has several.
             step, layer, head: one of each; None averages over all.
-            reduce: "mean" over all layers and heads, or "calibrated", their mean weighted by how far each can be
-                trusted. The latter needs a model with a calibration, and heads kept apart.
+            reduce: "mean" over all layers and heads; "calibrated", their mean weighted by how far each can be trusted,
+                which needs a model with a calibration, and heads kept apart; or "output", the mean of output-space
+                maps, which were recorded if the trace has output=True, see `maps`.
             scale: "absolute", the word's share of attention at each pixel, or "peak", that share over its maximum.
             of: "all", shares of everything that is read; "text", shares of the text alone, see `maps`; or "words", the
                 word's contrast: what its share exceeds the mean of all words' maps by, see `heatmaps`.
@@ -205,9 +215,11 @@ class TraceMaps(TraceRecorder):
         words = [word.tokens for word in self.words_of(image, branch)] if of == "words" else []
         asked = [*wanted, *(token for own in words for token in own)]
         heat = torch.zeros(len(asked), height, width)
-        share_of = "all" if of == "words" else of
+        share_of, layer_reduce = "all" if of == "words" else of, "output" if reduce == "output" else "mean"
         for name, its_head, weight in self._weighted(layer, head, reduce):
-            share = self.maps(name, step=step, head=its_head, image=image, branch=branch, of=share_of)[asked]
+            share = self.maps(
+                name, step=step, head=its_head, image=image, branch=branch, reduce=layer_reduce, of=share_of
+            )[asked]
             if asked:  # nothing cannot be interpolated
                 heat += weight * F.interpolate(share[None], (height, width), mode="bilinear")[0]  # (asked, h, w)
         top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
@@ -233,9 +245,9 @@ class TraceMaps(TraceRecorder):
 
     def _weighted(self, layer: str | None, head: int | None, reduce: str) -> list[tuple[str, int | None, float]]:
         """The maps whose weighted sum is a heat map: (layer, head or None for the mean of heads, weight)."""
-        if not is_one_of(reduce, ("mean", "calibrated")):
-            raise ValueError(f"reduce is 'mean' or 'calibrated', not {shown(reduce)!r}")
-        if reduce == "mean" or layer is not None or head is not None:
+        if not is_one_of(reduce, ("mean", "calibrated", "output")):
+            raise ValueError(f"reduce is 'mean', 'calibrated' or 'output', not {shown(reduce)!r}")
+        if reduce != "calibrated" or layer is not None or head is not None:
             layers = self.layers if layer is None else [layer]
             return [(name, head, 1 / len(layers)) for name in layers]
         calibration = self.recording.calibration

@@ -64,8 +64,11 @@ class Recording:
             and isinstance(self.settings, Mapping)
         )
 
-    def bytes(self, heads: bool, steps: bool) -> int:
-        """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not."""
-        positions = sum(math.prod(grid) * (self.heads[layer] if heads else 1) for layer, grid in self.grids.items())
+    def bytes(self, heads: bool, steps: bool, output: bool = False) -> int:
+        """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not, and with or without
+        output-space maps.
+        """
+        maps = {layer: (self.heads[layer] if heads else 1) + output for layer in self.grids}
+        positions = sum(math.prod(grid) * maps[layer] for layer, grid in self.grids.items())
         images = sum(map(len, self.texts.values()))
         return 4 * images * positions * self.tokens * (self.steps if steps else 1)

@@ -1,6 +1,7 @@
 """What a pipeline's attention layers read while it draws, as running sums.
 
-Shapes: I images, B rows of a batch, H heads (1 where the heads are averaged), T tokens, N positions of a layer's grid.
+Shapes: I images, B rows of a batch, H heads (1 where the heads are averaged), T tokens, N positions of a layer's grid,
+E width of a head, D width of all heads.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +29,7 @@ class TraceRecorder:
             known, after it otherwise.
         words: words and phrases to keep apart; all tokens that are not theirs are added up. All words by default.
         layers: names of the layers to record, or patterns such as "up_blocks.*"; all by default.
+        output: whether to record output-space maps, too (`similarity`).
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class TraceRecorder:
         budget: int = TRACE_BYTES,
         words: Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
+        output: bool = False,
     ):
         kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else items(keep)
         if unknown := [shown(name) for name in kept if not is_one_of(name, KEEP)]:
@@ -45,6 +48,7 @@ class TraceRecorder:
                 raise ValueError(f"{name} is a list of texts, not {shown(given)!r}")
         self.keep = frozenset(kept)
         self.budget = budget
+        self.output = output
         self.pictures: Tensor | None = None
         """The pictures, (I, height, width, 3) uint8, once they are drawn."""
         self._chosen_words, self._chosen_layers = words, layers
@@ -54,6 +58,8 @@ class TraceRecorder:
         # (branch, step or -1, layer) -> sum of weights (I, H, T, N) in fp32, and the number of passes in that sum
         self._sums: dict[tuple[str, int, str], Tensor] = {}
         self._counts: dict[tuple[str, int, str], int] = {}
+        self._similar: dict[tuple[str, int, str], Tensor] = {}  # likewise, sums of similarities (I, 1, T, N)
+        self._of_text: dict[str, list[list[int]]] = {}  # branch -> for each image the tokens that are text
 
     def start(self, recording: Recording) -> None:
         """Start a new recording of which everything is known.
@@ -70,13 +76,13 @@ class TraceRecorder:
         heads = {layer: recording.heads[layer] for layer in grids}
         calibration = recording.calibration if len(grids) == len(recording.grids) else None
         recording = replace(recording, texts=dict(self._texts), grids=grids, heads=heads, calibration=calibration)
-        self._check(recording.bytes(heads=not self._heads_at_once, steps="step" in self.keep))
+        self._check(recording.bytes(not self._heads_at_once, "step" in self.keep, self.output))
         self._recording = recording
 
     def begin(self) -> None:
         """Start a new recording of which nothing is known yet; `finish` describes it."""
         self._recording, self.pictures = None, None
-        for kept in (self._texts, self._places, self._sums, self._counts):
+        for kept in (self._texts, self._places, self._of_text, self._sums, self._similar, self._counts):
             kept.clear()
 
     def expect(self, branch: str, texts: Sequence[Text]) -> None:
@@ -85,6 +91,7 @@ class TraceRecorder:
         Raises:
             ValueError: no prompt has one of the chosen words.
         """
+        self._of_text[branch] = [text.own for text in texts]
         if self._chosen_words is None:
             self._texts[branch] = list(texts)
             return
@@ -102,8 +109,15 @@ class TraceRecorder:
         """Whether a layer is to be recorded."""
         return self._chosen_layers is None or any(fnmatchcase(layer, pattern) for pattern in self._chosen_layers)
 
-    def recorder(self, step: int, branches: Mapping[str, slice]) -> RecordLayer:
-        """The `record` argument of one pass of the UNet; `branches` names rows of its batch ("prompt", "negative")."""
+    def recorder(
+        self, step: int, branches: Mapping[str, slice], values: Mapping[str, Tensor] | None = None
+    ) -> RecordLayer:
+        """The `record` argument of one pass of the UNet.
+
+        Args:
+            branches: names of rows of its batch ("prompt", "negative").
+            values: of each layer, (B, H, T, E), if outputs are to be recorded, too.
+        """
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
             if not self.wants(layer):
@@ -114,13 +128,19 @@ class TraceRecorder:
             for branch, rows in branches.items():
                 key = (branch, step if "step" in self.keep else -1, layer)
                 self._counts[key] = self._counts.get(key, 0) + 1
-                own = self._added_up(branch, part[rows])
-                if key in self._sums:
-                    self._sums[key] += own
-                else:
-                    self._sums[key] = own.to(torch.float32, copy=True)
+                _add(self._sums, key, self._added_up(branch, part[rows]))
+            if values is not None:
+                out = weights.detach() @ values[layer]  # (B, H, N, E)
+                self.record_output(layer, step, branches, *(x.transpose(1, 2).flatten(2) for x in (out, values[layer])))
 
         return record
+
+    def record_output(self, layer: str, step: int, branches: Mapping[str, slice], out: Tensor, tokens: Tensor) -> None:
+        """Add how similar a layer's outputs are: out (B, N, D) of the positions, tokens (B, T, D) of the tokens."""
+        for branch, rows in branches.items():
+            key = (branch, step if "step" in self.keep else -1, layer)
+            similar = similarity(out[rows].detach(), tokens[rows].detach(), self._of_text[branch])
+            _add(self._similar, key, self._added_up(branch, similar[:, None]))
 
     def _added_up(self, branch: str, weights: Tensor) -> Tensor:
         """Weights (I, H, T, N) with the tokens that were not chosen added up, (I, H, tokens of the texts, N)."""
@@ -136,7 +156,8 @@ class TraceRecorder:
     def check_budget(self, steps: int) -> None:
         """Raise ValueError if what one step took would exceed the budget after so many steps."""
         longest = max((total.shape[2] for total in self._sums.values()), default=0)  # `finish` pads the others
-        taken = sum(4 * total[:, :, 0].numel() * longest for total in self._sums.values())
+        kept = (*self._sums.values(), *self._similar.values())
+        taken = sum(4 * total[:, :, 0].numel() * longest for total in kept)
         self._check(taken * (steps if "step" in self.keep else 1))
 
     def _check(self, size: int) -> None:
@@ -162,14 +183,17 @@ class TraceRecorder:
         if expected != seen:
             raise RuntimeError(f"attention was not recorded: expected layers {sorted(expected)}, got {sorted(seen)}")
         self.pictures = pictures.cpu()
-        missing = {key: self._recording.tokens - total.shape[2] for key, total in self._sums.items()}
-        self._sums = {key: F.pad(total, (0, 0, 0, missing[key])) for key, total in self._sums.items()}
+        for sums in (self._sums, self._similar):
+            for key, total in sums.items():
+                sums[key] = F.pad(total, (0, 0, 0, self._recording.tokens - total.shape[2]))
         if "head" not in self.keep:
             self._sums = {key: total.mean(dim=1, keepdim=True) for key, total in self._sums.items()}
 
     def average_images(self, recording: Recording) -> None:
         """Average over the images, which have the same prompt; the result is one image of `recording`'s first text."""
-        self._sums = {key: total.mean(dim=0, keepdim=True) for key, total in self._sums.items()}
+        for sums in (self._sums, self._similar):
+            for key, total in sums.items():
+                sums[key] = total.mean(dim=0, keepdim=True)
         self._texts = {branch: texts[:1] for branch, texts in recording.texts.items()}
         self._recording = replace(recording, texts=dict(self._texts))
 
@@ -177,3 +201,29 @@ class TraceRecorder:
     def _heads_at_once(self) -> bool:
         """Whether heads are averaged in each pass. Sums over steps are small enough to be averaged once, at the end."""
         return self.keep == {"step"}
+
+
+def similarity(out: Tensor, tokens: Tensor, of_text: Sequence[Sequence[int]]) -> Tensor:
+    """Output-space maps of ConceptAttention (arXiv 2502.04320): the softmax over a text's tokens of the dot products of
+    a position's attention output with each token's, with all heads side by side.
+
+    Args:
+        out: (I, N, D). tokens: (I, T, D), the outputs of the tokens or what stands for them.
+        of_text: for each image the tokens that are text; the others have 0.
+
+    Returns:
+        (I, T, N) float32, whose sums over the tokens are 1, or 0 for a text without tokens.
+    """
+    products = tokens.float() @ out.float().transpose(1, 2)  # (I, T, N)
+    is_text = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    for image, own in enumerate(of_text):
+        is_text[image, list(own)] = True
+    is_text = is_text.to(products.device)[..., None]
+    return products.masked_fill(~is_text, -torch.inf).softmax(dim=1).nan_to_num(0.0)
+
+
+def _add(sums: dict[tuple[str, int, str], Tensor], key: tuple[str, int, str], part: Tensor) -> None:
+    if key in sums:
+        sums[key] += part
+    else:
+        sums[key] = part.to(torch.float32, copy=True)

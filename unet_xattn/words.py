@@ -73,6 +73,12 @@ class Text:
         beside = {name: (self.tokens.index(name),) for name in (PADDING, PICTURE, OTHER) if name in self.tokens}
         return ({SPECIAL: self.special} if self.special else {}) | beside
 
+    @property
+    def own(self) -> list[int]:
+        """The positions of the tokens that are text: words and punctuation."""
+        beside = {*self.special, *(i for i, token in enumerate(self.tokens) if token in (PADDING, PICTURE))}
+        return [i for i in range(len(self.tokens)) if i not in beside]
+
     def is_whole(self) -> bool:
         """Whether its words are parts of it, and their tokens are its own."""
         texts = isinstance(self.text, str) and all(isinstance(token, str) for token in self.tokens)

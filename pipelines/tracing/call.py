@@ -4,13 +4,14 @@ Shapes: B rows of the batch, I images, H heads, L queries, N positions of the pi
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipelines.tracing.families import Given, Place, read_arguments
 from pipelines.tracing.kernels import Fused, Kernel, in_slices
@@ -242,6 +243,28 @@ class Call:
             columns = max(len(text.tokens) for text in self._texts[branch])
             own = [shares[number, :, queries[number], :columns] for number in numbers]
             self.attention.recorder(now.step, {branch: slice(None)})(layer.name, torch.stack(own), place.grid)
+            if self.attention.output:
+                self._keep_output(layer, kernel, place, branch, [queries[number] for number in numbers])
+
+    def _keep_output(self, layer: Layer, kernel: Kernel, place: Place, branch: str, queries: Sequence[slice]) -> None:
+        """Record the outputs of a branch's pictures and of their tokens.
+
+        In joint attention tokens have outputs of their own. Where they ask nothing, their values stand for these: what
+        a query is given that reads one token alone.
+        """
+        now = self.now
+        assert now is not None
+        if not isinstance(kernel, Fused):
+            raise ValueError(f"layer {layer.name} gives its output in a way that cannot be seen: {VISIBLE}")
+        width = max(len(text.tokens) for text in self._texts[branch])
+        outputs, tokens = [], []
+        for number, own in zip(now.branches[branch], queries, strict=True):
+            outputs.append(kernel.outputs_at(number, own))
+            keys = place.keys[number] + torch.tensor(now.rows[number].columns, dtype=torch.long, device=kernel.device)
+            found = (kernel.outputs_at if now.given.is_joint else kernel.values_at)(number, keys)
+            tokens.append(F.pad(found, (0, 0, 0, width - len(found))))
+        step_of = {branch: slice(None)}
+        self.attention.record_output(layer.name, now.step, step_of, torch.stack(outputs), torch.stack(tokens))
 
     # The end.
 

@@ -18,6 +18,7 @@ def trace(
     budget: int = TRACE_BYTES,
     words: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
+    output: bool = False,
 ) -> Iterator[AttentionTrace]:
     """Record the next call of `pipe`; a later call inside the block replaces the recording.
 
@@ -26,13 +27,14 @@ def trace(
         attention.heatmap("circle")
 
     Other threads that use the same pipeline are not recorded. `keep` names the axes that are not averaged, `budget`
-    limits the bytes of the recording, and `words` and `layers` limit what is recorded; see `TraceRecorder`.
+    limits the bytes of the recording, `words` and `layers` limit what is recorded, and `output` adds output-space maps
+    (`heatmap(..., reduce="output")`); see `TraceRecorder`.
 
     Raises:
         TypeError: not a pipeline that can be recorded.
         ValueError: from the call, where something is found that cannot be recorded rightly.
     """
-    attention = AttentionTrace(keep, budget, words, layers)
+    attention = AttentionTrace(keep, budget, words, layers, output)
     if not isinstance(pipe, TextToImagePipeline):
         if not isinstance(pipe, DiffusionPipeline):
             raise TypeError(f"only a pipeline of diffusers can be recorded, got a {type(pipe).__name__}")

@@ -65,6 +65,14 @@ class Fused:
         """weights (B, H, L, S) times the values, (B, H, L, any) in fp32."""
         return weights @ self._for_each_head(self.v).float()
 
+    def outputs_at(self, row: int, queries: Tensor | slice) -> Tensor:
+        """What the kernel gave for queries of a row of the batch, (queries, H · any), with all heads side by side."""
+        return self.out[row, :, queries].transpose(0, 1).flatten(1)
+
+    def values_at(self, row: int, keys: Tensor) -> Tensor:
+        """The values of keys of a row, (keys, H · any): what a query would be given that reads that key alone."""
+        return self._for_each_head(self.v[row : row + 1, :, keys])[0].transpose(0, 1).flatten(1)
+
     def _for_each_head(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.q.shape[1] // x.shape[1], dim=1)
 
