@@ -32,7 +32,7 @@ from pipelines.components import (
     quiet,
     scale_factor,
 )
-from pipelines.recording import recorder
+from pipelines.recording import encode_concepts, read_concepts, recorder
 from pipelines.request import check_results, read_request
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
@@ -266,7 +266,9 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         if attention is not None:
             branches = {"prompt": asked.prompts} | ({"negative": asked.negatives} if guided else {})
             settings = asked.settings | {"scheduler": type(self.scheduler).__name__}
-            attention.start(self.recording(branches, asked.size, asked.steps, settings))
+            concepts = encode_concepts(attention.concepts, self.tokenizer, self.encode_prompt)
+            described = self.recording(branches, asked.size, asked.steps, settings, attention.concepts)
+            attention.start(described, concepts.spelled)
 
         # Both branches are encoded together, so that they have the same padding and run as one batch.
         memory, token_mask = self.encode_prompt(asked.negatives + asked.prompts if guided else asked.prompts)
@@ -277,6 +279,8 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
             """The velocity at x, guided within the interval."""
             mask = read_mask if sigma <= ignore_below else token_mask
+            if attention is not None and attention.concepts:
+                read_concepts(self.unet, x, timestep, memory[-count:], mask[-count:], attention, step, concepts)
             if call.guided and low < sigma <= high:
                 rows = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
                 record = recorder(self.unet, attention, step, rows, memory)
@@ -338,11 +342,16 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         return self.image_processor.postprocess(latents.float() if output_type == "latent" else pictures, output_type)
 
     def recording(
-        self, texts: dict[str, list[str]], size: tuple[int, int], steps: int, settings: dict[str, Any]
+        self,
+        texts: dict[str, list[str]],
+        size: tuple[int, int],
+        steps: int,
+        settings: dict[str, Any],
+        concepts: Sequence[str] = (),
     ) -> Recording:
         """The description of a trace of these texts: for each branch, one text for each picture."""
         read = {text: read_text(text, self.tokenizer) for branch in texts.values() for text in branch}
-        unknown = {word for text in texts["prompt"] for word in unknown_words(text, self.tokenizer)}
+        unknown = {word for text in [*texts["prompt"], *concepts] for word in unknown_words(text, self.tokenizer)}
         grids = self.unet.attention_grids(*(side // self.vae_scale_factor for side in size))
         return Recording(
             {branch: [read[text] for text in given] for branch, given in texts.items()},

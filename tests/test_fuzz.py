@@ -554,6 +554,7 @@ ASKED: dict[str, st.SearchStrategy] = {
     "scale": mostly("absolute", "peak"),
     "of": mostly("all", "text", "words"),
     "refine": mostly("none", "edges"),
+    "least": mostly(0.1, 0, other=anything),
 }
 QUESTIONS = (
     *("heatmap", "heatmaps", "words_at", "segmentation", "measure", "leakage", "spread", "maps", "words_of"),

@@ -111,7 +111,7 @@ def _check_means(means: Mapping[Key, Tensor], recording: Recording, heads: Mappi
     for (branch, _, layer), mean in means.items():
         expected = len(recording.texts[branch]), heads[layer], math.prod(recording.grids[layer])
         images, kept, tokens, positions = mean.shape
-        if (images, kept, positions) != expected or tokens < recording.tokens:
+        if (images, kept, positions) != expected or tokens < recording.columns(branch):
             raise ValueError(f"the shape of {branch}, {layer}")
         if not (mean.min() >= 0 and mean.sum(dim=2).max() <= 1 + ROUNDING):  # not NaN either
             raise ValueError(f"the shares of {branch}, {layer}")

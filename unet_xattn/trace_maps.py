@@ -14,7 +14,19 @@ from torch.nn import functional as F
 from unet_xattn.refine import refine as refine_edges
 from unet_xattn.trace_plan import Recording
 from unet_xattn.trace_recorder import TraceRecorder
-from unet_xattn.words import PADDING, PICTURE, Text, Word, find_phrase, is_index, is_one_of, items, shown
+from unet_xattn.words import (
+    CONCEPTS,
+    PADDING,
+    PICTURE,
+    Text,
+    Word,
+    find_concept,
+    find_phrase,
+    is_index,
+    is_one_of,
+    items,
+    shown,
+)
 
 
 class Selection(TypedDict, total=False):
@@ -23,7 +35,7 @@ class Selection(TypedDict, total=False):
     step: int | None  # None, the default, averages over all; likewise for layer and head
     layer: str | None
     head: int | None
-    branch: str  # "prompt", the default, or "negative"
+    branch: str  # "prompt", the default, "negative" or "concepts"
     reduce: str  # "mean", the default, "calibrated" or "output"
     of: str  # "all", the default, "text" or "words"
 
@@ -58,7 +70,10 @@ class TraceMaps(TraceRecorder):
         return self.words_of(0)
 
     def words_of(self, image: int, branch: str = "prompt") -> list[Word]:
-        """The words of the prompt, or the negative prompt, of one image, without those that were cut off."""
+        """The words of the prompt, or of another branch, of one image, without those that were cut off.
+
+        Each concept is one word of the branch "concepts".
+        """
         return [word for word in self._text(image, branch).words if word.tokens]
 
     def cut_off(self, image: int = 0, branch: str = "prompt") -> list[Word]:
@@ -68,7 +83,7 @@ class TraceMaps(TraceRecorder):
     def tokens_of(self, image: int, branch: str = "prompt") -> tuple[str, ...]:
         """All tokens of one image's prompt as the tokenizer spells them, with start, end and padding."""
         tokens = self._text(image, branch).tokens
-        return tokens + (PADDING,) * (self.recording.tokens - len(tokens))
+        return tokens + (PADDING,) * (self.recording.columns(branch) - len(tokens))
 
     def columns_of(self, image: int = 0, branch: str = "prompt") -> list[str]:
         """Names of what was read besides words, of `SPECIAL`, `PADDING`, `PICTURE` and `OTHER`; they have maps, too."""
@@ -161,7 +176,8 @@ class TraceMaps(TraceRecorder):
 
         Args:
             word: a word or phrase of the prompt in any case, one of `words`, the position of a token, or one of
-                `columns_of`, such as "[padding]".
+                `columns_of`, such as "[padding]". What the prompt does not have may be one of `concepts`, whose map is
+                that of the branch "concepts".
             occurrence: which occurrence, from 0, if the prompt has several.
             step, layer, head: one of each; None averages over all.
             reduce: "mean" over all layers and heads; "calibrated", their mean weighted by how far each can be trusted,
@@ -180,7 +196,7 @@ class TraceMaps(TraceRecorder):
             raise ValueError(f"refine is 'none' or 'edges', not {shown(refine)!r}")
         if not is_one_of(scale, ("absolute", "peak")):
             raise ValueError(f"scale is 'absolute' or 'peak', not {shown(scale)!r}")
-        tokens = self._tokens(word, occurrence, image, branch)
+        branch, tokens = self._find(word, occurrence, image, branch)
         heat = self.heatmaps(
             tokens, step=step, layer=layer, head=head, image=image, branch=branch, reduce=reduce, of=of
         )
@@ -211,7 +227,7 @@ class TraceMaps(TraceRecorder):
             raise ValueError(f"of is 'all', 'text' or 'words', not {shown(of)!r}")
         wanted, (height, width) = items(tokens), self._whole
         for token in wanted:
-            self._check_token(token)
+            self._check_token(token, branch)
         words = [word.tokens for word in self.words_of(image, branch)] if of == "words" else []
         asked = [*wanted, *(token for own in words for token in own)]
         heat = torch.zeros(len(asked), height, width)
@@ -259,6 +275,21 @@ class TraceMaps(TraceRecorder):
 
     # Words and their tokens.
 
+    def _find(self, word: str | int | Word, occurrence: int, image: int, branch: str) -> tuple[str, tuple[int, ...]]:
+        """The branch and the tokens that a question about a word of a branch is about: it may be a concept."""
+        own = self._text(image, branch).words
+        concepts = self._text(image, CONCEPTS).words if CONCEPTS in self.recording.texts else ()
+        if branch == "prompt" and isinstance(word, Word) and word in concepts and word not in own:
+            return CONCEPTS, word.tokens
+        try:
+            return branch, self._tokens(word, occurrence, image, branch)
+        except ValueError as error:
+            if branch != "prompt" or not isinstance(word, str) or not concepts:
+                raise
+            if found := find_concept(word, concepts):
+                return CONCEPTS, found.tokens
+            raise ValueError(f"{error}; the concepts are: {', '.join(map(str, concepts))}") from None
+
     def _tokens(self, word: str | int | Word, occurrence: int, image: int, branch: str) -> tuple[int, ...]:
         text = self._text(image, branch)
         if isinstance(word, Word):
@@ -268,20 +299,23 @@ class TraceMaps(TraceRecorder):
                 raise ValueError(f"{word.text!r} was cut off or left out: no text encoder read it")
             return word.tokens
         if isinstance(word, str):
-            return self._tokens_of_phrase(word, occurrence, text)
-        self._check_token(word)
+            return self._tokens_of_phrase(word, occurrence, text, branch)
+        self._check_token(word, branch)
         return (word,)
 
-    def _check_token(self, token: Any) -> None:
-        if not is_index(token, self.recording.tokens):
-            raise ValueError(
-                f"token {shown(token)} does not exist: the prompt has tokens 0 to {self.recording.tokens - 1}"
-            )
+    def _check_token(self, token: Any, branch: str) -> None:
+        self._text(0, branch)  # raises for an unknown branch
+        if not is_index(token, count := self.recording.columns(branch)):
+            raise ValueError(f"token {shown(token)} does not exist: the prompt has tokens 0 to {count - 1}")
 
     @staticmethod
-    def _tokens_of_phrase(phrase: str, occurrence: int, text: Text) -> tuple[int, ...]:
+    def _tokens_of_phrase(phrase: str, occurrence: int, text: Text, branch: str) -> tuple[int, ...]:
         if phrase in text.named:
             return text.named[phrase]
+        if branch == CONCEPTS:
+            if concept := find_concept(phrase, text.words):
+                return concept.tokens
+            raise ValueError(f"{shown(phrase)!r} is no concept; they are: {', '.join(map(str, text.words))}")
         tokens = find_phrase(phrase, text.text, text.words, occurrence)
         if not tokens:
             raise ValueError(f"{phrase!r} was cut off or left out: no text encoder read it")

@@ -1,7 +1,7 @@
 """What a pipeline's attention layers read while it draws, as running sums.
 
 Shapes: I images, B rows of a batch, H heads (1 where the heads are averaged), T tokens, N positions of a layer's grid,
-E width of a head, D width of all heads.
+D width of all heads.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unet_xattn.attention import RecordLayer
 from unet_xattn.trace_plan import KEEP, TRACE_BYTES, Recording
-from unet_xattn.words import Text, chosen, find_phrase, is_one_of, items, shown
+from unet_xattn.words import CONCEPTS, Text, beside, check_concepts, chosen, find_phrase, is_one_of, items, shown
 
 
 class TraceRecorder:
@@ -30,6 +30,7 @@ class TraceRecorder:
         words: words and phrases to keep apart; all tokens that are not theirs are added up. All words by default.
         layers: names of the layers to record, or patterns such as "up_blocks.*"; all by default.
         output: whether to record output-space maps, too (`similarity`).
+        concepts: what else to read beside the prompt without its being written, such as "sky".
     """
 
     def __init__(
@@ -39,16 +40,19 @@ class TraceRecorder:
         words: Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
         output: bool = False,
+        concepts: Sequence[str] = (),
     ):
         kept = {"mean": (), "full": KEEP}.get(keep, (keep,)) if isinstance(keep, str) else items(keep)
         if unknown := [shown(name) for name in kept if not is_one_of(name, KEEP)]:
             raise ValueError(f"keep can name {', '.join(KEEP)}, 'mean' or 'full', not {', '.join(sorted(unknown))}")
-        for name, given in (("words", words), ("layers", layers)):
+        for name, given in (("words", words), ("layers", layers), ("concepts", concepts)):
             if given is not None and (isinstance(given, str) or not all(isinstance(one, str) for one in given)):
                 raise ValueError(f"{name} is a list of texts, not {shown(given)!r}")
         self.keep = frozenset(kept)
         self.budget = budget
+        check_concepts(concepts)
         self.output = output
+        self.concepts = tuple(concepts)
         self.pictures: Tensor | None = None
         """The pictures, (I, height, width, 3) uint8, once they are drawn."""
         self._chosen_words, self._chosen_layers = words, layers
@@ -61,8 +65,11 @@ class TraceRecorder:
         self._similar: dict[tuple[str, int, str], Tensor] = {}  # likewise, sums of similarities (I, 1, T, N)
         self._of_text: dict[str, list[list[int]]] = {}  # branch -> for each image the tokens that are text
 
-    def start(self, recording: Recording) -> None:
+    def start(self, recording: Recording, concepts: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
         """Start a new recording of which everything is known.
+
+        Args:
+            concepts: see `expect_concepts`; they follow the T tokens of the recording.
 
         Raises:
             ValueError: it would take more than the budget, or none of its layers or prompts was chosen.
@@ -73,6 +80,8 @@ class TraceRecorder:
             raise ValueError(f"no layer is called {', '.join(self._chosen_layers or ())}: {', '.join(recording.grids)}")
         for branch, texts in recording.texts.items():
             self.expect(branch, texts)
+        if concepts:
+            self.expect_concepts(recording.texts["prompt"], recording.tokens, concepts)
         heads = {layer: recording.heads[layer] for layer in grids}
         calibration = recording.calibration if len(grids) == len(recording.grids) else None
         recording = replace(recording, texts=dict(self._texts), grids=grids, heads=heads, calibration=calibration)
@@ -105,19 +114,26 @@ class TraceRecorder:
             else:
                 raise ValueError(f"{word!r} is in none of the prompts: {'; '.join(text.text for text in texts)[:200]}")
 
+    def expect_concepts(
+        self, texts: Sequence[Text], columns: int, concepts: Sequence[tuple[str, Sequence[str]]]
+    ) -> None:
+        """The concepts that are read beside the texts of the images, before the first pass with them.
+
+        Args:
+            columns: the number of tokens before those of the concepts.
+            concepts: the name of each and its tokens, as the tokenizer spells them.
+        """
+        read = [beside(text, columns, concepts) for text in texts]
+        self._texts[CONCEPTS], self._places[CONCEPTS] = [text for text, _ in read], [places for _, places in read]
+        count = sum(len(tokens) for _, tokens in concepts)
+        self._of_text[CONCEPTS] = [[*text.own, *range(columns, columns + count)] for text in texts]
+
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be recorded."""
         return self._chosen_layers is None or any(fnmatchcase(layer, pattern) for pattern in self._chosen_layers)
 
-    def recorder(
-        self, step: int, branches: Mapping[str, slice], values: Mapping[str, Tensor] | None = None
-    ) -> RecordLayer:
-        """The `record` argument of one pass of the UNet.
-
-        Args:
-            branches: names of rows of its batch ("prompt", "negative").
-            values: of each layer, (B, H, T, E), if outputs are to be recorded, too.
-        """
+    def recorder(self, step: int, branches: Mapping[str, slice]) -> RecordLayer:
+        """The `record` argument of one pass of the UNet; `branches` names rows of its batch ("prompt", "negative")."""
 
         def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
             if not self.wants(layer):
@@ -129,9 +145,6 @@ class TraceRecorder:
                 key = (branch, step if "step" in self.keep else -1, layer)
                 self._counts[key] = self._counts.get(key, 0) + 1
                 _add(self._sums, key, self._added_up(branch, part[rows]))
-            if values is not None:
-                out = weights.detach() @ values[layer]  # (B, H, N, E)
-                self.record_output(layer, step, branches, *(x.transpose(1, 2).flatten(2) for x in (out, values[layer])))
 
         return record
 
@@ -155,9 +168,11 @@ class TraceRecorder:
 
     def check_budget(self, steps: int) -> None:
         """Raise ValueError if what one step took would exceed the budget after so many steps."""
-        longest = max((total.shape[2] for total in self._sums.values()), default=0)  # `finish` pads the others
-        kept = (*self._sums.values(), *self._similar.values())
-        taken = sum(4 * total[:, :, 0].numel() * longest for total in kept)
+        longest: dict[bool, int] = {}  # of each kind of branch; `finish` pads the others to it
+        kept = [(branch == CONCEPTS, total) for s in (self._sums, self._similar) for (branch, _, _), total in s.items()]
+        for kind, total in kept:
+            longest[kind] = max(longest.get(kind, 0), total.shape[2])
+        taken = sum(4 * total[:, :, 0].numel() * longest[kind] for kind, total in kept)
         self._check(taken * (steps if "step" in self.keep else 1))
 
     def _check(self, size: int) -> None:
@@ -185,7 +200,7 @@ class TraceRecorder:
         self.pictures = pictures.cpu()
         for sums in (self._sums, self._similar):
             for key, total in sums.items():
-                sums[key] = F.pad(total, (0, 0, 0, self._recording.tokens - total.shape[2]))
+                sums[key] = F.pad(total, (0, 0, 0, self._recording.columns(key[0]) - total.shape[2]))
         if "head" not in self.keep:
             self._sums = {key: total.mean(dim=1, keepdim=True) for key, total in self._sums.items()}
 

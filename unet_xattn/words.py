@@ -6,7 +6,7 @@ typed, and a token belongs to every word whose characters it covers.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
@@ -36,6 +36,9 @@ of currencies are not words. Scripts written without spaces, except Han, are not
 SPECIAL, PADDING, PICTURE, OTHER = "[special]", "[padding]", "[picture]", "[other]"
 """Names of what is read besides words: the tokens for start, end and a template; the padding; the picture's own
 positions, where a model has them among the keys; and all tokens that were not chosen. The first three are no text."""
+
+CONCEPTS = "concepts"
+"""The branch of a recording in which concepts stand beside the prompt; the others are "prompt" and "negative"."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,36 @@ def chosen(text: Text, phrases: Sequence[str]) -> tuple[Text, list[int]]:
     return Text(text.text, tuple(words), named, (len(order),) if special else ()), place
 
 
+def beside(text: Text, columns: int, concepts: Sequence[tuple[str, Sequence[str]]]) -> tuple[Text, list[int]]:
+    """The text of a reading in which concepts stand beside a text, after its first `columns` tokens and their padding.
+
+    Its words are the concepts: each is one word, with all its tokens, which are the first ones. What else was read is
+    as in `chosen`: the words of the text are in `OTHER`, the last. Also returns the new position of each token.
+
+    Args:
+        concepts: the name of each, and its tokens as the tokenizer spells them.
+    """
+    words: list[Word] = []
+    spelled: list[str] = []
+    whole = ""
+    for name, tokens in concepts:
+        start = len(whole) + bool(whole)
+        whole += "\n" * bool(whole) + name
+        words.append(Word(name, start, len(whole), tuple(range(len(spelled), len(spelled) + len(tokens)))))
+        spelled += tokens
+    of = {i: name for name, own in text.named.items() if name != OTHER for i in own}
+    names = [name for name in text.named if name != OTHER]
+    tokens = (*spelled, *names, OTHER)
+    place = [tokens.index(of[i], len(spelled)) if i in of else len(tokens) - 1 for i in range(columns)]
+    special = (len(spelled),) if SPECIAL in names else ()
+    return Text(whole, tuple(words), tokens, special), [*place, *range(len(spelled))]
+
+
+def find_concept(name: str, concepts: Sequence[Word]) -> Word | None:
+    """The concept of this name, compared as by `find_phrase`."""
+    return next((word for word in concepts if _folded(word.text.strip()) == _folded(name.strip())), None)
+
+
 def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The words of a prompt that were not in the model's training captions, in order.
 
@@ -188,6 +221,16 @@ def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str
 def phrase_spans(query: str, prompt: str) -> list[tuple[int, int]]:
     """The characters [start, end) of each occurrence of a word or phrase in a prompt, compared as by `find_phrase`."""
     return _occurrences(query, prompt, [match.span() for match in WORD.finditer(prompt)])
+
+
+def check_concepts(concepts: Sequence[str]) -> None:
+    """Raise ValueError unless these are names of different things."""
+    for name in concepts:
+        if not WORD.search(name):
+            raise ValueError(f"the concept {shown(name)!r} has no word: name what may be in the picture")
+    for one, other in combinations(concepts, 2):
+        if _folded(one.strip()) == _folded(other.strip()):
+            raise ValueError(f"the concept {shown(one)!r} is named twice")
 
 
 def _occurrences(query: str, prompt: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
