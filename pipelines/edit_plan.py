@@ -108,7 +108,7 @@ def _places(words: Sequence[Word], first: AttentionTrace, image: int) -> dict[in
     """The masks of the words that have a place, by number."""
     if not words:
         return {}
-    maps = torch.stack([first.heatmap(word, image=image, refine="edges", reduce=first.best_reduce) for word in words])
+    maps = torch.stack([first.heatmap(word, image=image, refine="edges", reduce=first.best_reduce()) for word in words])
     places = {}
     for i, own in enumerate(maps):
         mask = own >= own.max() / 2

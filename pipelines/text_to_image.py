@@ -36,6 +36,7 @@ from pipelines.components import (
 from pipelines.edit_plan import plan
 from pipelines.edited import changed_by, draw_edited
 from pipelines.edits import Edit, paint_all, read_edits
+from pipelines.recording import encode_concepts, read_concepts, recorder
 from pipelines.request import Request, check_results, read_request
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
@@ -322,9 +323,13 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         low, high = asked.guidance_interval
         call = Call(asked.guidance_scale, guided, read_negative=guided)
         if attention is not None:
+            if change is not None and attention.concepts:
+                raise ValueError("concepts are read beside a prompt as it is: trace edits and changes without concepts")
             branches = {"prompt": asked.prompts} | ({"negative": asked.negatives} if guided else {})
             settings = asked.settings | {"scheduler": type(self.scheduler).__name__}
-            attention.start(self.recording(branches, asked.size, asked.steps, settings))
+            concepts = encode_concepts(attention.concepts, self.tokenizer, self.encode_prompt)
+            described = self.recording(branches, asked.size, asked.steps, settings, attention.concepts)
+            attention.start(described, concepts.spelled)
 
         # Both branches are encoded together, so that they have the same padding and run as one batch.
         memory, token_mask = self.encode_prompt(asked.negatives + asked.prompts if guided else asked.prompts)
@@ -332,22 +337,24 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         for row, tokens in zip(read_mask[-count:], asked.ignored, strict=True):
             row[tokens] = False
 
-        def hooks(step: int, sigma: float, rows: Mapping[str, slice]) -> dict[str, RecordLayer | None]:
+        def hooks(step: int, sigma: float, rows: Mapping[str, slice], memory: Tensor) -> dict[str, RecordLayer | None]:
             """What changes the attention of a pass, and then what records it."""
             changing = change(step, sigma, rows) if change else None
-            record = in_turn([changing, attention.recorder(step, rows) if attention else None])
+            record = in_turn([changing, recorder(self.unet, attention, step, rows, memory)])
             return {"record": record, "record_self": change_self(step, sigma, rows) if change_self else None}
 
         def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
             """The velocity at x, guided within the interval."""
             mask = read_mask if sigma <= ignore_below else token_mask
+            if attention is not None and attention.concepts:
+                read_concepts(self.unet, x, timestep, memory[-count:], mask[-count:], attention, step, concepts)
             if call.guided and low < sigma <= high:
                 rows = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
-                both = self.unet(torch.cat([x, x]), timestep, memory, mask, **hooks(step, sigma, rows)).sample
+                both = self.unet(torch.cat([x, x]), timestep, memory, mask, **hooks(step, sigma, rows, memory)).sample
                 negative, positive = both.chunk(2)
                 return negative + call.guidance_scale * (positive - negative)
-            rows = {"prompt": slice(0, count)}
-            return self.unet(x, timestep, memory[-count:], mask[-count:], **hooks(step, sigma, rows)).sample
+            rows, own = {"prompt": slice(0, count)}, memory[-count:]
+            return self.unet(x, timestep, own, mask[-count:], **hooks(step, sigma, rows, own)).sample
 
         def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:
             nonlocal memory
@@ -400,11 +407,16 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         return self.image_processor.postprocess(latents.float() if output_type == "latent" else pictures, output_type)
 
     def recording(
-        self, texts: dict[str, list[str]], size: tuple[int, int], steps: int, settings: dict[str, Any]
+        self,
+        texts: dict[str, list[str]],
+        size: tuple[int, int],
+        steps: int,
+        settings: dict[str, Any],
+        concepts: Sequence[str] = (),
     ) -> Recording:
         """The description of a trace of these texts: for each branch, one text for each picture."""
         read = {text: read_text(text, self.tokenizer) for branch in texts.values() for text in branch}
-        unknown = {word for text in texts["prompt"] for word in unknown_words(text, self.tokenizer)}
+        unknown = {word for text in [*texts["prompt"], *concepts] for word in unknown_words(text, self.tokenizer)}
         grids = self.unet.attention_grids(*(side // self.vae_scale_factor for side in size))
         return Recording(
             {branch: [read[text] for text in given] for branch, given in texts.items()},
