@@ -16,6 +16,7 @@ from ui.kept import Kept
 from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
+from ui.texts import I18N
 from ui.train_tab import model_of, train_tab
 from ui.translate_tab import translate_tab
 
@@ -40,10 +41,21 @@ THEME = gr.themes.Base(
 )
 CSS = """
 .dark { --color-accent: var(--primary-300); }
-.head > :first-child { min-width: 16rem !important; } /* the title: a phone shows the model below it */
 .gradio-container { overflow: clip !important; }
-@media (max-width: 480px) { .tab-container button { padding: 0 0.15rem; font-size: 0.75rem; } }
-.html-container:has(.attention-viewer, .alignment, .query-diagram) { padding: 0; }
+main.fillable { padding-top: 0.6rem !important; }
+.head { flex-wrap: nowrap !important; align-items: center; gap: 0.6rem; }
+.head > * { width: auto !important; min-width: 0 !important; flex: 0 1 auto !important; }
+.head > :first-child { flex: 1 1 auto !important; } /* the title; the model is at the other end of the line */
+.head h1 { margin: 0; font-size: clamp(1rem, 4.5vw, 1.5rem); white-space: nowrap; }
+.head .model { width: 11rem !important; }
+.tabitem { padding: 0.5rem 0 !important; }
+.tabitem > .column { gap: 0.6rem; }
+@media (max-width: 480px) {
+  main.fillable { padding-inline: 1rem !important; }
+  .tab-container button { padding: 0 0.15rem; font-size: 0.75rem; }
+  .head .of-model { display: none; }
+}
+.html-container:has(.attention-viewer, .alignment, .query-diagram, .vocabulary, .reading) { padding: 0; }
 """
 
 
@@ -59,6 +71,9 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
         """List the names of the models; the first is the one that the page opened with."""
         return models.names()
 
+    def list_choices() -> gr.Dropdown:
+        return gr.Dropdown(models.names())
+
     def open_run(run: str) -> tuple[Any, Any, Any]:
         try:
             name = model_of(models, run)
@@ -72,22 +87,33 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
         return text, gr.Tabs(selected="generate")
 
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        with gr.Row(elem_classes="head"):
-            gr.Markdown("# Which word drew what")
+        with gr.Row(elem_classes="head", equal_height=True):
+            gr.Markdown(I18N("page.title"), min_width=0)
+            gr.Markdown(I18N("page.model"), elem_classes="of-model", min_width=0)
             model_name = gr.Dropdown(
-                models.names(), value=models.first, label="Model", allow_custom_value=True, scale=0, min_width=220
+                models.names(),
+                value=models.first,
+                label=I18N("page.model"),
+                scale=0,
+                min_width=110,
+                container=False,
+                elem_classes="model",
             )
         with gr.Tabs() as tabs:
-            with gr.Tab("Generate", id="generate"):
+            with gr.Tab(I18N("page.generate"), id="generate"):
                 prompt, draw_after = generate_tab(page, models, kept, model_name)
-            with gr.Tab("Your picture"):
+            with gr.Tab(I18N("page.picture")):
                 picture_tab(models, kept, model_name)
-            with gr.Tab("Train"):
+            with gr.Tab(I18N("page.train")):
                 training = train_tab(page, models)
-            with gr.Tab("Translate"):
+            with gr.Tab(I18N("page.translate")):
                 translation, use_as_prompt = translate_tab(models, model_name)
-            with gr.Tab("Inspect"):
+            with gr.Tab(I18N("page.inspect")):
                 inspect_tab(models, model_name)
+        # Runs appear while the page is open.
+        model_name.focus(
+            list_choices, outputs=model_name, queue=False, show_progress="hidden", api_visibility="private"
+        )
         opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], api_visibility="private")
         draw_after(opened, other_model=True)
         used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
@@ -148,6 +174,7 @@ def launch(
         prevent_thread_lock=True,
         run_history=False,
         footer_links=["api", "settings"],
+        i18n=I18N,
         theme=THEME,
         css=CSS,
     )

@@ -1,16 +1,19 @@
 """The models of a page: the bundled ones, the one it was opened with, and those trained on this machine."""
 
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from cachetools import LRUCache
+from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
 from pipelines.runs.processes import find_device
-from pipelines.text_to_image import bundled_models
+from pipelines.text_to_image import bundled_models, find_model
 from pipelines.training.config import RUNS
+from ui.runs import find_run
 
 AT_ONCE = 1 if torch.accelerator.is_available() else torch.get_num_threads()
 """The number of pictures drawn at the same time, for all visitors. On a CPU each uses one core, see `app.launch`."""
@@ -61,6 +64,20 @@ class Models:
                 self._loaded[name] = (saved, self._ready(TextToImagePipeline.from_pretrained(name)))
             return self._loaded[name][1]
 
+    def tokenizers(self, but: str = "") -> dict[str, PreTrainedTokenizerFast]:
+        """The tokenizers of the bundled models, except of one."""
+        return {name: _bundled_tokenizer(name) for name in bundled_models() if name != but}
+
+    def prompts(self, name: str) -> list[str]:
+        """The prompts of the samples of a run; none for other models."""
+        folder = Path(name)
+        return find_run(folder.parent, folder.name).prompts if folder.parent == RUNS and name in self.names() else []
+
     def _ready(self, pipe: TextToImagePipeline) -> TextToImagePipeline:
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
+
+
+@cache
+def _bundled_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(find_model(name), subfolder="tokenizer")

@@ -13,6 +13,7 @@ from pipelines.pixels import read_picture
 from ui.kept import Drawing, Kept
 from ui.models import MODEL, Models
 from ui.notes import sentences, trace_notes
+from ui.texts import Message, lines
 from ui.viewer import payload
 from ui.viewer.component import attention_viewer
 
@@ -40,8 +41,10 @@ def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) 
         raise ValueError(f"the picture cannot be used, or its file is damaged: {error}") from None
     attention = attribute_words(pipe, picture, caption, keep="full")
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
-    note = f"Attention at three noise levels: steps 1 to 3. {sentences(trace_notes(attention))}".strip()
-    return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
+    notes: list[Message] = [("viewer.attributed", {})]
+    warnings = [("picture.note", {"line": sentences([line])}) for line in trace_notes(attention)]
+    shown = payload(attention) | {"key": key, "settings": None}
+    return {"pictures": [shown], "notes": notes, "warnings": warnings, "note": lines([*notes, *warnings])}
 
 
 def path_of(upload: ImageData | None) -> str | None:

@@ -22,6 +22,7 @@ from pipelines.runs.folder import (
     CHECKPOINTS,
     LOG,
     OUTPUT,
+    PROGRESS,
     SETTINGS,
     VALIDATION,
     Trainer,
@@ -46,7 +47,7 @@ class Run:
     state: "starting", "running", "stopping", "stopped" (it can be resumed), "finished", or "broken" (it ended before
         its first checkpoint).
     step: the last known step, out of `steps`.
-    log, validation: the rows of figures.
+    log, validation: the rows of figures. progress: the figures of a moment ago, {} unless it trains.
     prompts: the prompts of the sample pictures after step `prompts_since`; earlier ones have others.
     note: the last line that a stopped or broken run printed.
     """
@@ -59,6 +60,7 @@ class Run:
     data: str = ""
     log: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, float] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
     prompts_since: int = 0
     note: str = ""
@@ -69,8 +71,8 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """The remaining time, as the run estimated it with its last figures; None unless it is running."""
-        return self.log[-1].get("seconds left") if self.state == "running" and self.log else None
+        """The remaining time, as the run estimated it a moment ago; None unless it is running."""
+        return self.progress.get("seconds left") if self.state == "running" else None
 
     @property
     def samples(self) -> list[int]:
@@ -191,11 +193,13 @@ def _read(folder: Path) -> Run | None:
     else:
         state = "broken"
     # Without its process, a run is back at its last checkpoint.
-    step = max([saved, *(row["step"] for rows in (log, validation) if found.held for row in rows[-1:])])
+    progress = _json(folder / PROGRESS) if found.held else {}
+    rows = [row for rows in (log, validation) if found.held for row in rows[-1:]]
+    step = max([saved, progress.get("step", 0), *(row["step"] for row in rows)])
     note = _last_line(folder / OUTPUT) if state in ("stopped", "broken") else ""
     data, prompts = config.get("data", ""), settings.get("prompts", [])
     since = settings.get("prompts since", 0)
-    return Run(folder.name, folder, state, step, steps, data, log, validation, prompts, since, note)
+    return Run(folder.name, folder, state, step, steps, data, log, validation, progress, prompts, since, note)
 
 
 def _json(path: Path) -> dict[str, Any]:

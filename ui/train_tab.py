@@ -111,7 +111,8 @@ def describe(run: Run) -> str:
     if run.log:
         last = run.log[-1]
         line += f", {in_words(last['seconds'])}, loss {last['loss']:.3f}"
-        line += f", {last['pictures/s']:.0f} pictures/s" if run.state == "running" and last["pictures/s"] else ""
+    if run.state == "running" and (rate := run.progress.get("pictures/s")):
+        line += f", {rate:.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} pictures/s"
         line += f", {in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
     if run.validation and "agreement" in run.validation[-1]:
         last = run.validation[-1]

@@ -112,7 +112,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
         with gr.Column(scale=3):
             view = alignment(first)
         with gr.Column(scale=1):
-            reference = gr.Textbox(label="Your translation (optional)", max_lines=4)
+            reference = gr.Textbox("", label="Your translation (optional)", max_lines=4)
             beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label="Number of beams")
             examples = gr.Examples(EXAMPLES, text)
 

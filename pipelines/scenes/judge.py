@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pipelines.scenes.scene import Object, Scene, relation_between
+from pipelines.scenes.sight import Sight
 from pipelines.scenes.worlds import WORLDS
 
 GENEVAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -66,7 +67,11 @@ def judge(scene: Scene, picture: np.ndarray) -> Verdict:
     Each expected object is compared with one object found in the picture. A medium size and a white ground are checked
     even if the caption omits them.
     """
-    sight = WORLDS[scene.data].see(picture)
+    return compare(scene, WORLDS[scene.data].see(picture))
+
+
+def compare(scene: Scene, sight: Sight) -> Verdict:
+    """Check what was seen in a picture, as `judge` does."""
     matched = [None if i is None else sight.objects[i] for i in _match(scene.objects, sight.objects)]
     results: dict[tuple[str, str], bool] = {}
 
