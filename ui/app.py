@@ -2,6 +2,7 @@
 
 import socket
 import time
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,24 +40,6 @@ THEME = gr.themes.Base(
     button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover_dark="*primary_800",
 )
-CSS = """
-.dark { --color-accent: var(--primary-300); }
-.gradio-container { overflow: clip !important; }
-main.fillable { padding-top: 0.6rem !important; }
-.head { flex-wrap: nowrap !important; align-items: center; gap: 0.6rem; }
-.head > * { width: auto !important; min-width: 0 !important; flex: 0 1 auto !important; }
-.head > :first-child { flex: 1 1 auto !important; } /* the title; the model is at the other end of the line */
-.head h1 { margin: 0; font-size: clamp(1rem, 4.5vw, 1.5rem); white-space: nowrap; }
-.head .model { width: 11rem !important; }
-.tabitem { padding: 0.5rem 0 !important; }
-.tabitem > .column { gap: 0.6rem; }
-@media (max-width: 480px) {
-  main.fillable { padding-inline: 1rem !important; }
-  .tab-container button { padding: 0 0.15rem; font-size: 0.75rem; }
-  .head .of-model { display: none; }
-}
-.html-container:has(.attention-viewer, .alignment, .query-diagram, .vocabulary, .reading) { padding: 0; }
-"""
 
 
 MOST_UPLOAD_BYTES = 2**30
@@ -176,7 +159,8 @@ def launch(
         footer_links=["api", "settings"],
         i18n=I18N,
         theme=THEME,
-        css=CSS,
+        css=files("ui").joinpath("page.css").read_text("utf-8"),
+        js=files("ui").joinpath("page.js").read_text("utf-8"),
     )
     if share:
         print(f"Anyone with this address can use the page: {page.share_url}", flush=True)

@@ -154,7 +154,9 @@ def generate_tab(
                 )
             live_settings = gr.Markdown(visible=False)
             with gr.Accordion(I18N("generate.more"), open=False) as more:
-                negative = gr.Textbox(label=I18N("generate.negative"), info=I18N("generate.negative.info"), max_lines=2)
+                negative = gr.Textbox(
+                    "", label=I18N("generate.negative"), info=I18N("generate.negative.info"), max_lines=2
+                )
                 low = gr.Slider(0, 1, 0, step=0.05, label=I18N("generate.low"), info=I18N("generate.interval.info"))
                 high = gr.Slider(0, 1, 1, step=0.05, label=I18N("generate.high"))
                 sampler = gr.Dropdown(
@@ -212,7 +214,7 @@ def generate_tab(
         return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Markdown(line, visible=on)
 
     def if_ready(ready: bool, *values: Any) -> Iterator[Any]:
-        yield from show(*values) if ready else iter(())
+        yield from show(*values) if ready else iter([gr.skip()])
 
     at_once: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     own_taken: dict[str, Any] = {"outputs": [steps, guidance, prompt], **at_once}

@@ -13,7 +13,7 @@ from pipelines import TextToImagePipeline
 from pipelines.runs.processes import find_device
 from pipelines.text_to_image import bundled_models, find_model
 from pipelines.training.config import RUNS
-from ui.runs import find_run
+from ui.runs import list_runs
 
 AT_ONCE = 1 if torch.accelerator.is_available() else torch.get_num_threads()
 """The number of pictures drawn at the same time, for all visitors. On a CPU each uses one core, see `app.launch`."""
@@ -70,8 +70,8 @@ class Models:
 
     def prompts(self, name: str) -> list[str]:
         """The prompts of the samples of a run; none for other models."""
-        folder = Path(name)
-        return find_run(folder.parent, folder.name).prompts if folder.parent == RUNS and name in self.names() else []
+        runs = (run for run in list_runs(RUNS) if str(run.folder) == name)
+        return next((run.prompts for run in runs), [])
 
     def _ready(self, pipe: TextToImagePipeline) -> TextToImagePipeline:
         pipe.set_progress_bar_config(disable=True)

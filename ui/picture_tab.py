@@ -88,4 +88,6 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
         api_visibility="private",
         **reading,
     )
-    gr.Button(visible=False).click(attribute, outputs=answer, api_name="attribute", **reading)
+    named = gr.Textbox("", visible=False)  # clients name any model, or none
+    asked = {"inputs": [picture, caption, named], "outputs": answer, **MODEL}
+    gr.Button(visible=False).click(attribute, api_name="attribute", **asked)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from of_page import Open, chip, draw, wait_for_prompt
 
@@ -38,7 +39,7 @@ def saved(page: "Page", kind: str) -> bytes:
 
 def test_a_word_is_said_to_lie_where_its_thing_is(open_page: Open) -> None:
     page = open_page()
-    sight = see_shapes(read_picture(saved(page, "Picture")))
+    sight = see_shapes(np.asarray(read_picture(saved(page, "Picture"))))
     said = []
     for seen in sight.objects:
         chip(page, seen.shape).hover()
