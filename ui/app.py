@@ -10,6 +10,7 @@ import gradio as gr
 import torch
 
 from pipelines import TextToImagePipeline
+from pipelines.tracing.overlay import drawn
 from pipelines.training.config import RUNS
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
@@ -69,6 +70,19 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
     def to_prompt(text: str) -> tuple[str, gr.Tabs]:
         return text, gr.Tabs(selected="generate")
 
+    def to_translate(event: gr.EventData) -> tuple[str, gr.Tabs]:
+        return str(event._data["prompt"]), gr.Tabs(selected="translate")
+
+    def to_follow(event: gr.EventData) -> tuple[str, str, str, gr.Tabs]:
+        return str(event._data["prompt"]), "picture", str(event._data["seed"]), gr.Tabs(selected="inspect")
+
+    def to_attribute(event: gr.EventData) -> tuple[Any, str, gr.Tabs]:
+        try:
+            drawing, image = kept.get(event._data)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return drawn(drawing.attention, image), str(event._data["prompt"]), gr.Tabs(selected="picture")
+
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_classes="head", equal_height=True):
             gr.Markdown(I18N("page.title"), min_width=0)
@@ -84,23 +98,30 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
             )
         with gr.Tabs() as tabs:
             with gr.Tab(I18N("page.generate"), id="generate"):
-                prompt, draw_after = generate_tab(page, models, kept, model_name)
-            with gr.Tab(I18N("page.picture")):
-                picture_tab(models, kept, model_name)
+                generating = generate_tab(page, models, kept, model_name)
+            with gr.Tab(I18N("page.picture"), id="picture"):
+                attributing = picture_tab(models, kept, model_name)
             with gr.Tab(I18N("page.train")):
                 training = train_tab(page, models)
-            with gr.Tab(I18N("page.translate")):
-                translation, use_as_prompt = translate_tab(models, model_name)
-            with gr.Tab(I18N("page.inspect")):
-                inspect_tab(models, model_name)
+            with gr.Tab(I18N("page.translate"), id="translate"):
+                translating = translate_tab(models, model_name)
+            with gr.Tab(I18N("page.inspect"), id="inspect"):
+                inspecting = inspect_tab(models, model_name)
         # Runs appear while the page is open.
         model_name.focus(
             list_choices, outputs=model_name, queue=False, show_progress="hidden", api_visibility="private"
         )
-        opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], api_visibility="private")
-        draw_after(opened, other_model=True)
-        used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
-        draw_after(used)
+        private: dict[str, Any] = {"api_visibility": "private"}
+        prompt, viewer = generating.prompt, generating.viewer
+        opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], **private)
+        generating.draw_after(opened, other_model=True)
+        used = translating.use.click(to_prompt, translating.translation, [prompt, tabs], **private)
+        generating.draw_after(used)
+        translating.translate_after(viewer.translate(to_translate, outputs=[translating.text, tabs], **private))
+        followed = [inspecting.prompt, inspecting.reader, inspecting.seed, tabs]
+        inspecting.follow_after(viewer.follow(to_follow, outputs=followed, **private))
+        attributed = [attributing.picture, attributing.caption, tabs]
+        attributing.read_after(viewer.attribute(to_attribute, outputs=attributed, **private))
         gr.api(list_models, api_name="models")
     return page.queue(max_size=32)
 

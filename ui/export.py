@@ -116,7 +116,7 @@ def download(
             attention.save(Path(folder) / "trace")
             return (Path(folder) / "trace").read_bytes()
     elif kind == "page":
-        return document(attention, image, frames).encode()
+        return document(attention, image, frames, settings).encode()
     else:
         raise ValueError(f"the kind of file must be one of {', '.join(DOWNLOADS)}, got {kind[:40]!r}")
     return file.getvalue()

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.events import Dependency
@@ -29,15 +29,21 @@ from ui.viewer.component import attention_viewer
 from ui.vocabulary import EXAMPLES, describe, surprise, vocabulary
 
 
-def generate_tab(
-    page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
-) -> tuple[gr.Textbox, Callable[..., Dependency]]:
-    """Build the tab in the current Gradio context; when `page` opens, it generates a first picture.
+class GenerateTab(NamedTuple):
+    """What the page needs of the tab.
 
-    Returns:
-        the prompt's textbox, and a function that generates its text after a given event (with `other_model=True`, it
-        first takes over the new model's own settings).
+    `draw_after` generates the text of `prompt` after a given event; with `other_model=True`, it first takes over the
+    new model's own settings. The viewer's events "follow", "translate" and "attribute" carry {"prompt", "seed", "key",
+    "image"} of the shown picture.
     """
+
+    prompt: gr.Textbox
+    viewer: gr.HTML
+    draw_after: Callable[..., Dependency]
+
+
+def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown) -> GenerateTab:
+    """Build the tab in the current Gradio context; when `page` opens, it generates a first picture."""
 
     def show(*values: Any) -> Iterator[dict[str, Any]]:
         try:
@@ -258,4 +264,4 @@ def generate_tab(
         chosen = event.then(choose_model, [model, prompt], **own_taken) if other_model else event
         return chosen.then(show, **drawing)
 
-    return prompt, draw_after
+    return GenerateTab(prompt, viewer, draw_after)

@@ -1,9 +1,11 @@
 """The Inspect tab: follow one query through one head, with every number between its q and its output."""
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from pipelines import TextToImagePipeline
 from pipelines.checks import check_prompt, check_text, parse_seed
@@ -91,7 +93,17 @@ def numbers(query: Query, **about: Any) -> dict[str, Any]:
     return {"tokens": list(query.tokens)} | parts | about
 
 
-def inspect_tab(models: Models, model: gr.components.Component) -> None:
+class InspectTab(NamedTuple):
+    """What the page needs of the tab: the controls that say what is followed, and a function that follows it after an
+    event."""
+
+    prompt: gr.Textbox
+    reader: gr.Radio
+    seed: gr.Textbox
+    follow_after: Callable[[Dependency], Dependency]
+
+
+def inspect_tab(models: Models, model: gr.components.Component) -> InspectTab:
     """Build the tab in the current Gradio context; the value of `model` is the name of the model to inspect."""
 
     # With the last pictures kept, another step or layer costs only one pass of the UNet. All users of the page share
@@ -197,3 +209,8 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
     ).then(**looking)
     gr.api(endpoint(follow), api_name="follow", **MODEL)
     gr.api(endpoint(follow_translation), api_name="follow_translation", **MODEL)
+
+    def follow_after(event: Dependency) -> Dependency:
+        return event.then(**drawing)
+
+    return InspectTab(prompt, reader, seed, follow_after)

@@ -11,7 +11,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from ui.export import DOWNLOADS, download, stem
-from ui.viewer import view
+from ui.viewer import all_heads, view
 from unet_xattn import AttentionTrace
 
 KEPT_BYTES = 2**29
@@ -101,6 +101,9 @@ class Kept:
             name = stem(drawing.attention.prompts[image], int(settings.get("seed", 0))) + ending
             return {"name": name, "type": media, "content": base64.b64encode(content).decode()}
 
+        def heads(drawing: Drawing, image: int, asked: Any) -> dict[str, Any]:
+            return {"layers": all_heads(drawing.attention, image, asked.get("tokens"))}
+
         def stop(asked: Any) -> dict[str, Any]:
             ticket = asked.get("ticket") if isinstance(asked, dict) else None
             stopped = self._running.get(ticket) if isinstance(ticket, str) else None
@@ -109,4 +112,10 @@ class Kept:
             stopped.set()
             return {}
 
-        return [answering(finer, "view"), answering(frames, "frames"), answering(save, "save"), stop]
+        return [
+            answering(finer, "view"),
+            answering(frames, "frames"),
+            answering(save, "save"),
+            answering(heads, "heads"),
+            stop,
+        ]

@@ -1,9 +1,10 @@
 """The Translate tab: type a sentence, watch its translation grow, and see which source tokens each token attends to."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from pipelines import TextToImagePipeline, TranslationPipeline
 from pipelines.checks import check_text
@@ -60,12 +61,18 @@ def translator(pipe: TextToImagePipeline) -> TranslationPipeline:
     return TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
 
 
-def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Textbox, gr.Button]:
-    """Build the tab in the current Gradio context; the value of `model` is the name of the model that translates.
+class TranslateTab(NamedTuple):
+    """What the page needs of the tab: the text and its translation, the button "Use as prompt", whose event the caller
+    adds, and a function that translates the text after an event."""
 
-    Returns:
-        the textbox with the translation, and the button "Use as prompt", whose event the caller adds.
-    """
+    text: gr.Textbox
+    translation: gr.Textbox
+    use: gr.Button
+    translate_after: Callable[[Dependency], Dependency]
+
+
+def translate_tab(models: Models, model: gr.components.Component) -> TranslateTab:
+    """Build the tab in the current Gradio context; the value of `model` is the name of the model that translates."""
 
     def answers(name: str, text: str, reference: str, beams: float) -> Iterator[dict[str, Any]]:
         try:
@@ -131,4 +138,8 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
     # The reference belonged to another text, so an example clears it.
     examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
     gr.api(endpoint(translate_text), api_name="translate", **MODEL)
-    return translation, use
+
+    def translate_after(event: Dependency) -> Dependency:
+        return event.then(write, **writing)
+
+    return TranslateTab(text, translation, use, translate_after)

@@ -8,7 +8,8 @@ import html
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,23 @@ COLOUR_STOPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colou
 """The colour map of all heat maps as evenly spaced stops, between which the browser interpolates."""
 
 
-def document(attention: AttentionTrace, image: int = 0, frames: Sequence[str] = ()) -> str:
+def document(
+    attention: AttentionTrace,
+    image: int = 0,
+    frames: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> str:
     """The viewer with one recorded picture as a single HTML file that needs no server and fetches nothing.
 
     It holds every layer, head and step that was recorded separately, but not single heads at single steps. `frames` are
-    the pictures of the steps.
+    the pictures of the steps, `settings` those that the picture was made with.
     """
     template, style, script = sources(__name__)
     picture = payload(attention, image) | {"frames": list(frames) or None}
     for name in view_names(attention):
         picture["views"][name] = view(attention, image, name, steps=not name.split("|")[2])
-    props = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS, "texts": texts_of(*SAID)}
+    props: dict[str, Any] = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS, "texts": texts_of(*SAID)}
+    props["heading"] = _heading(attention.prompts[image], settings or {})
     # Text that a person typed travels as JSON without "<", so that it cannot end the script element.
     data = json.dumps(props, ensure_ascii=False).replace("<", "\\u003c")
     return f"""<!doctype html>
@@ -71,6 +78,16 @@ document.body.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)"
 </body>
 </html>
 """
+
+
+def _heading(prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the head of a saved page says: the prompt, and a message on where the picture is from."""
+    today = date.today().isoformat()
+    if "num_inference_steps" not in settings:
+        return {"prompt": prompt, "about": ["viewer.about.yours", {"date": today}]}
+    made = {"model": settings["model"], "seed": settings["seed"], "steps": settings["num_inference_steps"]}
+    made |= {"guidance": f"{settings['guidance_scale']:g}", "date": today}
+    return {"prompt": prompt, "about": ["viewer.about", made]}
 
 
 def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
@@ -162,6 +179,33 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
         "peaks": [[float(f"{peak:.5g}") for peak in frame] for frame in peaks.tolist()],
         "maps": base64.b64encode(levels.numpy().tobytes()).decode(),
     }
+
+
+def all_heads(attention: AttentionTrace, image: int, tokens: Any) -> list[dict[str, Any]]:
+    """The map of some tokens together in every head of every layer.
+
+    Returns:
+        for each layer its name, its grid, and for each head the largest value ("peak") and the map: base64 of uint8
+        (rows, columns) in 255ths of the peak.
+
+    Raises:
+        ValueError: the heads were not recorded separately, or there are no such tokens.
+    """
+    real = _real(attention, image)
+    if "head" not in attention.keep:
+        raise ValueError("the heads of this picture were not recorded separately")
+    if not isinstance(tokens, list) or not tokens or not all(type(token) is int and token in real for token in tokens):
+        raise ValueError(f"tokens must be numbers from 0 to {len(real) - 1}, got {str(tokens)[:40]!r}")
+    shown = []
+    for layer in attention.layers:
+        maps = []
+        for head in range(attention.recording.heads[layer]):
+            share = attention.maps(layer, head=head, image=image)[tokens].sum(0)
+            peak = float(share.max().clamp_min(1e-12))
+            levels = (share / peak * 255).round().to(torch.uint8)
+            maps.append({"peak": float(f"{peak:.5g}"), "map": base64.b64encode(levels.numpy().tobytes()).decode()})
+        shown.append({"name": layer, "grid": list(attention.recording.grids[layer]), "maps": maps})
+    return shown
 
 
 def data_url(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:

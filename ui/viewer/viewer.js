@@ -12,6 +12,7 @@ const [frame, picture, heat, outline, cellMark, prompt, caption, note, warnings,
 const [closer, step, stepName, play, layer, head, reduce, scaling, drag, opacity, dominance, legend] =
   ["closer", "step", "step-name", "play", "layer", "head", "reduce", "scaling", "drag", "opacity", "dominance", "legend"]
     .map(find);
+const [network, heads, headsWord, headsTable] = ["network", "heads", "heads-word", "heads-table"].map(find);
 const [multiples, saving, progress, stop, forming, choices] =
   ["multiples", "saving", "progress", "stop", "forming", "choices"].map(find);
 
@@ -194,7 +195,7 @@ function receive(value) {
   if (value.drawing) return form(value.drawing);
   if (value.error) {
     if (before) show(before); // the last picture stays, whole
-    return notify(value.error, true);
+    return notify(value.error[0].toUpperCase() + value.error.slice(1), true);
   }
   const { notes, warnings, live } = value;
   const pictures = value.pictures.map((one) => ({ ...one, notes, warnings, live })); // Gradio watches its own
@@ -249,6 +250,7 @@ function show(payload) {
   notify(sayAll(data?.notes ?? []));
   multiples.hidden = closer.hidden = !data || Boolean(data.live);
   saving.hidden = !data?.key || !server?.save;
+  find("going-on").hidden = saving.hidden || !props.past;
   find("link").hidden = !data?.settings || Boolean(data.settings.stopped);
   if (!data) return;
   views = new Map(Object.entries(data.views).map(([name, one]) => [name, decodeView(one)]));
@@ -267,6 +269,7 @@ function show(payload) {
   setUpControls();
   setUpVerdict();
   setUpChoices();
+  setUpHeads();
   choose();
   fetchSteps();
   markShown();

@@ -94,6 +94,14 @@ function stopDrawing() {
   server.stop({ ticket: stop.dataset.ticket });
 }
 
+// Gradio finds the names of the events in this script.
+function goOn(event) {
+  const about = { key: data.key, image: data.image, prompt: data.prompt, seed: data.settings.seed };
+  if (event === "follow") trigger("follow", about);
+  if (event === "translate") trigger("translate", about);
+  if (event === "attribute") trigger("attribute", about);
+}
+
 // Saving
 
 async function save(kind, button) {
@@ -134,12 +142,17 @@ frame.addEventListener("pointercancel", release);
 frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leavePicture()); // the answer to a tap stays
 frame.addEventListener("keydown", pointWithKeys);
 frame.addEventListener("blur", leavePicture);
-for (const control of [layer, head, reduce]) control.addEventListener("change", () => data && choose());
+for (const control of [layer, head, reduce]) control.addEventListener("change", () => data && (choose(), drawNetwork()));
+heads.addEventListener("toggle", showHeads);
+headsWord.addEventListener("change", showHeads);
 step.addEventListener("input", () => (pause(), choose()));
 play.addEventListener("click", toggle);
 for (const control of [scaling, opacity, dominance]) control.addEventListener("input", render);
 for (const button of saving.querySelectorAll("[data-kind]")) {
   button.addEventListener("click", () => save(button.dataset.kind, button));
+}
+for (const button of find("going-on").children) {
+  button.addEventListener("click", () => goOn(button.dataset.event));
 }
 find("link").addEventListener("click", shareLink);
 stop.addEventListener("click", stopDrawing);
@@ -156,6 +169,11 @@ if (props.past) {
 }
 bar.style.background = `linear-gradient(to right, ${props.colours.join(", ")})`;
 
+if (props.heading) {
+  find("heading").hidden = false;
+  find("heading").firstChild.textContent = props.heading.prompt;
+  find("about").textContent = sayAll([props.heading.about]);
+}
 recall();
 watch("value", () => receive(props.value)); // fires for later values only; the first one has arrived already
 receive(props.value);
