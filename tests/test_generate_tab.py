@@ -154,8 +154,10 @@ def test_stopping_leaves_the_steps_so_far(models: Models, tiny_pipe: TextToImage
     (picture,) = last["pictures"]
     made = picture["steps"]
     assert 3 <= made < 100 and picture["settings"]["stopped"] == made
-    assert last["note"].startswith(f"Stopped at step {made} of 100.")
+    assert last["note"].startswith(f"Stopped at step {made} of 100:")
     drawing, _ = kept.get({"key": picture["key"], "image": 0})
+    frame = Image.open(io.BytesIO(base64.b64decode(drawing.frames[0][-1].partition(",")[2]))).convert("RGB")
+    assert (np.asarray(frame) == drawing.attention.pictures[0].numpy()).all()  # the picture that was last seen
     assert len(drawing.frames[0]) == made == len(drawing.attention.steps)
     for asked in ({"ticket": "guess"}, {"ticket": 5}, None):
         assert list(stop(asked)) == ["error"]

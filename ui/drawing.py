@@ -117,16 +117,17 @@ def forming(
     frames: list[list[str]] = [[] for _ in request.seeds]
     updates: SimpleQueue[Preview | Drawing | Exception] = SimpleQueue()
     cancelled = Event()
-    shown = 0.0
+    shown, clean = 0.0, torch.empty(0)
 
     def after_step(pipe: DiffusionPipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict:
-        nonlocal shown
+        nonlocal shown, clean
         if cancelled.is_set():
             raise DrawingCancelledError
         if stopped is not None and stopped.is_set():
             pipe._interrupt = True
         if keep == "full":
-            for image, picture in enumerate(pipe.image_processor.postprocess(values["clean"].float())):
+            clean = values["clean"].float()
+            for image, picture in enumerate(pipe.image_processor.postprocess(clean)):
                 frames[image].append(data_url(picture, "WEBP", lossless=True))
             if time.monotonic() - shown > SHOWN_EVERY:
                 shown = time.monotonic()
@@ -148,8 +149,13 @@ def forming(
                     callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE is slow
                 )
             made = len(frames[0]) if keep == "full" else request.num_inference_steps
-            # A picture that was stopped cannot be generated again from its settings alone.
-            cut = {"stopped": made} if made < request.num_inference_steps else {}
+            cut: dict[str, Any] = {}
+            if made < request.num_inference_steps:
+                # It cannot be generated again from its settings alone. Its latents are noisy still: the picture is the
+                # last one that was shown.
+                cut = {"stopped": made}
+                pictures = pipe.image_processor.postprocess(clean, "pt").permute(0, 2, 3, 1)  # (B, h, w, 3)
+                attention.pictures = (pictures * 255).round().to("cpu", torch.uint8)
             settings: list[Mapping[str, Any]] = [
                 request.settings(i) | cut for i in range(request.num_images_per_prompt)
             ]

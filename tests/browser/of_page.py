@@ -61,4 +61,4 @@ def away(page: "Page") -> None:
 
 def look_closer(page: "Page") -> None:
     """Open the controls of steps, layers and heads."""
-    page.locator(".attention-viewer:visible summary").click()
+    page.locator(".attention-viewer:visible .closer > summary").click()

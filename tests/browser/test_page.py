@@ -292,13 +292,13 @@ def test_pictures_of_the_visit_come_back_and_compare(open_page: Open) -> None:
     wait_for_prompt(page, "a green star")
     thumbnails = page.get_by_role("group", name="Pictures of this browser").get_by_role("button")
     assert thumbnails.count() == 2
-    page.get_by_label("Compare with the picture I choose").check()
+    page.get_by_label("Compare with another").check()
     thumbnails.nth(1).click()
     assert page.locator(".other").get_attribute("src") == first
     clip = page.locator(".other").evaluate("e => getComputedStyle(e).clipPath")
     page.get_by_role("slider", name="Compare").press("ArrowLeft")
     assert page.locator(".other").evaluate("e => getComputedStyle(e).clipPath") != clip
-    page.get_by_label("Compare with the picture I choose").uncheck()
+    page.get_by_label("Compare with another").uncheck()
     thumbnails.nth(1).click()
     wait_for_prompt(page, FIRST)
     assert page.locator(".picture").get_attribute("src") == first

@@ -207,6 +207,7 @@ function receive(value) {
 // A picture that is being made: nothing of another picture stands beside it.
 function form({ ticket, prompt: text, step: done, steps, frame: source }) {
   if (data) before = data;
+  if (data) for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = part.offsetHeight + "px";
   clear();
   root.classList.add("forming-now");
   note.hidden = true;
@@ -243,7 +244,9 @@ function show(payload) {
   const kept = payload && payload.prompt === (data ?? before)?.prompt ? pinned.map((target) => target.name) : [];
   clear();
   root.classList.remove("forming-now");
+  for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = "";
   forming.hidden = progress.hidden = true;
+  find("at").textContent = "";
   note.hidden = false;
   before = null;
   data = payload;
