@@ -14,10 +14,11 @@ from pipelines import TextToImagePipeline
 from pipelines.samplers import OWN, SAMPLERS
 from pipelines.text_to_image import bundled_models
 from ui import models as models_of_the_page
-from ui.drawing import Preview, Request, draw_live, forming, linked, live_request, new_seed, viewer_updates
+from ui.drawing import Preview, draw_live, forming, linked, live_request, new_seed, viewer_updates
 from ui.kept import Drawing, Kept
 from ui.models import Models
 from ui.notes import warnings
+from ui.request import Request
 
 PROMPT = "a red circle left of a blue square"
 

@@ -19,7 +19,8 @@ from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
 from ui.texts import I18N
-from ui.train_tab import model_of, train_tab
+from ui.train_tab import train_tab
+from ui.training import model_of
 from ui.translate_tab import translate_tab
 
 # Grey with blue controls, so that all other colours belong to pictures and maps. System fonts, so that nothing is

@@ -14,19 +14,16 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
-from pipelines.checks import check_prompt, check_text, parse_seed
-from pipelines.samplers import OWN
 from pipelines.text_to_image import with_sampler
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, Models
 from ui.notes import warnings
+from ui.request import RENAMED, Request
 from ui.texts import Message, lines
 from ui.verdict import verdict
 from ui.viewer import data_url, payload
 from unet_xattn import AttentionTrace
 
-MOST_STEPS = 100
-MOST_PICTURES = 8
 LIVE: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 1.0, "sampler": "DPM-Solver++"}
 """The live mode's settings for models that were not distilled: the fewest passes through the UNet whose agreement with
 prompts is within three points of 20 guided steps, by `tests/benchmarks/samplers.py`."""
@@ -36,57 +33,6 @@ PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
 
 SHOWN_EVERY = 0.1
 """Seconds between two previews of a picture: longer than a browser needs to show one."""
-
-RENAMED = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "negative": "negative_prompt",
-    "count": "num_images_per_prompt",
-    "low": "guidance_low",
-    "high": "guidance_high",
-}
-"""The former names of settings in links and in the API -> their names, which are those of diffusers."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The settings of one generation. Guidance acts at noise levels in (guidance_low, guidance_high]."""
-
-    prompt: str
-    seed: str = "0"
-    num_inference_steps: int = 20
-    guidance_scale: float = 1.0
-    guidance_low: float = 0.0
-    guidance_high: float = 1.0
-    negative_prompt: str = ""
-    sampler: str = OWN
-    num_images_per_prompt: int = 1
-    model: str = ""
-
-    def check(self) -> None:
-        """Raise ValueError for settings that the pipeline accepts, or refuses only after costly work."""
-        check_prompt(self.prompt)
-        check_text(self.negative_prompt, "negative prompt")
-        parse_seed(self.seed)
-        most = {"num_inference_steps": MOST_STEPS, "num_images_per_prompt": MOST_PICTURES}
-        for name, limit in most.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= limit:
-                raise ValueError(f"{name} must be a whole number from 1 to {limit}, got {str(value)[:40]}")
-        for name in ("guidance_scale", "guidance_low", "guidance_high"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, got {str(value)[:40]}")
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each picture: the one that was typed, then the numbers after it."""
-        first = parse_seed(self.seed)
-        return [(first + i) % 2**64 for i in range(self.num_images_per_prompt)]
-
-    def settings(self, image: int) -> dict[str, Any]:
-        """The settings that generate one of the pictures again, as a link can carry them."""
-        return asdict(self) | {"seed": str(self.seeds[image]), "num_images_per_prompt": 1}
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,6 @@ from gradio.events import Dependency
 
 from pipelines.samplers import OWN, SAMPLERS
 from ui.drawing import (
-    MOST_PICTURES,
-    MOST_STEPS,
-    Request,
     draw_live,
     linked,
     live_request,
@@ -24,6 +21,7 @@ from ui.endpoint import Seed, endpoint
 from ui.kept import Kept
 from ui.models import MODEL, Models
 from ui.reading import read, reading
+from ui.request import MOST_PICTURES, MOST_STEPS, Request
 from ui.texts import I18N, text
 from ui.viewer.component import attention_viewer
 from ui.vocabulary import EXAMPLES, describe, surprise, vocabulary

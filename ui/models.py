@@ -44,8 +44,13 @@ class Models:
 
     def names(self) -> list[str]:
         """The names of all models: the first one, the bundled ones, then the runs, the newest first."""
+        return list(dict.fromkeys([self.first, *self.saved()]))
+
+    @staticmethod
+    def saved() -> list[str]:
+        """The names of the models that a training can begin with: the bundled ones, then the runs, the newest first."""
         runs = sorted(RUNS.glob("*/model_index.json"), key=lambda file: -file.stat().st_mtime)
-        return list(dict.fromkeys([self.first, *bundled_models(), *(str(file.parent) for file in runs)]))
+        return [*bundled_models(), *(str(file.parent) for file in runs)]
 
     def get(self, name: str) -> TextToImagePipeline:
         """The pipeline of a name. A run that has saved a newer model is loaded again.

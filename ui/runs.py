@@ -36,8 +36,11 @@ from pipelines.training.config import TrainConfig
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The allowed names of runs and data sets: a name becomes the name of a folder."""
 
-OPTIONS = ("data", "out", "steps", "batch_size", "seed", "size", "mask_weight", "every")
+OPTIONS = ("data", "out", "steps", "batch_size", "seed", "size", "mask_weight", "every", "begin_from")
 """The settings that `start` passes on as options of `unet-xattn train`."""
+
+FLAGS = {"begin_from": "from"}
+"""The options whose names differ from those of their settings."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Run:
     state: "starting", "running", "stopping", "stopped" (it can be resumed), "finished", or "broken" (it ended before
         its first checkpoint).
     step: the last known step, out of `steps`.
+    data, size: what it trains on, and the side of the pictures in pixels.
     log, validation: the rows of figures. progress: the figures of a moment ago, {} unless it trains.
     prompts: the prompts of the sample pictures after step `prompts_since`; earlier ones have others.
     note: the last line that a stopped or broken run printed.
@@ -58,6 +62,7 @@ class Run:
     step: int = 0
     steps: int = 0
     data: str = ""
+    size: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     progress: dict[str, float] = field(default_factory=dict)
@@ -123,7 +128,8 @@ def start(config: TrainConfig) -> Run:
     plain = TrainConfig(**{name: getattr(config, name) for name in OPTIONS})  # the other settings follow from these
     assert config == plain, [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
     out.mkdir(parents=True, exist_ok=True)
-    return _launch(out, [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in OPTIONS])
+    named = {name: getattr(config, name) for name in OPTIONS if name != "begin_from" or config.begin_from}
+    return _launch(out, [f"--{FLAGS.get(name, name).replace('_', '-')}={value}" for name, value in named.items()])
 
 
 def resume(run: Run) -> Run:
@@ -197,9 +203,9 @@ def _read(folder: Path) -> Run | None:
     rows = [row for rows in (log, validation) if found.held for row in rows[-1:]]
     step = max([saved, progress.get("step", 0), *(row["step"] for row in rows)])
     note = _last_line(folder / OUTPUT) if state in ("stopped", "broken") else ""
-    data, prompts = config.get("data", ""), settings.get("prompts", [])
+    data, size, prompts = config.get("data", ""), config.get("size", 0), settings.get("prompts", [])
     since = settings.get("prompts since", 0)
-    return Run(folder.name, folder, state, step, steps, data, log, validation, progress, prompts, since, note)
+    return Run(folder.name, folder, state, step, steps, data, size, log, validation, progress, prompts, since, note)
 
 
 def _json(path: Path) -> dict[str, Any]:

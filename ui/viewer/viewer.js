@@ -207,7 +207,7 @@ function receive(value) {
 // A picture that is being made: nothing of another picture stands beside it.
 function form({ ticket, prompt: text, step: done, steps, frame: source }) {
   if (data) before = data;
-  if (data) for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = part.offsetHeight + "px";
+  if (data) for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = part.getBoundingClientRect().height + "px";
   clear();
   root.classList.add("forming-now");
   note.hidden = true;
