@@ -263,3 +263,24 @@ def test_every_control_of_the_viewer_whose_name_is_a_term_explains_it(open_page:
     assert labels.count() >= 5
     assert all(labels.nth(i).get_attribute("title") for i in range(labels.count()))
     assert page.locator(".tile").first.get_attribute("title").startswith("The largest share of the picture’s attention")
+
+
+def test_a_tour_of_six_steps_is_offered_once_a_browser_and_can_be_left(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Show me around").click()
+    box = page.get_by_role("dialog", name="Show me around")
+    for step in range(1, 7):
+        assert box.inner_text().startswith(f"{step}/6 ")
+        assert page.locator(".on-tour").count() == 1
+        if step < 6:
+            page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Done").click()
+    assert not box.is_visible() and page.locator(".on-tour").count() == 0
+    page.reload()
+    page.wait_for_selector(".attention-viewer .chip")
+    assert not page.get_by_role("button", name="Show me around").is_visible()
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    page.get_by_role("button", name="Show me around").click()
+    page.keyboard.press("Escape")
+    assert not box.is_visible()

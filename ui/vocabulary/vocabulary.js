@@ -1,8 +1,8 @@
 // The body of a function of (element, props, trigger, watch), which gr.HTML calls once.
 
 const find = (name) => element.querySelector("." + name);
-const [sentence, examples, surprise, opener, panel, search, groups] =
-  ["sentence", "examples", "surprise", "open", "panel", "search", "groups"].map(find);
+const [sentence, examples, surprise, opener, panel, search, groups, tour, box] =
+  ["sentence", "examples", "surprise", "open", "panel", "search", "groups", "tour", "box"].map(find);
 
 function show(value) {
   if (!value) return;
@@ -45,5 +45,10 @@ search.placeholder = say("vocabulary.search");
 search.addEventListener("input", filter);
 opener.addEventListener("click", () => toggle(panel.hidden));
 surprise.addEventListener("click", () => trigger("select", { surprise: true }));
+tour.hidden = wasToured();
+tour.addEventListener("click", () => goTo(0));
+find("next").addEventListener("click", () => goTo(stopAt + 1));
+find("leave").addEventListener("click", leaveTour);
+box.addEventListener("keydown", (event) => event.key === "Escape" && leaveTour());
 watch("value", () => show(props.value));
 show(props.value);
