@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_the_api_has_these_endpoints_and_parameters(client: Client) -> None:
     assert asked["prompt"] == ["string"]
     own = "num_inference_steps", "guidance_scale"  # null: the model's own
     assert [asked[name] for name in own] == [["null", "integer"], ["null", "number"]]
+
+
+def test_every_endpoint_says_what_it_takes_and_what_it_returns(client: Client) -> None:
+    for name, about in client.view_api(return_format="dict", print_info=False)["named_endpoints"].items():
+        (answer,) = about["returns"]
+        assert re.fullmatch("[a-z]+", answer["label"]), name
+        if name == "/attribute":  # Gradio describes its upload
+            continue
+        assert len(answer["python_type"]["description"]) > 10, name
+        for parameter in about["parameters"]:
+            assert parameter["label"] == parameter["parameter_name"], name
+            assert len(parameter["python_type"]["description"]) > 10, (name, parameter["label"])
 
 
 def test_a_port_in_use_is_an_error_before_anything_is_loaded() -> None:

@@ -12,6 +12,7 @@ import torch
 from pipelines import TextToImagePipeline
 from pipelines.tracing.overlay import drawn
 from pipelines.training.config import RUNS
+from ui.endpoint import offer
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
@@ -53,7 +54,11 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
     models, kept = Models(model, device), Kept()
 
     def list_models() -> list[str]:
-        """List the names of the models; the first is the one that the page opened with."""
+        """List the models that can be named in other calls.
+
+        Returns:
+            names: the model that the page opened with, the bundled ones, then the runs that have saved a model.
+        """
         return models.names()
 
     def list_choices() -> gr.Dropdown:
@@ -123,7 +128,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
         inspecting.follow_after(viewer.follow(to_follow, outputs=followed, **private))
         attributed = [attributing.picture, attributing.caption, tabs]
         attributing.read_after(viewer.attribute(to_attribute, outputs=attributed, **private))
-        gr.api(list_models, api_name="models")
+        offer(list_models, "models")
     return page.queue(max_size=32)
 
 

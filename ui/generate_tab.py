@@ -17,7 +17,7 @@ from ui.drawing import (
     own_settings,
     viewer_updates,
 )
-from ui.endpoint import Seed, endpoint
+from ui.endpoint import Seed, offer
 from ui.kept import Kept
 from ui.models import MODEL, Models
 from ui.reading import read, reading
@@ -256,7 +256,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         queue=False,
         api_visibility="private",
     )
-    gr.api(endpoint(generate), api_name="generate", **MODEL)
+    offer(generate, "generate", **MODEL)
 
     def draw_after(event: Dependency, other_model: bool = False) -> Dependency:
         chosen = event.then(choose_model, [model, prompt], **own_taken) if other_model else event

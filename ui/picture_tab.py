@@ -76,10 +76,10 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> PictureTab:
         except ValueError as error:
             return {"error": str(error)}
 
-    def attribute(picture: str | None, caption: str, name: str = "") -> dict[str, Any]:
+    def attribute(picture: str | None, caption: str, model: str = "") -> dict[str, Any]:
         """Find where the words of a caption lie in a picture: the answer of /generate, without settings and verdict."""
         try:
-            return look(models, kept, picture, caption, name)
+            return look(models, kept, picture, caption, model)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -103,7 +103,7 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> PictureTab:
             sample = gr.Button(I18N("picture.sample"), size="sm")
         with gr.Column(scale=3, min_width=300):
             viewer = attention_viewer(kept.functions())
-    answer = gr.JSON(visible=False)
+    answer = gr.JSON(visible=False, label="answer")
     reading: dict[str, Any] = {
         "inputs": [picture, caption, model],
         "outputs": viewer,

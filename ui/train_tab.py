@@ -12,7 +12,7 @@ from pipelines.training.config import RUNS
 from ui.album import album
 from ui.album import page as album_page
 from ui.data import DEFAULT_DATA, add_upload, data_names, preview
-from ui.endpoint import endpoint
+from ui.endpoint import offer
 from ui.models import Models
 from ui.runs import Run, find_run, list_runs
 from ui.training import (
@@ -236,7 +236,11 @@ def _add_endpoints() -> None:
     """Add the tab's endpoints to the API."""
 
     def runs() -> list[dict[str, Any]]:
-        """List the training runs, active ones first: state, step, and last figures of each."""
+        """List the training runs.
+
+        Returns:
+            runs: active ones first; of each its name, state, step of steps, data, note and last figures.
+        """
         return [as_row(run) for run in list_runs(RUNS)]
 
     def train(
@@ -260,18 +264,35 @@ def _add_endpoints() -> None:
             size: side of the pictures in pixels.
             every: steps between validations.
             begin_from: a model that is trained further, one of /models; "" begins without any training.
+
+        Returns:
+            run: as /runs has it.
         """
         return as_row(start_run(name, data, steps, batch_size, seed, size, every, begin_from))
 
     def stop(name: str) -> dict[str, Any]:
-        """Ask a run to finish its step, save and end; /runs tells when it has."""
+        """Ask a run to finish its step, save and end; /runs says when it has.
+
+        Args:
+            name: the name of an active run.
+
+        Returns:
+            run: as /runs has it.
+        """
         return as_row(stop_run(name))
 
     def resume(name: str) -> dict[str, Any]:
-        """Resume a stopped run with the settings that it was started with."""
+        """Resume a stopped run with the settings that it was started with.
+
+        Args:
+            name: the name of the run.
+
+        Returns:
+            run: as /runs has it.
+        """
         return as_row(resume_run(name))
 
-    gr.api(runs, api_name="runs")
-    gr.api(endpoint(train), api_name="train", concurrency_id="runs")
-    gr.api(endpoint(stop), api_name="stop", concurrency_id="runs")
-    gr.api(endpoint(resume), api_name="resume", concurrency_id="runs")
+    offer(runs, "runs")
+    offer(train, "train", concurrency_id="runs")
+    offer(stop, "stop", concurrency_id="runs")
+    offer(resume, "resume", concurrency_id="runs")

@@ -10,7 +10,7 @@ from pipelines import TextToImagePipeline, TranslationPipeline
 from pipelines.checks import check_text
 from pipelines.text_to_text import Translation
 from ui.alignment import alignment, payload
-from ui.endpoint import endpoint
+from ui.endpoint import offer
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
 
@@ -87,13 +87,20 @@ def translate_tab(models: Models, model: gr.components.Component) -> TranslateTa
     def blank() -> str:
         return ""
 
-    def translate_text(text: str, reference: str = "", beams: int = 1, model: str = models.first) -> Any:
-        """Translate a text: the translation, and the attention of each of its tokens (see `ui.alignment.payload`).
+    def translate_text(text: str, reference: str = "", num_beams: int = 1, model: str = "") -> dict[str, Any]:
+        """Translate a text between English and Chinese, and say which of its tokens each token was translated from.
 
-        reference is another translation of the text; the answer has the model's probability and attention for each of
-        its tokens too.
+        Args:
+            text: what to translate, in words that the model knows.
+            reference: another translation of the text, which the model reads for comparison; "" is none.
+            num_beams: translations that are followed at the same time, 1 to 8.
+            model: one of /models, by default the page's first.
+
+        Returns:
+            translation: "text", the tokens of both sides, and the attention of each target token to each source token
+                by layer and head; for the reference the same, and how likely each token is to the model.
         """
-        *_, whole = translate(translator(models.get(model)), text, reference, beams)
+        *_, whole = translate(translator(models.get(model or models.first)), text, reference, num_beams)
         return whole
 
     *_, first = answers(models.first, EXAMPLES[0], "", 1)  # so that the tab opens with a translation
@@ -137,7 +144,7 @@ def translate_tab(models: Models, model: gr.components.Component) -> TranslateTa
     gr.on([button.click, text.submit, reference.submit, beams.change, model.change], write, **writing)
     # The reference belonged to another text, so an example clears it.
     examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
-    gr.api(endpoint(translate_text), api_name="translate", **MODEL)
+    offer(translate_text, "translate", **MODEL)
 
     def translate_after(event: Dependency) -> Dependency:
         return event.then(write, **writing)

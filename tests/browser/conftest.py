@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
-TIMEOUT = 30_000  # milliseconds, for a busy machine
+TIMEOUT = 120_000  # milliseconds, for a busy machine
 
 CONTRASTS = """() => {
   const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
