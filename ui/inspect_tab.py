@@ -14,6 +14,7 @@ from ui.endpoint import Seed, offer
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
 from ui.query import picture_payload, query_diagram, text_payload
+from ui.texts import I18N
 from ui.translate_tab import translator
 
 PROMPT = "a red circle left of a blue square"
@@ -191,19 +192,23 @@ def inspect_tab(models: Models, model: gr.components.Component) -> InspectTab:
 
     first = models.get(models.first)
     with gr.Row(equal_height=True):
-        prompt = gr.Textbox(PROMPT, label="Prompt", show_label=False, container=False, scale=4, min_width=240)
-        button = gr.Button("Inspect", variant="primary", scale=1, min_width=120)
+        prompt = gr.Textbox(
+            PROMPT, label=I18N("inspect.prompt"), show_label=False, container=False, scale=4, min_width=240
+        )
+        button = gr.Button(I18N("inspect.go"), variant="primary", scale=1, min_width=120)
     with gr.Row(equal_height=True):
         reader = gr.Radio(
-            [("UNet", "picture"), ("Text decoder", "translation")],
+            [(I18N("inspect.unet"), "picture"), (I18N("inspect.decoder"), "translation")],
             value="picture",
-            label="Reader of the memory",
+            label=I18N("inspect.reader"),
             min_width=310,
         )
-        layer = gr.Dropdown(layers(first, "picture"), value=first_layer(first, "picture"), label="Layer", min_width=240)
+        layer = gr.Dropdown(
+            layers(first, "picture"), value=first_layer(first, "picture"), label=I18N("inspect.layer"), min_width=240
+        )
         steps = first.config.num_inference_steps
-        step = gr.Slider(1, steps, max(steps // 2, 1), step=1, precision=0, label="Step", min_width=160)
-        seed = gr.Textbox("0", label="Random seed", max_lines=1, min_width=120)
+        step = gr.Slider(1, steps, max(steps // 2, 1), step=1, precision=0, label=I18N("inspect.step"), min_width=160)
+        seed = gr.Textbox("0", label=I18N("inspect.seed"), max_lines=1, min_width=120)
     diagram = query_diagram()
 
     # The last answer stays without fading until the next one arrives. A new picture takes longer than another step or

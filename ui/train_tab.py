@@ -15,6 +15,7 @@ from ui.data import DEFAULT_DATA, add_upload, data_names, preview
 from ui.endpoint import offer
 from ui.models import Models
 from ui.runs import Run, find_run, list_runs
+from ui.texts import I18N
 from ui.training import (
     FRESH,
     LEVEL_COLOURS,
@@ -49,47 +50,47 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     """
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label="Training data")
-            upload = gr.UploadButton("Upload captioned pictures (.zip)", file_types=[".zip"], size="sm")
-            upload_problem = gr.Textbox(label="Error", visible=False, interactive=False)
+            data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label=I18N("train.data"))
+            upload = gr.UploadButton(I18N("train.upload"), file_types=[".zip"], size="sm")
+            upload_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
             examples = album("Examples", 88)
-            findings = gr.Textbox(label="Data check", lines=1, max_lines=6, interactive=False)
-            preset = gr.Radio(list(PRESETS), value=next(iter(PRESETS)), label="Length")
-            with gr.Accordion("More settings", open=False):
+            findings = gr.Textbox(label=I18N("train.check"), lines=1, max_lines=6, interactive=False)
+            preset = gr.Radio(list(PRESETS), value=next(iter(PRESETS)), label=I18N("train.length"))
+            with gr.Accordion(I18N("train.more"), open=False):
                 with gr.Row():
-                    steps = gr.Number(200, label="Steps", precision=0, min_width=100)
-                    every = gr.Number(50, label="Steps between validations", precision=0, min_width=100)
+                    steps = gr.Number(200, label=I18N("train.steps"), precision=0, min_width=100)
+                    every = gr.Number(50, label=I18N("train.every"), precision=0, min_width=100)
                 with gr.Row():
-                    batch_size = gr.Number(64, label="Batch size", precision=0, min_width=100)
-                    seed = gr.Number(0, label="Random seed", precision=0, min_width=100)
-                    size = gr.Dropdown(list(PICTURE_SIZES), value=64, label="Picture size", min_width=100)
-            begin = gr.Dropdown(
-                _beginnings(), value=FRESH, label="Begin from", info="A model that is trained further, or none"
-            )
-            name = gr.Textbox("first", label="Run name", max_length=64)
+                    batch_size = gr.Number(64, label=I18N("train.batch"), precision=0, min_width=100)
+                    seed = gr.Number(0, label=I18N("train.seed"), precision=0, min_width=100)
+                    size = gr.Dropdown(list(PICTURE_SIZES), value=64, label=I18N("train.size"), min_width=100)
+            begin = gr.Dropdown(_beginnings(), value=FRESH, label=I18N("train.begin"), info=I18N("train.begin.info"))
+            name = gr.Textbox("first", label=I18N("train.name"), max_length=64)
             duration = gr.Markdown(expected(200, 64, 64))
-            start = gr.Button("Start training", variant="primary")
-            problem = gr.Textbox(label="Error", visible=False, interactive=False)
+            start = gr.Button(I18N("train.start"), variant="primary")
+            problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
         with gr.Column(scale=3, min_width=320):
-            run = gr.Dropdown([], label="Run")
-            state = gr.Textbox(label="State", value="No runs yet.", interactive=False, lines=1, max_lines=3)
+            run = gr.Dropdown([], label=I18N("train.run"))
+            state = gr.Textbox(label=I18N("train.state"), value="No runs yet.", interactive=False, lines=1, max_lines=3)
             with gr.Row():
-                stop = gr.Button("Stop", interactive=False, min_width=90)
-                resume = gr.Button("Resume", interactive=False, min_width=90)
-                open_model = gr.Button("Open in Generate", interactive=False, min_width=90)
-            with gr.Accordion("Rename or delete", open=False):
+                stop = gr.Button(I18N("train.stop"), interactive=False, min_width=90)
+                resume = gr.Button(I18N("train.resume"), interactive=False, min_width=90)
+                open_model = gr.Button(I18N("train.open"), interactive=False, min_width=90)
+            with gr.Accordion(I18N("train.manage"), open=False):
                 with gr.Row():
-                    new_name = gr.Textbox("", label="Name", info="To delete, the run's own name", max_length=64)
-                    rename = gr.Button("Rename", min_width=90)
-                    delete = gr.Button("Delete", min_width=90)
-                manage_problem = gr.Textbox(label="Error", visible=False, interactive=False)
+                    new_name = gr.Textbox(
+                        "", label=I18N("train.new name"), info=I18N("train.new name.info"), max_length=64
+                    )
+                    rename = gr.Button(I18N("train.rename"), min_width=90)
+                    delete = gr.Button(I18N("train.delete"), min_width=90)
+                manage_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
             with gr.Row():
                 training = _plot("Training loss")
                 losses = _plot("Validation loss by noise level", LEVEL_COLOURS)
             with gr.Row():
                 saved = _plot("Loss reduction by caption", LEVEL_COLOURS, "%")
                 shares = _plot("Correct samples, located words", SHARE_COLOURS, "%", (0, 1))
-    place = gr.Slider(1, 2, 1, step=1, precision=0, label="Saved samples", visible=False)
+    place = gr.Slider(1, 2, 1, step=1, precision=0, label=I18N("train.samples"), visible=False)
     with gr.Row():
         with gr.Column(min_width=320):
             maps = album("Where the words of the first sample landed", 320)

@@ -13,6 +13,7 @@ from ui.alignment import alignment, payload
 from ui.endpoint import offer
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
+from ui.texts import I18N
 
 EXAMPLES = [
     "a red circle left of a blue square",
@@ -106,28 +107,34 @@ def translate_tab(models: Models, model: gr.components.Component) -> TranslateTa
     *_, first = answers(models.first, EXAMPLES[0], "", 1)  # so that the tab opens with a translation
     with gr.Row(equal_height=True):
         text = gr.Textbox(
-            EXAMPLES[0], label="Text", show_label=False, container=False, max_lines=4, scale=4, min_width=240
+            EXAMPLES[0],
+            label=I18N("translate.text"),
+            show_label=False,
+            container=False,
+            max_lines=4,
+            scale=4,
+            min_width=240,
         )
-        button = gr.Button("Translate", variant="primary", scale=1, min_width=120)
+        button = gr.Button(I18N("translate.go"), variant="primary", scale=1, min_width=120)
     with gr.Row(equal_height=True):
         translation = gr.Textbox(
             first.get("text", ""),
-            label="Translation",
+            label=I18N("translate.translation"),
             show_label=False,
             container=False,
-            placeholder="The translation",
+            placeholder=I18N("translate.placeholder"),
             interactive=False,
             max_lines=4,
             scale=4,
             min_width=240,
         )
-        use = gr.Button("Use as prompt", scale=1, min_width=120)
+        use = gr.Button(I18N("translate.use"), scale=1, min_width=120)
     with gr.Row():
         with gr.Column(scale=3):
             view = alignment(first)
         with gr.Column(scale=1):
-            reference = gr.Textbox("", label="Your translation (optional)", max_lines=4)
-            beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label="Number of beams")
+            reference = gr.Textbox("", label=I18N("translate.yours"), max_lines=4)
+            beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label=I18N("translate.beams"))
             examples = gr.Examples(EXAMPLES, text)
 
     # A text typed during a translation is translated after it. Progress is shown on the text, because on the alignment

@@ -65,13 +65,14 @@ def describe(tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str] = ()) ->
         return {"sentence": ["vocabulary.any", {}], "groups": [], "examples": list(prompts)[:4], "surprise": False}
     world = _world(tokenizer)
     if world is None:
-        some = ", ".join(sorted(word for word in known if len(word) > 3)[:NAMED])
-        sentence: list[Any] = ["vocabulary.words", {"count": len(known), "some": some}]
+        words = ", ".join(sorted(word for word in known if len(word) > 3)[:NAMED])
+        sentence: list[Any] = ["vocabulary.words", {"count": len(known), "some": words}]
         groups = [["vocabulary.all", sorted(known)]]
         return {"sentence": sentence, "groups": groups, "examples": list(prompts)[:4], "surprise": False}
     lexicon = world.lexicon
-    plural = [noun.plural for noun in lexicon.nouns.values()]
-    some = ", ".join(plural[:: max(1, len(plural) // NAMED)][:NAMED])
+    nouns = list(lexicon.nouns.values())
+    named = nouns[:: max(1, len(nouns) // NAMED)][:NAMED]
+    some = {"en": ", ".join(noun.plural for noun in named), "zh": "、".join(noun.chinese[0] for noun in named)}
     groups = [
         ["vocabulary.things", list(lexicon.nouns)],
         ["vocabulary.colours", list(lexicon.colours)],
