@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any
 
@@ -30,6 +30,10 @@ prompts is within three points of 20 guided steps, by `tests/benchmarks/samplers
 
 PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
 """The threads that generate pictures."""
+
+SLOW = 0.3
+"""Seconds without a preview after which the page shows that a picture is being made. A preview is the better sign, and
+each value takes Gradio up to 50 milliseconds to send."""
 
 SHOWN_EVERY = 0.1
 """Seconds between two previews of a picture: longer than a browser needs to show one."""
@@ -112,7 +116,11 @@ def forming(
     PAINTERS.submit(run)
     try:
         while True:
-            update = updates.get()
+            try:
+                update = updates.get(timeout=SLOW if not shown else None)
+            except Empty:
+                yield Preview(0, None)
+                update = updates.get()
             if isinstance(update, Exception):
                 raise update
             yield update
@@ -145,7 +153,6 @@ def viewer_updates(models: Models, kept: Kept, request: Request) -> Iterator[dic
     pipe, start = models.get(request.model), time.perf_counter()
     with kept.running() as (ticket, stopped):
         known = {"ticket": ticket, "prompt": request.prompt, "steps": request.num_inference_steps}
-        yield {"drawing": known | {"step": 0, "frame": None}}
         for update in forming(pipe, request, stopped=stopped):
             if isinstance(update, Preview):
                 yield {"drawing": known | asdict(update)}
@@ -174,7 +181,7 @@ def draw_live(models: Models, request: Request) -> dict[str, Any]:
     """The viewer's value for a picture of the live mode, with maps averaged over steps. Raises as `forming` does."""
     pipe = models.get(request.model or models.first)
     start = time.perf_counter()
-    (drawing,) = forming(pipe, request, keep="head")
+    *_, drawing = forming(pipe, request, keep="head")
     assert isinstance(drawing, Drawing)
     return finish(pipe, request, drawing, [_made(request, time.perf_counter() - start, live=True)]) | {"live": True}
 

@@ -165,7 +165,7 @@ def test_an_error_is_one_line_and_the_picture_stays(open_page: Open) -> None:
     page.get_by_role("textbox", name="Seed").fill("<img src=x onerror=alert(1)>")
     draw(page, FIRST)
     page.wait_for_selector(".note.error")
-    assert "the seed is a whole number" in page.locator(".note").first.inner_text()
+    assert "The seed is a whole number" in page.locator(".note").first.inner_text()
     assert page.locator(".note img").count() == 0
     assert page.locator(".picture").first.is_visible()
     wait_for_prompt(page, FIRST)

@@ -170,11 +170,11 @@ def test_each_step_layer_and_head_has_maps_of_its_own(open_page: Open) -> None:
     changed(lambda: page.get_by_label("Step", exact=True).fill("3"))
     assert page.locator(".step-name").inner_text() == "3 of 20"
     assert page.locator(".picture").get_attribute("src") != picture
-    changed(lambda: page.get_by_label("Layer").select_option(index=2))
-    changed(lambda: page.get_by_label("Head").select_option("1"))
+    changed(lambda: page.locator("select.layer").first.select_option(index=2))
+    changed(lambda: page.locator("select.head").first.select_option("1"))
     changed(lambda: page.get_by_label("Step", exact=True).fill("0"))
-    page.get_by_label("Layer").select_option("")
-    page.get_by_label("Head").select_option("")
+    page.locator("select.layer").first.select_option("")
+    page.locator("select.head").first.select_option("")
     page.wait_for_function("text => document.querySelector('.heat').toDataURL() === text", arg=seen[0])
     changed(lambda: page.get_by_label("Average").select_option("calibrated"))
     changed(lambda: page.get_by_label("Colour scale").select_option("all"))
@@ -263,7 +263,7 @@ def test_a_saved_page_works_without_a_server(open_page: Open, browser: Any, tmp_
     away(alone)
     before = pixels(alone)
     look_closer(alone)
-    alone.get_by_label("Layer").select_option(index=1)
+    alone.locator("select.layer").select_option(index=1)
     alone.get_by_label("Step").fill("2")
     assert pixels(alone) not in ("", before)
     assert wrong == []
