@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy import ndimage
 
@@ -19,7 +18,7 @@ from pipelines.scenes.scene import KINDS, Object, Scene
 from pipelines.scenes.see_emoji import see_emoji
 from pipelines.scenes.sight import UNKNOWN
 from pipelines.scenes.worlds import WORLDS
-from ui.generate_tab import verdict
+from ui.verdict import verdict
 
 SEED = 161_803
 
@@ -179,15 +178,9 @@ def test_each_caption_is_parsed_and_judged_in_its_own_world() -> None:
 
 
 def test_the_page_judges_emoji_and_works_without_the_font(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    drawn = AttentionOf("a cat left of a car on a green background", render(PAIR)[0])
-    assert all(ok for _, ok in verdict(drawn))
+    asked = "a cat left of a car on a green background", render(PAIR)[0]
+    checked = verdict(*asked)
+    assert checked and all(statement.ok for statement in checked)
     blind = replace(WORLDS["emoji"], see=lambda picture: find_font([tmp_path]))
     monkeypatch.setitem(WORLDS, "emoji", blind)
-    assert verdict(drawn) is None
-
-
-class AttentionOf:
-    """The parts of a trace that the page's verdict needs: prompt and picture."""
-
-    def __init__(self, prompt: str, picture: np.ndarray):
-        self.prompts, self.pictures = [prompt], torch.from_numpy(picture)[None]
+    assert verdict(*asked) is None

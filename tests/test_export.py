@@ -149,7 +149,7 @@ def test_every_download_opens_as_what_it_is(tiny_pipe: TextToImagePipeline, tmp_
 
 
 def test_what_cannot_be_downloaded_is_said(tiny_pipe: TextToImagePipeline) -> None:
-    with pytest.raises(ValueError, match="png, maps, gif, trace, page"):
+    with pytest.raises(ValueError, match="png, large, maps, gif, trace, page"):
         download(traced(tiny_pipe), 0, "../../etc/passwd", {})
     with pytest.raises(ValueError, match="nothing to animate"):
         download(traced(tiny_pipe, keep="mean"), 0, "gif", {})

@@ -41,8 +41,9 @@ from pipelines.training.frozen import Frozen, fingerprint
 from pipelines.training.train import TrainConfig, train
 from pipelines.training.validate import draw_samples
 from ui.cli import main
-from ui.generate_tab import Drawing, Request, forming
+from ui.drawing import Drawing, forming
 from ui.reading import read
+from ui.request import Request
 from unet_xattn import AttentionTrace, CrossAttentionUNet
 from unet_xattn.words import split_words, unknown_words
 
@@ -716,10 +717,10 @@ def test_a_query_is_followed_to_the_picture_it_ends_in(pipe: TextToImagePipeline
 
 
 def test_the_page_draws_with_such_a_model(pipe: TextToImagePipeline) -> None:
-    *frames, drawing = forming(pipe, Request(PROMPT, steps=2))
-    assert isinstance(drawing, Drawing) and frames[0].startswith("data:image/webp")
+    *frames, drawing = forming(pipe, Request(PROMPT, num_inference_steps=2))
+    assert isinstance(drawing, Drawing) and frames[0].frame.startswith("data:image/webp")
     assert len(drawing.frames[0]) == 2 and drawing.attention.size == (32, 32)
-    assert read(PROMPT, pipe.tokenizer) == {"pieces": [], "error": ""}
+    assert read(PROMPT, pipe.tokenizer) == {"prompt": PROMPT, "unknown": [], "error": ""}
 
 
 def test_such_a_model_refuses_to_translate(pipe: TextToImagePipeline, tmp_path: Path) -> None:

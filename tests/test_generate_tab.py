@@ -12,15 +12,13 @@ from PIL import Image
 
 from pipelines import TextToImagePipeline
 from pipelines.samplers import OWN, SAMPLERS
-from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import bundled_models
 from ui import models as models_of_the_page
-from ui.generate_tab import Request, draw_live, forming, linked, live_request, new_seed, verdict, viewer_updates
+from ui.drawing import Preview, draw_live, forming, linked, live_request, new_seed, viewer_updates
 from ui.kept import Drawing, Kept
 from ui.models import Models
-from unet_xattn import AttentionTrace
-from unet_xattn.trace_plan import Recording
-from unet_xattn.words import read_text
+from ui.notes import warnings
+from ui.request import Request
 
 PROMPT = "a red circle left of a blue square"
 
@@ -35,29 +33,31 @@ def models(tiny_pipe: TextToImagePipeline) -> Models:
     [
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": "a" * 100_000}, "100,000 characters"),
-        ({"negative": "a" * 100_000}, "100,000 characters"),
+        ({"negative_prompt": "a" * 100_000}, "100,000 characters"),
         ({"prompt": "circle " * 200}, "tokens"),
         ({"seed": "-1"}, "seed"),
         ({"seed": str(2**64)}, "seed"),
-        ({"steps": 0}, "steps"),
-        ({"steps": 101}, "steps"),
-        ({"count": 0}, "pictures"),
-        ({"count": 9}, "pictures"),
-        ({"guidance": -1.0}, "guidance"),
-        ({"guidance": float("nan")}, "guidance"),
-        ({"low": 0.5, "high": 0.5}, "guidance_interval"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 101}, "num_inference_steps"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"num_images_per_prompt": 9}, "num_images_per_prompt"),
+        ({"guidance_scale": -1.0}, "guidance"),
+        ({"guidance_scale": float("nan")}, "guidance"),
+        ({"guidance_low": 0.5, "guidance_high": 0.5}, "guidance_interval"),
         ({"sampler": "ancestral"}, "sampler"),
     ],
 )
 def test_bad_input_is_a_value_error_of_one_line(tiny_pipe: TextToImagePipeline, wrong: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected) as error:
-        list(forming(tiny_pipe, Request(**({"prompt": PROMPT, "steps": 2} | wrong))))
+        list(forming(tiny_pipe, Request(**({"prompt": PROMPT, "num_inference_steps": 2} | wrong))))
     assert "\n" not in str(error.value)
 
 
 def test_previews_end_with_the_picture_of_the_pipeline(tiny_pipe: TextToImagePipeline) -> None:
-    *frames, drawing = forming(tiny_pipe, Request(PROMPT, "3", steps=4, guidance=3.0, count=2))
-    assert frames and all(isinstance(frame, str) for frame in frames)
+    *frames, drawing = forming(
+        tiny_pipe, Request(PROMPT, "3", num_inference_steps=4, guidance_scale=3.0, num_images_per_prompt=2)
+    )
+    assert frames and all(isinstance(frame, Preview) for frame in frames)
     assert isinstance(drawing, Drawing) and [len(steps) for steps in drawing.frames] == [4, 4]
     assert drawing.attention.steps == [0, 1, 2, 3]
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
@@ -72,7 +72,7 @@ def test_previews_end_with_the_picture_of_the_pipeline(tiny_pipe: TextToImagePip
 def test_with_every_sampler_a_seed_gives_one_picture(tiny_pipe: TextToImagePipeline, sampler: str) -> None:
     before = tiny_pipe.scheduler
     pictures = [
-        list(forming(tiny_pipe, Request(PROMPT, seed, steps=3, sampler=sampler)))[-1].attention.pictures
+        list(forming(tiny_pipe, Request(PROMPT, seed, num_inference_steps=3, sampler=sampler)))[-1].attention.pictures
         for seed in ("1", "1", str(2**64 - 1))
     ]
     assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
@@ -89,7 +89,7 @@ def test_closing_the_generator_stops_the_work_within_a_step(tiny_pipe: TextToIma
 
     handle = tiny_pipe.unet.register_forward_hook(count)
     try:
-        updates = forming(tiny_pipe, Request(PROMPT, steps=100))
+        updates = forming(tiny_pipe, Request(PROMPT, num_inference_steps=100))
         next(updates)
         updates.close()
         before = passes
@@ -101,8 +101,10 @@ def test_closing_the_generator_stops_the_work_within_a_step(tiny_pipe: TextToIma
 
 def test_the_viewer_gets_previews_and_then_pictures_with_their_settings(models: Models) -> None:
     kept = Kept()
-    *frames, last = viewer_updates(models, kept, Request(PROMPT, "5", steps=3, count=2))
-    assert all(set(shown) == {"frame", "note"} for shown in frames)
+    *frames, last = viewer_updates(models, kept, Request(PROMPT, "5", num_inference_steps=3, num_images_per_prompt=2))
+    assert all(set(shown) == {"drawing"} for shown in frames)
+    steps = [shown["drawing"]["step"] for shown in frames]
+    assert steps and steps == sorted(steps) and steps[-1] <= 3
     assert [shown["settings"]["seed"] for shown in last["pictures"]] == ["5", "6"]
     assert kept.get({"key": last["pictures"][1]["key"], "image": 1})[0].settings[1]["seed"] == "6"
     (again,) = list(viewer_updates(models, kept, Request(**last["pictures"][1]["settings"])))[-1]["pictures"]
@@ -114,13 +116,15 @@ def test_the_viewer_gets_previews_and_then_pictures_with_their_settings(models: 
 
 
 def test_unknown_words_are_named_once(models: Models) -> None:
-    note = list(viewer_updates(models, Kept(), Request("a red elephant and an elephant", steps=2)))[-1]["note"]
-    assert note.endswith('Words unknown to the model: "elephant".')
-    assert "unknown" not in list(viewer_updates(models, Kept(), Request(PROMPT, steps=2)))[-1]["note"]
+    note = list(viewer_updates(models, Kept(), Request("a red elephant and an elephant", num_inference_steps=2)))[-1][
+        "note"
+    ]
+    assert note.endswith("Words that the model does not know, and that mean nothing to it: elephant.")
+    assert list(viewer_updates(models, Kept(), Request(PROMPT, num_inference_steps=2)))[-1]["warnings"] == []
 
 
 def test_a_live_picture_is_the_same_picture_without_its_steps(models: Models) -> None:
-    request = Request(PROMPT, "5", steps=3, guidance=1.0)
+    request = Request(PROMPT, "5", num_inference_steps=3, guidance_scale=1.0)
     live = draw_live(models, request)
     full = list(viewer_updates(models, Kept(), request))[-1]
     assert live["live"] and "key" not in live["pictures"][0]
@@ -131,28 +135,53 @@ def test_a_live_picture_is_the_same_picture_without_its_steps(models: Models) ->
 def test_a_distilled_model_keeps_its_own_settings_in_live_mode(tiny_pipe: TextToImagePipeline, models: Models) -> None:
     distilled = TextToImagePipeline(**tiny_pipe.components, num_inference_steps=4, guidance_scale=1.0)
     own = live_request(Models(distilled), PROMPT, "5", "")
-    assert (own.steps, own.guidance, own.sampler) == (4, 1.0, OWN)
+    assert (own.num_inference_steps, own.guidance_scale, own.sampler) == (4, 1.0, OWN)
     other = live_request(models, PROMPT, "5", "")
-    assert (other.steps, other.guidance, other.sampler) == (6, 1.0, "DPM-Solver++")
+    assert (other.num_inference_steps, other.guidance_scale, other.sampler) == (6, 1.0, "DPM-Solver++")
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("kind", ["one", "count", "two", "relation", "three"])
-def test_the_verdict_checks_the_statements_of_the_prompt(
-    tiny_pipe: TextToImagePipeline, kind: str, language: str
-) -> None:
-    right, other = scene(3, 0, kind, language=language), scene(3, 1, kind, language=language)
-    attention = AttentionTrace()
-    texts = [read_text(s.caption, tiny_pipe.tokenizer) for s in (right, other)]
-    attention.start(Recording({"prompt": texts}, (64, 64), {"mid": (4, 4)}, {"mid": 2}, 1))
-    attention.pictures = torch.from_numpy(np.stack([render(right)[0]] * 2))
-    checks = verdict(attention, 0)
-    assert checks and all(ok for _, ok in checks)
-    assert not all(ok for _, ok in verdict(attention, 1) or [])
+def test_stopping_leaves_the_steps_so_far(models: Models, tiny_pipe: TextToImagePipeline) -> None:
+    kept = Kept()
+    stop = {function.__name__: function for function in kept.functions()}["stop"]
+    handle = tiny_pipe.unet.register_forward_hook(lambda *_: time.sleep(0.02))
+    try:
+        updates = viewer_updates(models, kept, Request(PROMPT, "5", num_inference_steps=100, guidance_scale=1.0))
+        for shown in updates:
+            if shown.get("drawing", {}).get("step", 0) >= 3:
+                assert stop({"ticket": shown["drawing"]["ticket"]}) == {}
+            last = shown
+    finally:
+        handle.remove()
+    (picture,) = last["pictures"]
+    made = picture["steps"]
+    assert 3 <= made < 100 and picture["settings"]["stopped"] == made
+    assert last["note"].startswith(f"Stopped at step {made} of 100:")
+    drawing, _ = kept.get({"key": picture["key"], "image": 0})
+    frame = Image.open(io.BytesIO(base64.b64decode(drawing.frames[0][-1].partition(",")[2]))).convert("RGB")
+    assert (np.asarray(frame) == drawing.attention.pictures[0].numpy()).all()  # the picture that was last seen
+    assert len(drawing.frames[0]) == made == len(drawing.attention.steps)
+    for asked in ({"ticket": "guess"}, {"ticket": 5}, None):
+        assert list(stop(asked)) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"prompt": "!?"}, "warning.no words"),
+        ({"prompt": "😀🔥"}, "warning.all unknown"),
+        ({"prompt": "a red zebra"}, "warning.unknown"),
+        ({"guidance_scale": 0}, "warning.no guidance"),
+        ({"guidance_scale": 1, "negative_prompt": "blue"}, "warning.negative"),
+    ],
+)
+def test_settings_without_effect_are_said(tiny_pipe: TextToImagePipeline, settings: dict, expected: str) -> None:
+    request = Request(**{"prompt": PROMPT, "guidance_scale": 3.0} | settings)
+    assert [key for key, _ in warnings(request, tiny_pipe.tokenizer)] == [expected]
+    assert warnings(Request(PROMPT, guidance_scale=3.0), tiny_pipe.tokenizer) == []
 
 
 def test_a_prompt_that_is_not_a_scene_has_no_verdict(models: Models) -> None:
-    (shown,) = list(viewer_updates(models, Kept(), Request("a dream of red", steps=1)))[-1]["pictures"]
+    (shown,) = list(viewer_updates(models, Kept(), Request("a dream of red", num_inference_steps=1)))[-1]["pictures"]
     assert shown["verdict"] is None
 
 
@@ -164,9 +193,23 @@ def test_a_link_holds_the_complete_request(models: Models) -> None:
     assert linked({name: str(value) for name, value in request.settings(0).items()}, models) == request
 
 
-def test_malformed_values_of_a_link_become_defaults(models: Models) -> None:
-    found = linked({"steps": "many", "guidance": "", "__class__": "x", "seed": "12"}, models)
-    assert (found.steps, found.guidance, found.seed, found.model) == (20, 3.0, "12", models.first)
+def test_what_a_link_leaves_out_is_the_models_own(models: Models) -> None:
+    found = linked({"__class__": "x", "seed": "12"}, models)
+    assert (found.num_inference_steps, found.guidance_scale, found.seed, found.model) == (20, 3.0, "12", models.first)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"num_inference_steps": "many"}, "num_inference_steps='many', which is not a number"),
+        ({"guidance_scale": ""}, "guidance_scale='', which is not a number"),
+        ({"steps": "5"}, "'steps', which is now 'num_inference_steps'"),
+        ({"model": "nope"}, "model 'nope' not found"),
+    ],
+)
+def test_a_link_that_cannot_be_followed_is_an_error(models: Models, query: dict[str, str], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        linked(query, models)
 
 
 def test_a_new_seed_is_valid() -> None:

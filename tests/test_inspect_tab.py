@@ -143,8 +143,8 @@ def test_the_diagram_says_what_the_model_does_not_know(both: TextToImagePipeline
 
 
 WRONG = {
-    "/generate": {"prompt": PROMPT, "steps": 1, "guidance": "x"},
-    "/translate": {"text": PROMPT, "beams": [1]},
+    "/generate": {"prompt": PROMPT, "num_inference_steps": 1, "guidance_scale": "x"},
+    "/translate": {"text": PROMPT, "num_beams": [1]},
     "/follow": {"prompt": PROMPT, "x": "left", "y": 1},
     "/follow_translation": {"text": PROMPT, "position": {}},
     "/train": {"name": "x", "steps": "many"},
@@ -203,11 +203,11 @@ def test_a_client_follows_a_token_of_a_translation(client: Client, both: TextToI
         ({"step": 2}, "step 2 does not exist: choose 0 to 1"),
         ({"layer": "up.9.9"}, "layer 'up.9.9' does not exist: choose one of"),
         ({"head": 2}, "head 2 does not exist: choose 0 to 1"),
-        ({"steps": 1000}, "steps must be at most 100, got 1000"),
+        ({"num_inference_steps": 1000}, "num_inference_steps must be at most 100, got 1000"),
     ],
 )
 def test_a_client_gets_errors_of_one_line(client: Client, arguments: dict, expected: str) -> None:
-    good = {"prompt": PROMPT, "x": 5, "y": 5, "seed": "0", "steps": 2, "step": 1}
+    good = {"prompt": PROMPT, "x": 5, "y": 5, "seed": "0", "num_inference_steps": 2, "step": 1}
     with pytest.raises(AppError, match=expected) as error:
         client.predict(**(good | arguments), api_name="/follow")
     assert "\n" not in str(error.value)

@@ -18,11 +18,13 @@ from PIL import Image
 
 import ui.data
 from pipelines import TextToImagePipeline
+from pipelines.runs.folder import run_lock
 from pipelines.sources.files import SMALL
 from ui.app import launch
 from ui.data import add_upload, check_data, data_names, preview
 from ui.models import Models
-from ui.train_tab import model_of, start_run
+from ui.runs import find_run
+from ui.training import delete_run, describe, expected, model_of, plots, rename_run, start_run
 
 MakeZip = Callable[..., Path]
 ROWS = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(3)]
@@ -260,3 +262,72 @@ def test_an_unknown_run_is_refused_in_a_line(client: Client, call: str, name: st
     with pytest.raises(AppError, match=r"run 'none' not found|the name of a run") as error:
         client.predict(name, api_name=call)
     assert "\n" not in str(error.value)
+
+
+# What the tab shows of a run
+
+
+def write_run(name: str, **more: Any) -> Path:
+    """The folder of a run that trained 100 of 400 steps and was stopped, below the folder the test runs in."""
+    folder = Path("runs") / name
+    folder.mkdir(parents=True)
+    settings = {"config": {"data": "shapes", "steps": 400, "size": 64}, "prompts": ["a red circle"]}
+    (folder / "run.json").write_text(json.dumps(settings))
+    rows = [{"step": step, "loss": 0.5, "seconds": step, "pictures/s": 8.0} for step in (1, 50, 100)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file, value in more.items():
+        (folder / file.replace("_", ".")).write_text(json.dumps(value))
+    return folder
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.456, "0.46"), (4.56, "4.6"), (45.6, "46")])
+def test_a_running_run_is_described_by_its_progress_of_a_moment_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    progress = {"step": 137, "pictures/s": rate, "seconds left": 263.0}
+    with run_lock(write_run("mine", progress_json=progress)):
+        line = describe(find_run(Path("runs"), "mine"))
+    assert line.startswith("mine is running at step 137 of 400, on shapes, 1 min 40 s")
+    assert f", {said} pictures/s, 4 min 23 s left" in line
+
+
+def test_a_curve_has_more_than_one_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_run("mine")
+    assert plots(find_run(Path("runs"), "mine"))[0] is not None
+    (folder / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, "seconds": 1}) + "\n")
+    assert plots(find_run(Path("runs"), "mine"))[0] is None
+
+
+def test_the_expected_time_follows_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected(4000, 64, 64) == "About 1 h 0 min on two cores of a CPU."
+    write_run("mine")
+    assert expected(400, 64, 64) == "About 53 min 20 s, at the speed of the run mine."
+    assert expected(400, 64, 32).endswith("on two cores of a CPU.") and expected(None, 64, 64) == ""
+
+
+def test_a_run_is_renamed_and_deleted_only_at_rest_and_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_run("mine")
+    with run_lock(folder), pytest.raises(ValueError, match="stop it first"):
+        rename_run("mine", "other")
+    write_run("taken")
+    for wrong in ("taken", "../out", ""):
+        with pytest.raises(ValueError, match=r"already exists|must be 1 to 64 letters"):
+            rename_run("mine", wrong)
+    assert rename_run("mine", "other").name == "other" and not folder.exists()
+    with pytest.raises(ValueError, match="type its name: other"):
+        delete_run("other", "oter")
+    delete_run("other", "other")
+    assert [path.name for path in Path("runs").iterdir()] == ["taken"]
+
+
+def test_a_run_begins_only_from_a_listed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"model '../secret' not found: begin from one of emoji, shapes"):
+        start_run("mine", "shapes", 10, 2, 0, 32, 10, "../secret")
+    assert not Path("runs").exists()

@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,8 @@ def client(pipe: TextToImagePipeline) -> Iterator[Client]:
 
 
 def test_a_client_gets_the_picture_it_asked_for(client: Client, pipe: TextToImagePipeline) -> None:
-    answer = client.predict(PROMPT, "5", 2, count=2, api_name="/generate")
-    again = client.predict(PROMPT, "6", 2, api_name="/generate")
+    answer = client.predict(PROMPT, seed="5", num_inference_steps=2, num_images_per_prompt=2, api_name="/generate")
+    again = client.predict(PROMPT, seed="6", num_inference_steps=2, api_name="/generate")
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
     expected = pipe([PROMPT] * 2, num_inference_steps=2, generator=generators).images
     for shown, picture in zip([*answer["pictures"], *again["pictures"]], [*expected, expected[1]], strict=True):
@@ -55,29 +56,32 @@ def test_a_client_gets_the_picture_it_asked_for(client: Client, pipe: TextToImag
         apart = np.asarray(Image.open(io.BytesIO(png))).astype(int) - np.asarray(picture).astype(int)
         assert abs(apart).max() <= 1
     assert [shown["settings"]["seed"] for shown in answer["pictures"]] == ["5", "6"]
-    assert answer["note"].startswith("Seed 5, 2 steps, guidance scale 3:")
+    assert answer["note"].startswith("Model this pipeline, seed 5, 2 steps, guidance scale 3:")
 
 
 def test_clients_at_the_same_time_each_get_their_own(client: Client) -> None:
-    jobs = {seed: client.submit(f"{PROMPT} {seed}", str(seed), 2, api_name="/generate") for seed in range(6)}
+    jobs = {
+        seed: client.submit(f"{PROMPT} {seed}", seed=str(seed), num_inference_steps=2, api_name="/generate")
+        for seed in range(6)
+    }
     for seed, job in jobs.items():
         (shown,) = job.result()["pictures"]
         assert (shown["prompt"], shown["settings"]["seed"]) == (f"{PROMPT} {seed}", str(seed))
 
 
 def test_a_client_gets_errors_of_one_line(client: Client) -> None:
-    for arguments in (
-        ("", "0", 2),
-        (PROMPT, "-1", 2),
-        (PROMPT, "0", 0),
-        (PROMPT, "0", 101),
-        ("a" * 100_000, "0", 2),
-        (PROMPT, "0", 2, 3.0, 0.0, 1.0, "", "DDIM"),
-        (PROMPT, "0", 2, 3.0, 0.0, 1.0, "", "Euler", 9),
-        (PROMPT, "0", 2, 3.0, 0.0, 1.0, "", "Euler", 1, "../../etc"),
+    for wrong, expected in (
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "a" * 100_000}, "the prompt has 100,000 characters"),
+        ({"seed": "-1"}, "the seed is a whole number"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be"),
+        ({"num_inference_steps": 101}, "num_inference_steps must be"),
+        ({"sampler": "DDIM"}, "the sampler is one of"),
+        ({"num_images_per_prompt": 9}, "num_images_per_prompt must be"),
+        ({"model": "../../etc"}, "model '../../etc' not found"),
     ):
-        with pytest.raises(AppError, match=r"prompt|seed|steps|sampler|pictures|model") as error:
-            client.predict(*arguments, api_name="/generate")
+        with pytest.raises(AppError, match=expected) as error:
+            client.predict(**{"prompt": PROMPT, "num_inference_steps": 2} | wrong, api_name="/generate")
         assert "\n" not in str(error.value)
 
 
@@ -122,7 +126,20 @@ def test_the_api_has_these_endpoints_and_parameters(client: Client) -> None:
         for p in endpoints["/generate"]["parameters"]
     }
     assert asked["prompt"] == ["string"]
-    assert asked["steps"] == ["null", "integer"] and asked["guidance"] == ["null", "number"]  # null: the model's own
+    own = "num_inference_steps", "guidance_scale"  # null: the model's own
+    assert [asked[name] for name in own] == [["null", "integer"], ["null", "number"]]
+
+
+def test_every_endpoint_says_what_it_takes_and_what_it_returns(client: Client) -> None:
+    for name, about in client.view_api(return_format="dict", print_info=False)["named_endpoints"].items():
+        (answer,) = about["returns"]
+        assert re.fullmatch("[a-z]+", answer["label"]), name
+        if name == "/attribute":  # Gradio describes its upload
+            continue
+        assert len(answer["python_type"]["description"]) > 10, name
+        for parameter in about["parameters"]:
+            assert parameter["label"] == parameter["parameter_name"], name
+            assert len(parameter["python_type"]["description"]) > 10, (name, parameter["label"])
 
 
 def test_a_port_in_use_is_an_error_before_anything_is_loaded() -> None:

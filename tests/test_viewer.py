@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import random
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,13 @@ import pytest
 from PIL import Image
 
 from pipelines import TextToImagePipeline, trace
-from ui import reading, viewer
+from ui import reading, viewer, vocabulary
 from ui.kept import Drawing, Kept
+from ui.texts import LANGUAGES, TEXTS
+from ui.verdict import read
 from ui.viewer.component import attention_viewer
 from unet_xattn import AttentionTrace
+from unet_xattn.words import unknown_words
 
 PROMPT = "a red circle left of a blue square"
 HOSTILE = ["<img src=x onerror=alert(1)>", "${alert(1)}", "{{7*7}}", "`; alert(1)"]
@@ -118,7 +124,7 @@ def test_the_payload_of_the_bundled_model_is_small_and_json() -> None:
     assert set(shown["views"]) == {"mean||", "calibrated||"}
 
 
-@pytest.mark.parametrize("make", [attention_viewer, reading.reading])
+@pytest.mark.parametrize("make", [attention_viewer, reading.reading, lambda: vocabulary.vocabulary({})])
 def test_templates_hold_nothing_that_gradio_would_run(make: Any) -> None:
     component = make()
     for template in (component.html_template, component.css_template):
@@ -175,14 +181,54 @@ def test_the_oldest_drawing_is_dropped_when_memory_is_full(pipe: TextToImagePipe
 # The line below the prompt
 
 
-def test_unknown_words_are_marked_and_the_prompt_stays_complete(tiny_pipe: TextToImagePipeline) -> None:
-    result = reading.read("a red <b>zebra</b>, left of a blue square", tiny_pipe.tokenizer)
-    assert "".join(text for text, _ in result["pieces"]) == "a red <b>zebra</b>, left of a blue square"
-    assert [text for text, unknown in result["pieces"] if unknown] == ["b", "zebra", "b"]
-    assert reading.read(PROMPT, tiny_pipe.tokenizer) == {"pieces": [], "error": ""}
+def test_unknown_words_are_named_once_with_the_nearest_known_ones(tiny_pipe: TextToImagePipeline) -> None:
+    others = {"emoji": TextToImagePipeline.from_pretrained("emoji").tokenizer}
+    prompt = "😀 a crimson <b>zebra</b>, left of a blue cirkle <b>"
+    result = reading.read(prompt, tiny_pipe.tokenizer, others)
+    found = {one["text"]: (one["instead"], one["model"]) for one in result["unknown"]}
+    assert found == {
+        "😀": (None, None),
+        "crimson": ("red", None),
+        "b": (None, None),
+        "zebra": (None, "emoji"),
+        "cirkle": ("circle", None),
+    }
+    assert all(prompt[one["start"] : one["end"]] == one["text"] for one in result["unknown"])
+    assert reading.read(PROMPT, tiny_pipe.tokenizer)["unknown"] == []
 
 
 @pytest.mark.parametrize("prompt", ["a " * 1500, "circle " * 200, "half \ud83d a smile"])
 def test_an_unusable_prompt_gets_an_error_while_it_is_typed(tiny_pipe: TextToImagePipeline, prompt: str) -> None:
     result = reading.read(prompt, tiny_pipe.tokenizer)
-    assert result["pieces"] == [] and 10 < len(result["error"]) < 120
+    assert result["unknown"] == [] and 10 < len(result["error"]) < 120
+
+
+# What a model can draw
+
+
+@pytest.mark.parametrize("name", ["shapes", "emoji"])
+def test_a_model_is_described_and_surprised_by_the_words_it_knows(name: str) -> None:
+    tokenizer = TextToImagePipeline.from_pretrained(name).tokenizer
+    known = vocabulary.describe(tokenizer)
+    prompts = [*known["examples"], *(vocabulary.surprise(tokenizer, random.Random(i)) for i in range(50))]
+    assert known["examples"] and known["groups"]
+    assert [text for text in prompts if unknown_words(text, tokenizer)] == []
+    assert [text for text in prompts if read(text)[0] is None] == []
+    assert not any(unknown_words(word, tokenizer) for _, words in known["groups"] for word in words)
+
+
+def test_each_text_has_all_languages_with_the_same_places() -> None:
+    for key, texts in TEXTS.items():
+        assert set(texts) == set(LANGUAGES) and all(texts.values()), key
+        places = [set(re.findall(r"\{(\w+)\}", text)) for text in texts.values()]
+        assert places[0] == places[1], key
+
+
+def test_every_text_that_is_asked_for_exists_and_is_used() -> None:
+    root = Path(viewer.__file__).parents[1]
+    code = "".join(file.read_text("utf-8") for kind in ("py", "js", "html") for file in root.rglob(f"*.{kind}"))
+    subjects = "|".join({key.split(".")[0] for key in TEXTS})
+    asked = set(re.findall(rf"""[(=]["']((?:{subjects})\.[a-z0-9. ]*[a-z0-9])["']""", code))
+    assert asked - set(TEXTS) <= {"page.css", "page.js"}
+    built = ("viewer.at.", "viewer.word.scale.", "verdict.")  # the code puts these together
+    assert [key for key in TEXTS if f'"{key}"' not in code and not key.startswith(built)] == []

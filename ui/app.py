@@ -2,6 +2,7 @@
 
 import socket
 import time
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,14 +10,18 @@ import gradio as gr
 import torch
 
 from pipelines import TextToImagePipeline
+from pipelines.tracing.overlay import drawn
 from pipelines.training.config import RUNS
+from ui.endpoint import offer
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
 from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
-from ui.train_tab import model_of, train_tab
+from ui.texts import I18N
+from ui.train_tab import train_tab
+from ui.training import model_of
 from ui.translate_tab import translate_tab
 
 # Grey with blue controls, so that all other colours belong to pictures and maps. System fonts, so that nothing is
@@ -38,13 +43,6 @@ THEME = gr.themes.Base(
     button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover_dark="*primary_800",
 )
-CSS = """
-.dark { --color-accent: var(--primary-300); }
-.head > :first-child { min-width: 16rem !important; } /* the title: a phone shows the model below it */
-.gradio-container { overflow: clip !important; }
-@media (max-width: 480px) { .tab-container button { padding: 0 0.15rem; font-size: 0.75rem; } }
-.html-container:has(.attention-viewer, .alignment, .query-diagram) { padding: 0; }
-"""
 
 
 MOST_UPLOAD_BYTES = 2**30
@@ -56,8 +54,15 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
     models, kept = Models(model, device), Kept()
 
     def list_models() -> list[str]:
-        """List the names of the models; the first is the one that the page opened with."""
+        """List the models that can be named in other calls.
+
+        Returns:
+            names: the model that the page opened with, the bundled ones, then the runs that have saved a model.
+        """
         return models.names()
+
+    def list_choices() -> gr.Dropdown:
+        return gr.Dropdown(models.names())
 
     def open_run(run: str) -> tuple[Any, Any, Any]:
         try:
@@ -71,28 +76,59 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
     def to_prompt(text: str) -> tuple[str, gr.Tabs]:
         return text, gr.Tabs(selected="generate")
 
+    def to_translate(event: gr.EventData) -> tuple[str, gr.Tabs]:
+        return str(event._data["prompt"]), gr.Tabs(selected="translate")
+
+    def to_follow(event: gr.EventData) -> tuple[str, str, str, gr.Tabs]:
+        return str(event._data["prompt"]), "picture", str(event._data["seed"]), gr.Tabs(selected="inspect")
+
+    def to_attribute(event: gr.EventData) -> tuple[Any, str, gr.Tabs]:
+        try:
+            drawing, image = kept.get(event._data)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return drawn(drawing.attention, image), str(event._data["prompt"]), gr.Tabs(selected="picture")
+
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        with gr.Row(elem_classes="head"):
-            gr.Markdown("# Which word drew what")
+        with gr.Row(elem_classes="head", equal_height=True):
+            gr.Markdown(I18N("page.title"), min_width=0)
+            gr.Markdown(I18N("page.model"), elem_classes="of-model", min_width=0)
             model_name = gr.Dropdown(
-                models.names(), value=models.first, label="Model", allow_custom_value=True, scale=0, min_width=220
+                models.names(),
+                value=models.first,
+                label=I18N("page.model"),
+                scale=0,
+                min_width=110,
+                container=False,
+                elem_classes="model",
             )
         with gr.Tabs() as tabs:
-            with gr.Tab("Generate", id="generate"):
-                prompt, draw_after = generate_tab(page, models, kept, model_name)
-            with gr.Tab("Your picture"):
-                picture_tab(models, kept, model_name)
-            with gr.Tab("Train"):
+            with gr.Tab(I18N("page.generate"), id="generate"):
+                generating = generate_tab(page, models, kept, model_name)
+            with gr.Tab(I18N("page.picture"), id="picture"):
+                attributing = picture_tab(models, kept, model_name)
+            with gr.Tab(I18N("page.train")):
                 training = train_tab(page, models)
-            with gr.Tab("Translate"):
-                translation, use_as_prompt = translate_tab(models, model_name)
-            with gr.Tab("Inspect"):
-                inspect_tab(models, model_name)
-        opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], api_visibility="private")
-        draw_after(opened, other_model=True)
-        used = use_as_prompt.click(to_prompt, translation, [prompt, tabs], api_visibility="private")
-        draw_after(used)
-        gr.api(list_models, api_name="models")
+            with gr.Tab(I18N("page.translate"), id="translate"):
+                translating = translate_tab(models, model_name)
+            with gr.Tab(I18N("page.inspect"), id="inspect"):
+                inspecting = inspect_tab(models, model_name)
+        # Runs appear while the page is open.
+        model_name.focus(
+            list_choices, outputs=model_name, queue=False, show_progress="hidden", api_visibility="private"
+        )
+        private: dict[str, Any] = {"api_visibility": "private"}
+        prompt, viewer = generating.prompt, generating.viewer
+        opened = training.open.click(open_run, training.run, [model_name, tabs, prompt], **private)
+        generating.draw_after(opened, other_model=True)
+        used = translating.use.click(to_prompt, translating.translation, [prompt, tabs], **private)
+        generating.draw_after(used)
+        translating.translate_after(viewer.translate(to_translate, outputs=[translating.text, tabs], **private))
+        followed = [inspecting.prompt, inspecting.reader, inspecting.seed, tabs]
+        inspecting.follow_after(viewer.follow(to_follow, outputs=followed, **private))
+        attributed = [attributing.picture, attributing.caption, tabs]
+        attributing.read_after(viewer.attribute(to_attribute, outputs=attributed, **private))
+        offer(list_models, "models")
     return page.queue(max_size=32)
 
 
@@ -148,8 +184,10 @@ def launch(
         prevent_thread_lock=True,
         run_history=False,
         footer_links=["api", "settings"],
+        i18n=I18N,
         theme=THEME,
-        css=CSS,
+        css=files("ui").joinpath("page.css").read_text("utf-8"),
+        js=files("ui").joinpath("page.js").read_text("utf-8"),
     )
     if share:
         print(f"Anyone with this address can use the page: {page.share_url}", flush=True)

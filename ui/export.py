@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.tracing.masks import write_masks
@@ -66,12 +67,16 @@ def stem(prompt: str, seed: int) -> str:
 
 DOWNLOADS = {
     "png": (".png", "image/png"),
+    "large": ("-4x.png", "image/png"),
     "maps": ("-words.png", "image/png"),
     "gif": (".gif", "image/gif"),
     "trace": (".safetensors", "application/octet-stream"),
     "page": (".html", "text/html"),
 }
 """The kinds of file of one picture: the end of the file's name, and its media type."""
+
+LARGER = 4
+"""How many times as long the sides of the large picture are."""
 
 
 def download(
@@ -80,7 +85,8 @@ def download(
     """The content of one file of a picture.
 
     Args:
-        kind: "png", the picture with its settings as metadata; "maps", the heat maps of all words; "gif", the same for
+        kind: "png", the picture with its settings as metadata; "large", the same with every pixel as `LARGER`×`LARGER`
+            equal ones; "maps", the heat maps of all words; "gif", the same for
             each step; "trace"; or "page", the viewer in one file.
         settings: the settings that the picture was made with.
         frames: the pictures of the steps as data URLs, for "page".
@@ -89,12 +95,15 @@ def download(
         ValueError: the kind does not exist, or the steps were not recorded separately, which "gif" needs.
     """
     file = io.BytesIO()
-    if kind == "png":
+    if kind in ("png", "large"):
         metadata = PngInfo()
         for name, value in settings.items():
             metadata.add_itxt(name, str(value))
         metadata.add_itxt("settings", json.dumps(dict(settings), ensure_ascii=False))
-        drawn(attention, image).save(file, "PNG", pnginfo=metadata)
+        picture = drawn(attention, image)
+        if kind == "large":
+            picture = picture.resize((LARGER * picture.width, LARGER * picture.height), Image.Resampling.NEAREST)
+        picture.save(file, "PNG", pnginfo=metadata)
     elif kind == "maps":
         word_sheet(attention, image).save(file, "PNG")
     elif kind == "gif":
@@ -107,7 +116,7 @@ def download(
             attention.save(Path(folder) / "trace")
             return (Path(folder) / "trace").read_bytes()
     elif kind == "page":
-        return document(attention, image, frames).encode()
+        return document(attention, image, frames, settings).encode()
     else:
         raise ValueError(f"the kind of file must be one of {', '.join(DOWNLOADS)}, got {kind[:40]!r}")
     return file.getvalue()

@@ -1,319 +1,172 @@
 """The Generate tab: type a prompt, watch the picture form, and see which word drew what."""
 
 import random
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from queue import SimpleQueue
-from threading import Event
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import gradio as gr
-import torch
-from diffusers import DiffusionPipeline
 from gradio.events import Dependency
-from torch import Tensor
 
-from pipelines import TextToImagePipeline, trace
-from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.samplers import OWN, SAMPLERS
-from pipelines.scenes.emoji_font import FontError
-from pipelines.scenes.judge import judge
-from pipelines.scenes.worlds import parse, world_of
-from pipelines.text_to_image import with_sampler
-from ui.endpoint import Seed, endpoint
-from ui.kept import Drawing, Kept
-from ui.models import AT_ONCE, MODEL, Models
-from ui.notes import sentences, text_note
+from ui.drawing import (
+    draw_live,
+    linked,
+    live_request,
+    new_seed,
+    own_settings,
+    viewer_updates,
+)
+from ui.endpoint import Seed, offer
+from ui.kept import Kept
+from ui.models import MODEL, Models
 from ui.reading import read, reading
-from ui.viewer import data_url, payload
+from ui.request import MOST_PICTURES, MOST_STEPS, Request
+from ui.texts import I18N, text
 from ui.viewer.component import attention_viewer
-from unet_xattn import AttentionTrace
-
-EXAMPLES = [
-    "a red circle left of a blue square",
-    "three small green triangles on a gray background",
-    "a large purple star above a small orange heart",
-    "一个红色的圆形在蓝色方块的左边",
-]
-MOST_STEPS = 100
-MOST_PICTURES = 8
-LIVE: dict[str, Any] = {"steps": 6, "guidance": 1.0, "sampler": "DPM-Solver++"}
-"""The live mode's settings for models that were not distilled: the fewest passes through the UNet whose agreement with
-prompts is within three points of 20 guided steps, by `tests/benchmarks/samplers.py`."""
-
-PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
-"""The threads that generate pictures."""
-
-SHOWN_EVERY = 0.1
-"""Seconds between two previews of a picture: longer than a browser needs to show one."""
+from ui.vocabulary import EXAMPLES, describe, surprise, vocabulary
 
 
-@dataclass(frozen=True)
-class Request:
-    """The settings of one generation. Guidance acts at noise levels in (low, high]."""
+class GenerateTab(NamedTuple):
+    """What the page needs of the tab.
 
-    prompt: str
-    seed: str = "0"
-    steps: int = 20
-    guidance: float = 1.0
-    low: float = 0.0
-    high: float = 1.0
-    negative: str = ""
-    sampler: str = OWN
-    count: int = 1
-    model: str = ""
-
-    def check(self) -> None:
-        """Raise ValueError for settings that the pipeline accepts, or refuses only after costly work."""
-        check_prompt(self.prompt)
-        check_text(self.negative, "negative prompt")
-        parse_seed(self.seed)
-        for name, value, most in (("steps", self.steps, MOST_STEPS), ("number of pictures", self.count, MOST_PICTURES)):
-            if not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"{name} must be a whole number from 1 to {most}, got {str(value)[:40]}")
-        numbers = {"guidance scale": self.guidance, "lowest noise level": self.low, "highest noise level": self.high}
-        for name, number in numbers.items():
-            if not isinstance(number, int | float):
-                raise ValueError(f"the {name} must be a number, got {str(number)[:40]}")
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each picture: the one that was typed, then the numbers after it."""
-        first = parse_seed(self.seed)
-        return [(first + i) % 2**64 for i in range(self.count)]
-
-    def settings(self, image: int) -> dict[str, Any]:
-        """The settings that generate one of the pictures again, as a link can carry them."""
-        return asdict(self) | {"seed": str(self.seeds[image]), "count": 1}
-
-
-class DrawingCancelledError(Exception):
-    """Ends a generation whose result nobody waits for any more."""
-
-
-def forming(pipe: TextToImagePipeline, request: Request, keep: str = "full") -> Iterator[str | Drawing]:
-    """Generate pictures; yields previews of the first one as data URLs, then the finished drawing.
-
-    Closing the generator stops the work within one step.
-
-    Raises:
-        ValueError: a setting is out of its range; the message is one line.
+    `draw_after` generates the text of `prompt` after a given event; with `other_model=True`, it first takes over the
+    new model's own settings. The viewer's events "follow", "translate" and "attribute" carry {"prompt", "seed", "key",
+    "image"} of the shown picture.
     """
-    request.check()
-    pipe = with_sampler(pipe, request.sampler)
-    frames: list[list[str]] = [[] for _ in range(request.count)]
-    updates: SimpleQueue[str | Drawing | Exception] = SimpleQueue()
-    stop = Event()
-    shown = 0.0
 
-    def after_step(pipe: DiffusionPipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict:
-        nonlocal shown
-        if stop.is_set():
-            raise DrawingCancelledError
-        if keep == "full":
-            for image, picture in enumerate(pipe.image_processor.postprocess(values["clean"].float())):
-                frames[image].append(data_url(picture, "WEBP", lossless=True))
-            if time.monotonic() - shown > SHOWN_EVERY:
-                shown = time.monotonic()
-                updates.put(frames[0][-1])
-        return {}
-
-    def run() -> None:
-        try:
-            with torch.inference_mode(), trace(pipe, keep) as attention:
-                pipe(
-                    [request.prompt] * request.count,
-                    num_inference_steps=request.steps,
-                    guidance_scale=request.guidance,
-                    guidance_interval=(request.low, request.high),
-                    negative_prompt=request.negative,
-                    generator=[torch.Generator().manual_seed(seed) for seed in request.seeds],
-                    output_type="latent",
-                    callback_on_step_end=after_step,
-                    callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE is slow
-                )
-            updates.put(Drawing(attention, frames, [request.settings(i) for i in range(request.count)]))
-        except Exception as error:  # raised again in the thread that listens
-            updates.put(error)
-
-    PAINTERS.submit(run)
-    try:
-        while True:
-            update = updates.get()
-            if isinstance(update, Exception):
-                raise update
-            yield update
-            if isinstance(update, Drawing):
-                return
-    finally:
-        stop.set()
+    prompt: gr.Textbox
+    viewer: gr.HTML
+    draw_after: Callable[..., Dependency]
 
 
-def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, seconds: float) -> dict[str, Any]:
-    """The viewer's value for a finished drawing, with the judge's verdict if the prompt describes a scene."""
-    attention = drawing.attention
-    data = world_of(pipe.tokenizer)
-    pictures = [
-        payload(attention, i) | {"settings": drawing.settings[i], "verdict": verdict(attention, i, data)}
-        for i in range(request.count)
-    ]
-    note = f"Seed {request.seed}, {request.steps} steps, guidance scale {request.guidance:g}: "
-    note += f"generated in {seconds:.1f} s."
-    unknown = sentences([text_note(request.prompt, pipe.tokenizer)])
-    return {"pictures": pictures, "note": f"{note} {unknown}".strip()}
-
-
-def verdict(attention: AttentionTrace, image: int = 0, data: str | None = None) -> list[tuple[str, bool]] | None:
-    """Each statement of the prompt, and whether the picture shows it; None if the prompt does not describe a scene.
-
-    Also None for a scene of emoji if the emoji font, which the judge needs, is not installed. `data` is the world of
-    the scene, or None for the first that has such a scene.
-    """
-    scene = parse(attention.prompts[image], data)
-    if scene is None or attention.pictures is None:
-        return None
-    try:
-        return [(check.text, check.ok) for check in judge(scene, attention.pictures[image].numpy()).checks]
-    except FontError:
-        return None
-
-
-def viewer_updates(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any]]:
-    """The viewer's values while a request is generated: previews, then the pictures. Raises as `forming` does."""
-    pipe, start = models.get(request.model or models.first), time.perf_counter()
-    for update in forming(pipe, request):
-        if isinstance(update, Drawing):
-            answer, key = finish(pipe, request, update, time.perf_counter() - start), kept.add(update)
-            yield answer | {"pictures": [picture | {"key": key} for picture in answer["pictures"]]}
-        else:
-            yield {"frame": update, "note": "Drawing …"}
-
-
-def live_request(models: Models, prompt: str, seed: str, model: str) -> Request:
-    """The request of the live mode: the model's own settings if these take no more steps than `LIVE`, else `LIVE`."""
-    best = own_settings(models.get(model or models.first))
-    return Request(prompt, seed, **(best if best["steps"] <= LIVE["steps"] else LIVE), model=model)
-
-
-def draw_live(models: Models, request: Request) -> dict[str, Any]:
-    """The viewer's value for a picture of the live mode, with maps averaged over steps. Raises as `forming` does."""
-    pipe = models.get(request.model or models.first)
-    start = time.perf_counter()
-    (drawing,) = forming(pipe, request, keep="head")
-    assert isinstance(drawing, Drawing)
-    return finish(pipe, request, drawing, time.perf_counter() - start) | {"live": True}
-
-
-def linked(query: dict[str, str], models: Models) -> Request:
-    """The request in a link (`Request.settings` as query parameters); missing and malformed values become defaults."""
-    kinds: dict[str, type] = {field: type(value) for field, value in asdict(Request("")).items()}
-    found: dict[str, Any] = {"prompt": EXAMPLES[0], "model": models.first}
-    for name, text in query.items():
-        try:
-            found |= {name: kinds[name](text)} if name in kinds else {}
-        except ValueError:
-            continue
-    try:
-        return Request(**own_settings(models.get(found["model"])) | found)
-    except ValueError:  # unknown model; "Generate" shows the error
-        return Request(**found)
-
-
-def own_settings(pipe: TextToImagePipeline) -> dict[str, Any]:
-    """The steps and the guidance scale that a model was saved with as its best."""
-    return {"steps": pipe.config.num_inference_steps, "guidance": pipe.config.guidance_scale}
-
-
-def new_seed() -> str:
-    """A random seed, short enough to read out to someone."""
-    return str(random.randrange(10**6))
-
-
-def generate_tab(
-    page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
-) -> tuple[gr.Textbox, Callable[..., Dependency]]:
-    """Build the tab in the current Gradio context; when `page` opens, it generates a first picture.
-
-    Returns:
-        the prompt's textbox, and a function that generates its text after a given event (with `other_model=True`, it
-        first takes over the new model's own settings).
-    """
+def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown) -> GenerateTab:
+    """Build the tab in the current Gradio context; when `page` opens, it generates a first picture."""
 
     def show(*values: Any) -> Iterator[dict[str, Any]]:
         try:
-            yield from viewer_updates(models, kept, _request(*values))
+            yield from viewer_updates(models, kept, Request(*values))
         except ValueError as error:
             yield {"error": str(error)}
 
     def typed(prompt: str, name: str, live: bool, seed: str) -> tuple[Any, Any]:
         try:
-            line = read(prompt, models.get(name).tokenizer)
+            line = read(prompt, models.get(name).tokenizer, models.tokenizers(but=name))
             if not live or not prompt.strip() or line["error"]:
                 return line, gr.skip()
             return line, draw_live(models, live_request(models, prompt, seed, name))
         except ValueError as error:
-            return {"pieces": [], "error": str(error)}, gr.skip()
+            return {"prompt": "", "unknown": [], "error": str(error)}, gr.skip()
 
-    def take_settings(name: str) -> tuple[Any, Any]:
+    def choose_model(name: str, prompt: str) -> tuple[Any, Any, Any]:
+        """A model's own settings; an example of another model's becomes one of its own."""
         try:
-            own = own_settings(models.get(name))
-            return own["steps"], own["guidance"]
+            pipe = models.get(name)
         except ValueError:  # "Generate" shows the error
-            return gr.skip(), gr.skip()
+            return (gr.skip(),) * 3
+        own, examples = own_settings(pipe), describe(pipe.tokenizer, models.prompts(name))["examples"]
+        foreign = any(prompt in some for some in EXAMPLES.values()) and prompt not in examples and examples
+        return own["num_inference_steps"], own["guidance_scale"], examples[0] if foreign else gr.skip()
+
+    def describe_model(name: str) -> Any:
+        try:
+            return describe(models.get(name).tokenizer, models.prompts(name))
+        except ValueError:
+            return gr.skip()
 
     def generate(
         prompt: str,
+        negative_prompt: str = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_low: float = 0.0,
+        guidance_high: float = 1.0,
+        num_images_per_prompt: int = 1,
         seed: Seed = "0",
-        steps: int | None = None,
-        guidance: float | None = None,
-        low: float = 0.0,
-        high: float = 1.0,
-        negative: str = "",
         sampler: str = OWN,
-        count: int = 1,
         model: str = "",
     ) -> dict[str, Any]:
-        """Generate pictures: {"pictures": `ui.viewer.payload` of each with settings and verdict, "note": a line}.
+        """Generate pictures, and find which word of the prompt drew which part of them.
 
-        negative is the negative prompt. guidance is the guidance scale; it acts at noise levels in (low, high] of
-        [0, 1]. By default, steps, guidance and sampler are the model's own. sampler is one of
-        `pipelines.samplers.SAMPLERS`. Picture i of `count` has the seed + i. model is one of /models, by default the
-        page's first.
+        Args:
+            prompt: what to draw, in words that the model knows.
+            negative_prompt: what to steer away from, if the guidance scale is not 1.
+            num_inference_steps: steps from noise to picture, 1 to 100; by default the model's own number.
+            guidance_scale: scale of classifier-free guidance, 1 is none; by default the model's own.
+            guidance_low: guidance acts at noise levels above this one, from 0 to 1.
+            guidance_high: guidance acts at noise levels up to this one, from 0 to 1.
+            num_images_per_prompt: number of pictures, 1 to 8. Picture i has the seed + i.
+            seed: whole number from 0 to 2**64 - 1, as a text because numbers of JSON are exact only up to 2**53.
+            sampler: the model's own by default; or Euler, Heun, DPM-Solver++ and the others of the page's menu.
+            model: one of /models, by default the page's first.
+
+        Returns:
+            answer: {"pictures", "note": a line}. Each picture has "picture" (PNG as a data URL), "prompt", "settings",
+                "verdict" (statements of the prompt, "ok" is true, false or null for unsure), "tokens", "words" (the
+                tokens of each word) and "views": maps, base64 of uint8 (frames, tokens, rows, columns) in 255ths of
+                their "peaks".
         """
         own = own_settings(models.get(model or models.first))
-        steps = own["steps"] if steps is None else steps
-        guidance = own["guidance"] if guidance is None else guidance
-        request = Request(prompt, str(seed), steps, guidance, low, high, negative, sampler, count, model)
+        steps = own["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        guidance = own["guidance_scale"] if guidance_scale is None else guidance_scale
+        interval, count = (guidance_low, guidance_high), num_images_per_prompt
+        request = Request(prompt, str(seed), steps, guidance, *interval, negative_prompt, sampler, count, model)
         *_, answer = viewer_updates(models, kept, request)
         return answer
 
+    known = describe(models.get(models.first).tokenizer)
+    first_prompt = (known["examples"] or [""])[0]
+    words = vocabulary(known)
     with gr.Row(equal_height=True):
         prompt = gr.Textbox(
-            EXAMPLES[0], label="Prompt", show_label=False, container=False, max_lines=4, scale=4, min_width=240
+            first_prompt,
+            label=I18N("generate.prompt"),
+            show_label=False,
+            container=False,
+            max_lines=4,
+            scale=4,
+            min_width=240,
         )
-        button = gr.Button("Generate", variant="primary", scale=1, min_width=110)
-        stop = gr.Button("Stop", scale=1, min_width=80)
-        dice = gr.Button("New seed", scale=1, min_width=100)
-    words = reading()
+        button = gr.Button(I18N("generate.go"), variant="primary", scale=1, min_width=110)
+        dice = gr.Button(I18N("generate.new seed"), scale=1, min_width=100)
+    line = reading()
     with gr.Row():
-        with gr.Column(scale=2):
-            viewer = attention_viewer(kept.functions())
-        with gr.Column(scale=1):
-            live = gr.Checkbox(label="Live: draw while I type")
+        with gr.Column(scale=3, min_width=300):
+            viewer = attention_viewer(kept.functions(), past=True)
+        with gr.Column(scale=1, min_width=260):
+            live = gr.Checkbox(label=I18N("generate.live"))
             # A textbox, because numbers in a browser are exact only up to 2**53.
-            seed = gr.Textbox("0", label="Random seed")
+            seed = gr.Textbox("0", label=I18N("generate.seed"), info=I18N("generate.seed.info"))
             own = own_settings(models.get(models.first))
-            steps = gr.Slider(1, MOST_STEPS, own["steps"], step=1, precision=0, label="Steps")
-            guidance = gr.Slider(0, 10, own["guidance"], step=0.1, label="Guidance scale", info="1 is no guidance")
-            examples = gr.Examples(EXAMPLES, prompt)
-            with gr.Accordion("More settings", open=False):
-                negative = gr.Textbox(label="Negative prompt", max_lines=2)
-                low = gr.Slider(0, 1, 0, step=0.05, label="Guidance interval: lowest noise level")
-                high = gr.Slider(0, 1, 1, step=0.05, label="Guidance interval: highest noise level")
-                sampler = gr.Dropdown([OWN, *SAMPLERS], value=OWN, label="Sampler")
-                count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label="Number of pictures")
+            with gr.Group() as settings:
+                steps = gr.Slider(
+                    1,
+                    MOST_STEPS,
+                    own["num_inference_steps"],
+                    step=1,
+                    precision=0,
+                    label=I18N("generate.steps"),
+                    info=I18N("generate.steps.info"),
+                )
+                guidance = gr.Slider(
+                    0,
+                    10,
+                    own["guidance_scale"],
+                    step=0.1,
+                    label=I18N("generate.guidance"),
+                    info=I18N("generate.guidance.info"),
+                )
+            live_settings = gr.Markdown(visible=False)
+            with gr.Accordion(I18N("generate.more"), open=False) as more:
+                negative = gr.Textbox(
+                    "", label=I18N("generate.negative"), info=I18N("generate.negative.info"), max_lines=2
+                )
+                low = gr.Slider(0, 1, 0, step=0.05, label=I18N("generate.low"), info=I18N("generate.interval.info"))
+                high = gr.Slider(0, 1, 1, step=0.05, label=I18N("generate.high"))
+                sampler = gr.Dropdown(
+                    [OWN, *SAMPLERS], value=OWN, label=I18N("generate.sampler"), info=I18N("generate.sampler.info")
+                )
+                count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label=I18N("generate.count"))
 
     # Progress is shown on the prompt, because on the viewer it would fade the picture.
     asked = [prompt, seed, steps, guidance, low, high, negative, sampler, count, model]
@@ -326,49 +179,87 @@ def generate_tab(
         "api_visibility": "private",
     }
 
+    def take(query: Mapping[str, str]) -> list[Any]:
+        """The controls for the settings of a link, and whether to draw them; an error is the viewer's value."""
+        try:
+            request = linked(query, models)
+        except ValueError as error:
+            return [*[gr.skip()] * (len(asked) - 1), gr.Dropdown(models.names()), {"error": str(error)}, False]
+        values = list(asdict(request).values())
+        chosen = gr.Dropdown(models.names(), value=request.model)
+        return [values[0] or first_prompt, *values[1:-1], chosen, gr.skip(), True]
+
     def restore(request: gr.Request) -> list[Any]:
-        return _values(linked(dict(request.query_params), models))
+        return take(dict(request.query_params))
 
     def revisit(event: gr.EventData) -> list[Any]:
-        return _values(linked({name: str(value) for name, value in event._data.items()}, models))
+        """The settings of an earlier picture."""
+        return take({name: str(value) for name, value in event._data.items()})
 
-    events = [
-        page.load(restore, outputs=asked, api_visibility="private", queue=False).then(show, **drawing),
-        gr.on([button.click, prompt.submit, seed.submit], show, **drawing),
-        dice.click(new_seed, outputs=seed, api_visibility="private").then(show, **drawing),
-        examples.load_input_event.then(show, **drawing),
-    ]
-    stop.click(None, cancels=events, api_visibility="private")
-    viewer.select(revisit, outputs=asked, api_visibility="private", queue=False)
+    def take_example(event: gr.EventData, name: str) -> str:
+        if event._data.get("surprise"):
+            return surprise(models.get(name).tokenizer, random.Random())
+        return str(event._data.get("prompt", ""))
+
+    def add_word(event: gr.EventData, prompt: str) -> str:
+        return f"{prompt.rstrip()} {event._data.get('word', '')}".lstrip()
+
+    def take_model(event: gr.EventData) -> str:
+        return str(event._data.get("model", ""))
+
+    def go_live(on: bool, name: str) -> tuple[Any, ...]:
+        """The live mode has settings of its own: it shows them in place of the controls, which have no effect."""
+        try:
+            request = live_request(models, "", "0", name)
+        except ValueError:  # unknown model; "Generate" shows the error
+            return (gr.skip(),) * 3
+        about: dict[str, Any] = {"steps": request.num_inference_steps, "guidance": f"{request.guidance_scale:g}"}
+        line = text("generate.live.settings", sampler=request.sampler, **about)
+        return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Markdown(line, visible=on)
+
+    def if_ready(ready: bool, *values: Any) -> Iterator[Any]:
+        yield from show(*values) if ready else iter([gr.skip()])
+
+    at_once: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    own_taken: dict[str, Any] = {"outputs": [steps, guidance, prompt], **at_once}
+    ready = gr.Checkbox(visible=False)
+    taken = {"outputs": [*asked, viewer, ready], **at_once}
+    for settings_came in (page.load(restore, **taken), viewer.redraw(revisit, **taken)):
+        settings_came.then(if_ready, **drawing | {"inputs": [ready, *asked]})
+    viewer.select(revisit, **taken)
+    gr.on([button.click, prompt.submit, seed.submit], show, **drawing)
+    viewer.go(show, **drawing)
+    dice.click(new_seed, outputs=seed, api_visibility="private").then(show, **drawing)
+    words.select(take_example, model, prompt, **at_once).then(show, **drawing)
+    words.word(add_word, prompt, prompt, **at_once)
+    line.select(take_example, model, prompt, **at_once).then(show, **drawing)
+    chosen = line.model(take_model, outputs=model, **at_once)
+    for event in (chosen, model.input(None)):
+        event.then(choose_model, [model, prompt], **own_taken).then(show, **drawing)
+    model.change(describe_model, model, words, **at_once)
     gr.on(
         [prompt.change, seed.change, live.change, model.change],
         typed,
         [prompt, model, live, seed],
-        [words, viewer],
+        [line, viewer],
         trigger_mode="always_last",
         show_progress="hidden",
         queue=False,  # the queue polls 20 times a second, which is too slow while a person types
         api_visibility="private",
     )
-    taken: dict[str, Any] = {
-        "inputs": model,
-        "outputs": [steps, guidance],
-        "api_visibility": "private",
-        "show_progress": "hidden",
-    }
-    model.input(take_settings, **taken)
-    gr.api(endpoint(generate), api_name="generate", **MODEL)
+    gr.on(
+        [live.change, model.change],
+        go_live,
+        [live, model],
+        [settings, more, live_settings],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
+    offer(generate, "generate", **MODEL)
 
     def draw_after(event: Dependency, other_model: bool = False) -> Dependency:
-        return (event.then(take_settings, **taken) if other_model else event).then(show, **drawing)
+        chosen = event.then(choose_model, [model, prompt], **own_taken) if other_model else event
+        return chosen.then(show, **drawing)
 
-    return prompt, draw_after
-
-
-def _request(*values: Any) -> Request:
-    prompt, seed, steps, guidance, low, high, negative, sampler, count, model = values
-    return Request(prompt, seed, steps, guidance, low, high, negative, sampler, count, model)
-
-
-def _values(request: Request) -> list[Any]:
-    return [getattr(request, name) for name in asdict(request)]
+    return GenerateTab(prompt, viewer, draw_after)

@@ -1,17 +1,20 @@
 """The Inspect tab: follow one query through one head, with every number between its q and its output."""
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from pipelines import TextToImagePipeline
 from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.tracing.follow import Query, Trajectory, decoder_layers, draw_states, follow_picture, follow_text
-from ui.endpoint import Seed, endpoint
+from ui.endpoint import Seed, offer
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
 from ui.query import picture_payload, query_diagram, text_payload
+from ui.texts import I18N
 from ui.translate_tab import translator
 
 PROMPT = "a red circle left of a blue square"
@@ -35,7 +38,7 @@ def record_inputs(
     """
     check_prompt(prompt)
     if steps is not None and steps > MAX_STEPS:
-        raise ValueError(f"steps must be at most {MAX_STEPS}, got {steps}")
+        raise ValueError(f"num_inference_steps must be at most {MAX_STEPS}, got {steps}")
     return draw_states(pipe, prompt, parse_seed(seed), steps, guidance)
 
 
@@ -91,7 +94,17 @@ def numbers(query: Query, **about: Any) -> dict[str, Any]:
     return {"tokens": list(query.tokens)} | parts | about
 
 
-def inspect_tab(models: Models, model: gr.components.Component) -> None:
+class InspectTab(NamedTuple):
+    """What the page needs of the tab: the controls that say what is followed, and a function that follows it after an
+    event."""
+
+    prompt: gr.Textbox
+    reader: gr.Radio
+    seed: gr.Textbox
+    follow_after: Callable[[Dependency], Dependency]
+
+
+def inspect_tab(models: Models, model: gr.components.Component) -> InspectTab:
     """Build the tab in the current Gradio context; the value of `model` is the name of the model to inspect."""
 
     # With the last pictures kept, another step or layer costs only one pass of the UNet. All users of the page share
@@ -123,19 +136,32 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         x: int,
         y: int,
         seed: Seed = "0",
-        steps: int | None = None,
-        guidance: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         step: int | None = None,
         layer: str = "",
         head: int = 0,
+        model: str = "",
     ) -> dict[str, Any]:
-        """Follow the query at pixel (x, y) of a generated picture: q, k, products, scaled, mask, weights, v and out.
+        """Follow one query of a generated picture through one head, with every number between its q and its output.
 
-        step and head count from 0. By default, the step is the middle one, the layer has the head that locates words
-        best, and steps and guidance (the guidance scale) are the model's own.
+        Args:
+            prompt: what to draw.
+            x: the column of the pixel whose query is followed.
+            y: the row of the pixel.
+            seed: whole number from 0 to 2**64 - 1, as a text because numbers of JSON are exact only up to 2**53.
+            num_inference_steps: steps from noise to picture; by default the model's own number.
+            guidance_scale: scale of classifier-free guidance, 1 is none; by default the model's own.
+            step: the step that is followed, counted from 0; by default the middle one.
+            layer: a cross-attention layer of the UNet; by default the one whose head locates words best.
+            head: a head of the layer, counted from 0.
+            model: one of /models, by default the page's first.
+
+        Returns:
+            query: "tokens", "q", "k", "products", "scaled", "mask", "weights", "v", "out", and where the query is.
         """
-        pipe = models.get(models.first)
-        drawing = record_inputs(pipe, prompt, seed, steps, guidance)
+        pipe = models.get(model or models.first)
+        drawing = record_inputs(pipe, prompt, seed, num_inference_steps, guidance_scale)
         step = len(drawing.states) // 2 if step is None else step
         reading = follow_picture(pipe, drawing, step, layer or first_layer(pipe, "picture"))
         position = reading.place(x, y)
@@ -144,32 +170,45 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         about = {"layer": reading.layer, "grid": list(reading.grid), "row": row, "column": column}
         return numbers(query, **about, step=step, noise=reading.noise, head=head)
 
-    def follow_translation(text: str, position: int, layer: str = "decoder.0", head: int = 0) -> dict[str, Any]:
-        """Follow the query with which the text decoder predicts token `position` of a translation.
+    def follow_translation(
+        text: str, position: int, layer: str = "decoder.0", head: int = 0, model: str = ""
+    ) -> dict[str, Any]:
+        """Follow the query with which the text decoder predicts one token of a translation.
 
-        The answer has the numbers of /follow, and `written`, the tokens of the translation. position and head count
-        from 0.
+        Args:
+            text: what to translate.
+            position: the token of the translation, counted from 0.
+            layer: a cross-attention layer of the text decoder.
+            head: a head of the layer, counted from 0.
+            model: one of /models, by default the page's first.
+
+        Returns:
+            query: the numbers of /follow, and "written", the tokens of the translation.
         """
         check_text(text)
-        reading = follow_text(translator(models.get(models.first)), text, layer)
+        reading = follow_text(translator(models.get(model or models.first)), text, layer)
         query = reading.query(position, head)
         return numbers(query, layer=layer, head=head, position=position, written=list(reading.written))
 
     first = models.get(models.first)
     with gr.Row(equal_height=True):
-        prompt = gr.Textbox(PROMPT, label="Prompt", show_label=False, container=False, scale=4, min_width=240)
-        button = gr.Button("Inspect", variant="primary", scale=1, min_width=120)
+        prompt = gr.Textbox(
+            PROMPT, label=I18N("inspect.prompt"), show_label=False, container=False, scale=4, min_width=240
+        )
+        button = gr.Button(I18N("inspect.go"), variant="primary", scale=1, min_width=120)
     with gr.Row(equal_height=True):
         reader = gr.Radio(
-            [("UNet", "picture"), ("Text decoder", "translation")],
+            [(I18N("inspect.unet"), "picture"), (I18N("inspect.decoder"), "translation")],
             value="picture",
-            label="Reader of the memory",
+            label=I18N("inspect.reader"),
             min_width=310,
         )
-        layer = gr.Dropdown(layers(first, "picture"), value=first_layer(first, "picture"), label="Layer", min_width=240)
+        layer = gr.Dropdown(
+            layers(first, "picture"), value=first_layer(first, "picture"), label=I18N("inspect.layer"), min_width=240
+        )
         steps = first.config.num_inference_steps
-        step = gr.Slider(1, steps, max(steps // 2, 1), step=1, precision=0, label="Step", min_width=160)
-        seed = gr.Textbox("0", label="Random seed", max_lines=1, min_width=120)
+        step = gr.Slider(1, steps, max(steps // 2, 1), step=1, precision=0, label=I18N("inspect.step"), min_width=160)
+        seed = gr.Textbox("0", label=I18N("inspect.seed"), max_lines=1, min_width=120)
     diagram = query_diagram()
 
     # The last answer stays without fading until the next one arrives. A new picture takes longer than another step or
@@ -195,5 +234,10 @@ def inspect_tab(models: Models, model: gr.components.Component) -> None:
         show_progress="hidden",
         api_visibility="private",
     ).then(**looking)
-    gr.api(endpoint(follow), api_name="follow", **MODEL)
-    gr.api(endpoint(follow_translation), api_name="follow_translation", **MODEL)
+    offer(follow, "follow", **MODEL)
+    offer(follow_translation, "follow_translation", **MODEL)
+
+    def follow_after(event: Dependency) -> Dependency:
+        return event.then(**drawing)
+
+    return InspectTab(prompt, reader, seed, follow_after)

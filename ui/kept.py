@@ -2,15 +2,16 @@
 
 import base64
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from cachetools import LRUCache
 
 from ui.export import DOWNLOADS, download, stem
-from ui.viewer import view
+from ui.viewer import all_heads, view
 from unet_xattn import AttentionTrace
 
 KEPT_BYTES = 2**29
@@ -23,7 +24,7 @@ class Drawing:
 
     attention: AttentionTrace
     frames: list[list[str]]
-    settings: list[Mapping[str, Any]]
+    settings: Sequence[Mapping[str, Any]]
 
     @property
     def bytes(self) -> int:
@@ -39,7 +40,18 @@ class Kept:
     def __init__(self, budget: int = KEPT_BYTES):
         # One drawing may be larger than the budget: then it is the only one.
         self._drawings: LRUCache[str, Drawing] = LRUCache(budget, getsizeof=lambda drawing: min(drawing.bytes, budget))
+        self._running: dict[str, Event] = {}
         self._lock = Lock()
+
+    @contextmanager
+    def running(self) -> Iterator[tuple[str, Event]]:
+        """The ticket of a generation, and the event that is set when the one who holds the ticket wants it to stop."""
+        ticket, stopped = secrets.token_urlsafe(18), Event()
+        self._running[ticket] = stopped
+        try:
+            yield ticket, stopped
+        finally:
+            del self._running[ticket]
 
     def add(self, drawing: Drawing) -> str:
         """Keep a drawing and return its key."""
@@ -89,4 +101,21 @@ class Kept:
             name = stem(drawing.attention.prompts[image], int(settings.get("seed", 0))) + ending
             return {"name": name, "type": media, "content": base64.b64encode(content).decode()}
 
-        return [answering(finer, "view"), answering(frames, "frames"), answering(save, "save")]
+        def heads(drawing: Drawing, image: int, asked: Any) -> dict[str, Any]:
+            return {"layers": all_heads(drawing.attention, image, asked.get("tokens"))}
+
+        def stop(asked: Any) -> dict[str, Any]:
+            ticket = asked.get("ticket") if isinstance(asked, dict) else None
+            stopped = self._running.get(ticket) if isinstance(ticket, str) else None
+            if stopped is None:  # it has ended meanwhile
+                return {"error": "this generation has ended already"}
+            stopped.set()
+            return {}
+
+        return [
+            answering(finer, "view"),
+            answering(frames, "frames"),
+            answering(save, "save"),
+            answering(heads, "heads"),
+            stop,
+        ]

@@ -1,16 +1,19 @@
 """The models of a page: the bundled ones, the one it was opened with, and those trained on this machine."""
 
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from cachetools import LRUCache
+from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline
 from pipelines.runs.processes import find_device
-from pipelines.text_to_image import bundled_models
+from pipelines.text_to_image import bundled_models, find_model
 from pipelines.training.config import RUNS
+from ui.runs import list_runs
 
 AT_ONCE = 1 if torch.accelerator.is_available() else torch.get_num_threads()
 """The number of pictures drawn at the same time, for all visitors. On a CPU each uses one core, see `app.launch`."""
@@ -41,8 +44,13 @@ class Models:
 
     def names(self) -> list[str]:
         """The names of all models: the first one, the bundled ones, then the runs, the newest first."""
+        return list(dict.fromkeys([self.first, *self.saved()]))
+
+    @staticmethod
+    def saved() -> list[str]:
+        """The names of the models that a training can begin with: the bundled ones, then the runs, the newest first."""
         runs = sorted(RUNS.glob("*/model_index.json"), key=lambda file: -file.stat().st_mtime)
-        return list(dict.fromkeys([self.first, *bundled_models(), *(str(file.parent) for file in runs)]))
+        return [*bundled_models(), *(str(file.parent) for file in runs)]
 
     def get(self, name: str) -> TextToImagePipeline:
         """The pipeline of a name. A run that has saved a newer model is loaded again.
@@ -61,6 +69,20 @@ class Models:
                 self._loaded[name] = (saved, self._ready(TextToImagePipeline.from_pretrained(name)))
             return self._loaded[name][1]
 
+    def tokenizers(self, but: str = "") -> dict[str, PreTrainedTokenizerFast]:
+        """The tokenizers of the bundled models, except of one."""
+        return {name: _bundled_tokenizer(name) for name in bundled_models() if name != but}
+
+    def prompts(self, name: str) -> list[str]:
+        """The prompts of the samples of a run; none for other models."""
+        runs = (run for run in list_runs(RUNS) if str(run.folder) == name)
+        return next((run.prompts for run in runs), [])
+
     def _ready(self, pipe: TextToImagePipeline) -> TextToImagePipeline:
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
+
+
+@cache
+def _bundled_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(find_model(name), subfolder="tokenizer")

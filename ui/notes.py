@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ui.request import Request
+from ui.texts import Message
 from unet_xattn import AttentionTrace
 from unet_xattn.words import split_words, unknown_words
 
@@ -16,6 +18,24 @@ CUT_OFF = 0.03
 def text_note(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     """The words of a text that the model does not know, or that it has none at all; "" if it knows every word."""
     return _note([word.text for word in split_words(text, tokenizer)], unknown_words(text, tokenizer))
+
+
+def warnings(request: Request, tokenizer: "PreTrainedTokenizerFast") -> list[Message]:
+    """What a person may not expect of a picture with these settings."""
+    words = [word.text for word in split_words(request.prompt, tokenizer)]
+    unknown = list(dict.fromkeys(unknown_words(request.prompt, tokenizer)))
+    found: list[Message] = []
+    if not words:
+        found.append(("warning.no words", {}))
+    elif len(unknown) == len(set(words)):
+        found.append(("warning.all unknown", {"words": ", ".join(unknown)}))
+    elif unknown:
+        found.append(("warning.unknown", {"words": ", ".join(unknown)}))
+    if request.guidance_scale == 0:
+        found.append(("warning.no guidance", {}))
+    if request.guidance_scale == 1 and request.negative_prompt.strip():
+        found.append(("warning.negative", {}))
+    return found
 
 
 def trace_notes(attention: AttentionTrace, image: int = 0) -> list[str]:

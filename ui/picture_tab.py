@@ -1,20 +1,28 @@
 """The Your picture tab: upload a picture with a caption, and see where each word of the caption lies."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.events import Dependency
+from PIL import Image
 
 from pipelines import attribute as attribute_words
 from pipelines.checks import check_text
 from pipelines.picture_files import PictureError
 from pipelines.pixels import read_picture
+from pipelines.scenes.shapes import render, scene
 from ui.kept import Drawing, Kept
 from ui.models import MODEL, Models
 from ui.notes import sentences, trace_notes
+from ui.texts import I18N, Message, lines
 from ui.viewer import payload
 from ui.viewer.component import attention_viewer
+
+SAMPLE = 11
+"""The seed of the sample picture."""
 
 MOST_PIXELS = 40_000_000
 """The limit for an upload: as many as a large camera has. A decompression bomb has more."""
@@ -40,8 +48,10 @@ def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) 
         raise ValueError(f"the picture cannot be used, or its file is damaged: {error}") from None
     attention = attribute_words(pipe, picture, caption, keep="full")
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
-    note = f"Attention at three noise levels: steps 1 to 3. {sentences(trace_notes(attention))}".strip()
-    return {"pictures": [payload(attention) | {"key": key, "settings": None}], "note": note}
+    notes: list[Message] = [("viewer.attributed", {})]
+    warnings = [("picture.note", {"line": sentences([line])}) for line in trace_notes(attention)]
+    shown = payload(attention) | {"key": key, "settings": None}
+    return {"pictures": [shown], "notes": notes, "warnings": warnings, "note": lines([*notes, *warnings])}
 
 
 def path_of(upload: ImageData | None) -> str | None:
@@ -49,7 +59,15 @@ def path_of(upload: ImageData | None) -> str | None:
     return None if upload is None else upload.path
 
 
-def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
+class PictureTab(NamedTuple):
+    """What the page needs of the tab: picture and caption, and a function that reads them after an event."""
+
+    picture: gr.Image
+    caption: gr.Textbox
+    read_after: Callable[[Dependency], Dependency]
+
+
+def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> PictureTab:
     """Build the tab in the current Gradio context."""
 
     def show(picture: str | None, caption: str, name: str) -> dict[str, Any]:
@@ -58,31 +76,48 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> None:
         except ValueError as error:
             return {"error": str(error)}
 
-    def attribute(picture: str | None, caption: str, name: str = "") -> dict[str, Any]:
+    def attribute(picture: str | None, caption: str, model: str = "") -> dict[str, Any]:
         """Find where the words of a caption lie in a picture: the answer of /generate, without settings and verdict."""
         try:
-            return look(models, kept, picture, caption, name)
+            return look(models, kept, picture, caption, model)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
+    def take_sample() -> tuple[Image.Image, str]:
+        """A rendered scene with its caption."""
+        shown = scene(SAMPLE, 0, "relation")
+        return Image.fromarray(render(shown, 256)[0]), shown.caption
+
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=1, min_width=280):
             picture = gr.Image(
-                type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=260
+                type="filepath",
+                image_mode=None,
+                label=I18N("picture.picture"),
+                sources=["upload", "clipboard"],
+                height=260,
             )
             picture.preprocess = path_of
-            caption = gr.Textbox(label="Caption", placeholder="What the picture shows", max_lines=4)
-            button = gr.Button("Where is each word?", variant="primary")
-        with gr.Column(scale=2):
+            caption = gr.Textbox(label=I18N("picture.caption"), placeholder=I18N("picture.placeholder"), max_lines=4)
+            button = gr.Button(I18N("picture.go"), variant="primary")
+            sample = gr.Button(I18N("picture.sample"), size="sm")
+        with gr.Column(scale=3, min_width=300):
             viewer = attention_viewer(kept.functions())
-    answer = gr.JSON(visible=False)
-    reading: dict[str, Any] = {"inputs": [picture, caption, model], **MODEL}
-    gr.on(
-        [button.click, caption.submit],
-        show,
-        outputs=viewer,
-        show_progress_on=caption,
-        api_visibility="private",
-        **reading,
-    )
-    gr.Button(visible=False).click(attribute, outputs=answer, api_name="attribute", **reading)
+    answer = gr.JSON(visible=False, label="answer")
+    reading: dict[str, Any] = {
+        "inputs": [picture, caption, model],
+        "outputs": viewer,
+        "show_progress_on": caption,
+        "api_visibility": "private",
+        **MODEL,
+    }
+    gr.on([button.click, caption.submit], show, **reading)
+    sample.click(take_sample, outputs=[picture, caption], api_visibility="private").then(show, **reading)
+    named = gr.Textbox("", visible=False)  # clients name any model, or none
+    asked = {"inputs": [picture, caption, named], "outputs": answer, **MODEL}
+    gr.Button(visible=False).click(attribute, api_name="attribute", **asked)
+
+    def read_after(event: Dependency) -> Dependency:
+        return event.then(show, **reading)
+
+    return PictureTab(picture, caption, read_after)

@@ -22,6 +22,7 @@ from pipelines.runs.folder import (
     CHECKPOINTS,
     LOG,
     OUTPUT,
+    PROGRESS,
     SETTINGS,
     VALIDATION,
     Trainer,
@@ -35,8 +36,11 @@ from pipelines.training.config import TrainConfig
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The allowed names of runs and data sets: a name becomes the name of a folder."""
 
-OPTIONS = ("data", "out", "steps", "batch_size", "seed", "size", "mask_weight", "every")
+OPTIONS = ("data", "out", "steps", "batch_size", "seed", "size", "mask_weight", "every", "begin_from")
 """The settings that `start` passes on as options of `unet-xattn train`."""
+
+FLAGS = {"begin_from": "from"}
+"""The options whose names differ from those of their settings."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Run:
     state: "starting", "running", "stopping", "stopped" (it can be resumed), "finished", or "broken" (it ended before
         its first checkpoint).
     step: the last known step, out of `steps`.
-    log, validation: the rows of figures.
+    data, size: what it trains on, and the side of the pictures in pixels.
+    log, validation: the rows of figures. progress: the figures of a moment ago, {} unless it trains.
     prompts: the prompts of the sample pictures after step `prompts_since`; earlier ones have others.
     note: the last line that a stopped or broken run printed.
     """
@@ -57,8 +62,10 @@ class Run:
     step: int = 0
     steps: int = 0
     data: str = ""
+    size: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, float] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
     prompts_since: int = 0
     note: str = ""
@@ -69,8 +76,8 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """The remaining time, as the run estimated it with its last figures; None unless it is running."""
-        return self.log[-1].get("seconds left") if self.state == "running" and self.log else None
+        """The remaining time, as the run estimated it a moment ago; None unless it is running."""
+        return self.progress.get("seconds left") if self.state == "running" else None
 
     @property
     def samples(self) -> list[int]:
@@ -121,7 +128,8 @@ def start(config: TrainConfig) -> Run:
     plain = TrainConfig(**{name: getattr(config, name) for name in OPTIONS})  # the other settings follow from these
     assert config == plain, [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
     out.mkdir(parents=True, exist_ok=True)
-    return _launch(out, [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in OPTIONS])
+    named = {name: getattr(config, name) for name in OPTIONS if name != "begin_from" or config.begin_from}
+    return _launch(out, [f"--{FLAGS.get(name, name).replace('_', '-')}={value}" for name, value in named.items()])
 
 
 def resume(run: Run) -> Run:
@@ -191,11 +199,13 @@ def _read(folder: Path) -> Run | None:
     else:
         state = "broken"
     # Without its process, a run is back at its last checkpoint.
-    step = max([saved, *(row["step"] for rows in (log, validation) if found.held for row in rows[-1:])])
+    progress = _json(folder / PROGRESS) if found.held else {}
+    rows = [row for rows in (log, validation) if found.held for row in rows[-1:]]
+    step = max([saved, progress.get("step", 0), *(row["step"] for row in rows)])
     note = _last_line(folder / OUTPUT) if state in ("stopped", "broken") else ""
-    data, prompts = config.get("data", ""), settings.get("prompts", [])
+    data, size, prompts = config.get("data", ""), config.get("size", 0), settings.get("prompts", [])
     since = settings.get("prompts since", 0)
-    return Run(folder.name, folder, state, step, steps, data, log, validation, prompts, since, note)
+    return Run(folder.name, folder, state, step, steps, data, size, log, validation, progress, prompts, since, note)
 
 
 def _json(path: Path) -> dict[str, Any]:

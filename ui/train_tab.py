@@ -6,36 +6,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-import pandas as pd
 from PIL import Image
 
-from pipelines.runs.machine import in_words
-from pipelines.training.config import RUNS, TrainConfig
-from pipelines.training.validate import LEVELS, SHEET_COLUMNS
-from ui import runs
+from pipelines.training.config import RUNS
 from ui.album import album
 from ui.album import page as album_page
-from ui.data import DEFAULT_DATA, add_upload, check_data, data_names, preview
-from ui.endpoint import endpoint
+from ui.data import DEFAULT_DATA, add_upload, data_names, preview
+from ui.endpoint import offer
 from ui.models import Models
-from ui.runs import Run, check_name, find_run, list_runs
-
-PRESETS = {"Quick try: 200 steps": (200, 50), "About an hour: 4,000 steps": (4000, 500)}
-"""The label of a preset -> steps, and steps between validations."""
-
-LIMITS = {
-    "steps": (1, 100_000),
-    "every": (1, 100_000),
-    "batch_size": (2, 512),
-    "size": (32, 128),
-    "seed": (0, 2**31 - 1),
-}
-"""The smallest and largest values that the page accepts; larger runs are started at the command line."""
-
-PICTURE_SIZES = (32, 64, 96, 128)
-
-LEVEL_COLOURS = dict(zip(map(str, LEVELS), ("#4477dd", "#1b9e9e", "#5a9e2f", "#d98a00", "#d6456a"), strict=True))
-SHARE_COLOURS = {"agreement": "#4477dd", "pointing": "#d98a00"}
+from ui.runs import Run, find_run, list_runs
+from ui.texts import I18N
+from ui.training import (
+    FRESH,
+    LEVEL_COLOURS,
+    PICTURE_SIZES,
+    PRESETS,
+    SHARE_COLOURS,
+    as_row,
+    delete_run,
+    describe,
+    expected,
+    line_of,
+    plots,
+    rename_run,
+    resume_run,
+    samples_at,
+    start_run,
+    stop_run,
+)
 
 
 class TrainTab(NamedTuple):
@@ -45,124 +43,6 @@ class TrainTab(NamedTuple):
     run: gr.Dropdown
 
 
-def start_run(name: str, data: str, steps: int, batch_size: int, seed: int, size: int, every: int) -> Run:
-    """Start a run under `RUNS`.
-
-    Raises:
-        ValueError: a setting is out of its range, the name is taken, or another run is active.
-    """
-    check_name(name)
-    numbers = {"steps": steps, "batch_size": batch_size, "seed": seed, "size": size, "every": every}
-    for what, value in numbers.items():
-        low, high = LIMITS[what]
-        if not isinstance(value, int | float) or value != int(value) or not low <= value <= high:
-            shown = what.replace("_", " ")
-            raise ValueError(f"{shown} must be a whole number from {low:,} to {high:,}, got {str(value)[:40]}")
-    _check_alone()
-    chosen: dict[str, Any] = {what: int(value) for what, value in numbers.items()}
-    return runs.start(TrainConfig(data=check_data(data), out=str(RUNS / name), **chosen))
-
-
-def resume_run(name: str) -> Run:
-    """Resume a run under `RUNS`. Raises ValueError if it is not a stopped run, or another is active."""
-    run = find_run(RUNS, name)
-    _check_alone()
-    return runs.resume(run)
-
-
-def stop_run(name: str) -> Run:
-    """Stop a run under `RUNS`. Raises ValueError if it is not active."""
-    return runs.stop(find_run(RUNS, name))
-
-
-def _check_alone() -> None:
-    if active := [run.name for run in list_runs(RUNS) if run.active]:
-        raise ValueError(f"run {active[0]!r} is being trained: stop it first, because two runs slow each other down")
-
-
-def model_of(models: Models, name: str | None) -> str:
-    """The name in `models` of the model that a run has saved so far.
-
-    Raises:
-        ValueError: no run is chosen, or the run has not saved a model yet.
-    """
-    if not name:
-        raise ValueError("choose a run first")
-    model = str(find_run(RUNS, name).folder)
-    if model not in models.names():
-        raise ValueError(f"run {name!r} has not saved a model yet")
-    return model
-
-
-def as_row(run: Run) -> dict[str, Any]:
-    """A run in the API: its state, its step, and its last figures."""
-    figures = {**(run.log[-1] if run.log else {}), **(run.validation[-1] if run.validation else {})}
-    row = {key: getattr(run, key) for key in ("name", "state", "step", "steps", "data", "note")}
-    return row | {"figures": figures}
-
-
-def describe(run: Run) -> str:
-    """The state of a run in one line."""
-    if run.state == "starting":
-        return f"{run.name} is starting: it loads libraries and data."
-    line = f"{run.name} has failed" if run.state == "broken" else f"{run.name} is {run.state}"
-    if run.steps:
-        line += f" at step {run.step:,} of {run.steps:,}" if run.state != "finished" else f" after {run.steps:,} steps"
-    if run.log:
-        last = run.log[-1]
-        line += f", {in_words(last['seconds'])}, loss {last['loss']:.3f}"
-        line += f", {last['pictures/s']:.0f} pictures/s" if run.state == "running" and last["pictures/s"] else ""
-        line += f", {in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
-    if run.validation and "agreement" in run.validation[-1]:
-        last = run.validation[-1]
-        line += f", {round(last['agreement'] * last['judged'])} of {last['judged']} samples correct"
-    return f"{line}. {run.note}".rstrip()
-
-
-def plots(run: Run) -> list[pd.DataFrame | None]:
-    """The data of the four plots: training loss, validation loss, loss reduction by the right caption, and shares.
-
-    The columns are step, value and line; None if there are no rows yet.
-    """
-    losses = [(row["step"], row[f"loss {level}"], str(level)) for row in run.validation for level in LEVELS]
-    saved = [
-        (row["step"], 1 - row[f"loss {level}"] / row[f"loss {level} shuffled"], str(level))
-        for row in run.validation
-        for level in LEVELS
-    ]
-    shares = [(row["step"], row[name], name) for row in run.validation for name in SHARE_COLOURS if name in row]
-    training = [(row["step"], row["loss"], "") for row in run.log]
-    return [
-        pd.DataFrame(rows, columns=["step", "value", "line"]) if rows else None
-        for rows in (training, losses, saved, shares)
-    ]
-
-
-def samples_at(run: Run, index: int) -> tuple[int, list[tuple[Image.Image, str]], list[tuple[Image.Image, str]]]:
-    """The step of the saved samples with an index, from 1; its pictures with their prompts; and its maps of words."""
-    step = run.samples[min(max(index, 1), len(run.samples)) - 1]
-    sheet, words = (_picture(run.folder / "samples" / f"{kind}-{step:06d}.png") for kind in ("step", "words"))
-    maps = [(words, "")] if words else []
-    if sheet is None or not run.prompts:  # a run of a version that did not save prompts
-        return step, [(sheet, "")] if sheet else [], maps
-    columns = min(SHEET_COLUMNS, len(run.prompts))
-    side = sheet.width // columns
-    places = [(i % columns * side, i // columns * side) for i in range(len(run.prompts))]
-    tiles = [sheet.crop((x, y, x + side, y + side)) for x, y in places]
-    return step, list(zip(tiles, run.prompts, strict=True)), maps
-
-
-def _picture(path: Path) -> Image.Image | None:
-    if not path.is_file():
-        return None
-    with Image.open(path) as file:
-        return file.convert("RGB")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     """Build the tab in the current Gradio context; when `page` opens, it shows the active or newest run.
 
@@ -170,36 +50,47 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     """
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label="Training data")
-            upload = gr.UploadButton("Upload captioned pictures (.zip)", file_types=[".zip"], size="sm")
+            data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label=I18N("train.data"))
+            upload = gr.UploadButton(I18N("train.upload"), file_types=[".zip"], size="sm")
+            upload_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
             examples = album("Examples", 88)
-            findings = gr.Textbox(label="Data check", lines=1, max_lines=6, interactive=False)
-            preset = gr.Radio(list(PRESETS), value=next(iter(PRESETS)), label="Length")
-            with gr.Accordion("More settings", open=False):
+            findings = gr.Textbox(label=I18N("train.check"), lines=1, max_lines=6, interactive=False)
+            preset = gr.Radio(list(PRESETS), value=next(iter(PRESETS)), label=I18N("train.length"))
+            with gr.Accordion(I18N("train.more"), open=False):
                 with gr.Row():
-                    steps = gr.Number(200, label="Steps", precision=0, min_width=100)
-                    every = gr.Number(50, label="Steps between validations", precision=0, min_width=100)
+                    steps = gr.Number(200, label=I18N("train.steps"), precision=0, min_width=100)
+                    every = gr.Number(50, label=I18N("train.every"), precision=0, min_width=100)
                 with gr.Row():
-                    batch_size = gr.Number(64, label="Batch size", precision=0, min_width=100)
-                    seed = gr.Number(0, label="Random seed", precision=0, min_width=100)
-                    size = gr.Dropdown(list(PICTURE_SIZES), value=64, label="Picture size", min_width=100)
-            name = gr.Textbox("first", label="Run name", max_length=64)
-            start = gr.Button("Start training", variant="primary")
-            problem = gr.Textbox(label="Error", visible=False, interactive=False)
+                    batch_size = gr.Number(64, label=I18N("train.batch"), precision=0, min_width=100)
+                    seed = gr.Number(0, label=I18N("train.seed"), precision=0, min_width=100)
+                    size = gr.Dropdown(list(PICTURE_SIZES), value=64, label=I18N("train.size"), min_width=100)
+            begin = gr.Dropdown(_beginnings(), value=FRESH, label=I18N("train.begin"), info=I18N("train.begin.info"))
+            name = gr.Textbox("first", label=I18N("train.name"), max_length=64)
+            duration = gr.Markdown(expected(200, 64, 64))
+            start = gr.Button(I18N("train.start"), variant="primary")
+            problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
         with gr.Column(scale=3, min_width=320):
-            run = gr.Dropdown([], label="Run")
-            state = gr.Textbox(label="State", value="No runs yet.", interactive=False, lines=1, max_lines=3)
+            run = gr.Dropdown([], label=I18N("train.run"))
+            state = gr.Textbox(label=I18N("train.state"), value="No runs yet.", interactive=False, lines=1, max_lines=3)
             with gr.Row():
-                stop = gr.Button("Stop", interactive=False, min_width=90)
-                resume = gr.Button("Resume", interactive=False, min_width=90)
-                open_model = gr.Button("Open in Generate", interactive=False, min_width=90)
+                stop = gr.Button(I18N("train.stop"), interactive=False, min_width=90)
+                resume = gr.Button(I18N("train.resume"), interactive=False, min_width=90)
+                open_model = gr.Button(I18N("train.open"), interactive=False, min_width=90)
+            with gr.Accordion(I18N("train.manage"), open=False):
+                with gr.Row():
+                    new_name = gr.Textbox(
+                        "", label=I18N("train.new name"), info=I18N("train.new name.info"), max_length=64
+                    )
+                    rename = gr.Button(I18N("train.rename"), min_width=90)
+                    delete = gr.Button(I18N("train.delete"), min_width=90)
+                manage_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
             with gr.Row():
                 training = _plot("Training loss")
                 losses = _plot("Validation loss by noise level", LEVEL_COLOURS)
             with gr.Row():
                 saved = _plot("Loss reduction by caption", LEVEL_COLOURS, "%")
                 shares = _plot("Correct samples, located words", SHARE_COLOURS, "%", (0, 1))
-    place = gr.Slider(1, 2, 1, step=1, precision=0, label="Saved samples", visible=False)
+    place = gr.Slider(1, 2, 1, step=1, precision=0, label=I18N("train.samples"), visible=False)
     with gr.Row():
         with gr.Column(min_width=320):
             maps = album("Where the words of the first sample landed", 320)
@@ -220,8 +111,16 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         try:
             chosen = add_upload(Path(file))
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.Textbox(_line(error), visible=True)
+            return gr.skip(), gr.Textbox(line_of(error), visible=True)
         return gr.Dropdown(data_names(), value=chosen), gr.Textbox(visible=False)
+
+    def manage(action: Callable[..., Run | None], chosen: str | None, typed: str) -> tuple[Any, ...]:
+        try:
+            left = action(chosen or "", typed)
+        except (ValueError, OSError) as error:
+            return gr.skip(), gr.Textbox(line_of(error), visible=True)
+        names = _names()
+        return gr.Dropdown(names, value=left.name if left else next(iter(names), None)), gr.Textbox(visible=False)
 
     def set_length(name: str) -> tuple[int, int]:
         return PRESETS[name]
@@ -230,7 +129,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         try:
             chosen = action(*typed)
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.Textbox(_line(error), visible=True)
+            return gr.skip(), gr.Textbox(line_of(error), visible=True)
         return gr.Dropdown(_names(), value=chosen.name), gr.Textbox(visible=False)
 
     def show(name: str | None, index: int, seen: dict[str, Any] | None) -> tuple[Any, ...]:
@@ -239,7 +138,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         try:
             chosen = find_run(RUNS, name or "")
         except ValueError as error:
-            line = _line(error) if name else "No runs yet: choose data and start one."
+            line = line_of(error) if name else "No runs yet: choose data and start one."
             return (line, *[gr.skip()] * (len(watched) - 3), gr.Timer(active=False), {})
         count, known = len(chosen.samples), seen.get("count", 0) if seen.get("name") == name else 0
         now = as_row(chosen) | {"rows": len(chosen.log), "count": count}
@@ -276,9 +175,14 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     page.load(find, outputs=[data, run], **private)
     page.load(check, data, [examples, findings, start], **private)
     data.change(check, data, [examples, findings, start], api_visibility="private", show_progress_on=examples)
-    upload.upload(add, upload, [data, problem], api_visibility="private", show_progress_on=data)
+    upload.upload(add, upload, [data, upload_problem], api_visibility="private", show_progress_on=data)
     preset.change(set_length, preset, [steps, every], **private)
-    chosen = [name, data, steps, batch_size, seed, size, every]
+    gr.on([steps.change, batch_size.change, size.change], expected, [steps, batch_size, size], duration, **private)
+    begin.focus(begin_choices, outputs=begin, **private)
+    chosen = [name, data, steps, batch_size, seed, size, every, begin]
+    managed: dict[str, Any] = {"inputs": [run, new_name], "outputs": [run, manage_problem], **private}
+    rename.click(partial(manage, rename_run), **managed).then(**shown)
+    delete.click(partial(manage, delete_run), **managed).then(**shown)
     start.click(
         partial(act, start_run), chosen, **changes | {"show_progress": "minimal", "show_progress_on": problem}
     ).then(**shown)
@@ -317,6 +221,14 @@ def _plot(
     )
 
 
+def begin_choices() -> gr.Dropdown:
+    return gr.Dropdown(_beginnings())
+
+
+def _beginnings() -> list[tuple[str, str]]:
+    return [("nothing", FRESH), *((name, name) for name in Models.saved())]
+
+
 def _names() -> list[str]:
     return [run.name for run in list_runs(RUNS)]
 
@@ -325,7 +237,11 @@ def _add_endpoints() -> None:
     """Add the tab's endpoints to the API."""
 
     def runs() -> list[dict[str, Any]]:
-        """List the training runs, active ones first: state, step, and last figures of each."""
+        """List the training runs.
+
+        Returns:
+            runs: active ones first; of each its name, state, step of steps, data, note and last figures.
+        """
         return [as_row(run) for run in list_runs(RUNS)]
 
     def train(
@@ -336,19 +252,48 @@ def _add_endpoints() -> None:
         seed: int = 0,
         size: int = 64,
         every: int = 50,
+        begin_from: str = FRESH,
     ) -> dict[str, Any]:
-        """Start a training run on shapes, emoji or a folder that the page lists; /runs tells its progress."""
-        return as_row(start_run(name, data, steps, batch_size, seed, size, every))
+        """Start a training run; /runs has its progress.
+
+        Args:
+            name: the name of the new run: letters, digits, - and _.
+            data: shapes, emoji or a folder that the page lists.
+            steps: training steps.
+            batch_size: pictures per step.
+            seed: random seed of the run.
+            size: side of the pictures in pixels.
+            every: steps between validations.
+            begin_from: a model that is trained further, one of /models; "" begins without any training.
+
+        Returns:
+            run: as /runs has it.
+        """
+        return as_row(start_run(name, data, steps, batch_size, seed, size, every, begin_from))
 
     def stop(name: str) -> dict[str, Any]:
-        """Ask a run to finish its step, save and end; /runs tells when it has."""
+        """Ask a run to finish its step, save and end; /runs says when it has.
+
+        Args:
+            name: the name of an active run.
+
+        Returns:
+            run: as /runs has it.
+        """
         return as_row(stop_run(name))
 
     def resume(name: str) -> dict[str, Any]:
-        """Resume a stopped run with the settings that it was started with."""
+        """Resume a stopped run with the settings that it was started with.
+
+        Args:
+            name: the name of the run.
+
+        Returns:
+            run: as /runs has it.
+        """
         return as_row(resume_run(name))
 
-    gr.api(runs, api_name="runs")
-    gr.api(endpoint(train), api_name="train", concurrency_id="runs")
-    gr.api(endpoint(stop), api_name="stop", concurrency_id="runs")
-    gr.api(endpoint(resume), api_name="resume", concurrency_id="runs")
+    offer(runs, "runs")
+    offer(train, "train", concurrency_id="runs")
+    offer(stop, "stop", concurrency_id="runs")
+    offer(resume, "resume", concurrency_id="runs")

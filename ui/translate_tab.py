@@ -1,17 +1,19 @@
 """The Translate tab: type a sentence, watch its translation grow, and see which source tokens each token attends to."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from pipelines import TextToImagePipeline, TranslationPipeline
 from pipelines.checks import check_text
 from pipelines.text_to_text import Translation
 from ui.alignment import alignment, payload
-from ui.endpoint import endpoint
+from ui.endpoint import offer
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
+from ui.texts import I18N
 
 EXAMPLES = [
     "a red circle left of a blue square",
@@ -60,12 +62,18 @@ def translator(pipe: TextToImagePipeline) -> TranslationPipeline:
     return TranslationPipeline(pipe.tokenizer, pipe.text_encoder)
 
 
-def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Textbox, gr.Button]:
-    """Build the tab in the current Gradio context; the value of `model` is the name of the model that translates.
+class TranslateTab(NamedTuple):
+    """What the page needs of the tab: the text and its translation, the button "Use as prompt", whose event the caller
+    adds, and a function that translates the text after an event."""
 
-    Returns:
-        the textbox with the translation, and the button "Use as prompt", whose event the caller adds.
-    """
+    text: gr.Textbox
+    translation: gr.Textbox
+    use: gr.Button
+    translate_after: Callable[[Dependency], Dependency]
+
+
+def translate_tab(models: Models, model: gr.components.Component) -> TranslateTab:
+    """Build the tab in the current Gradio context; the value of `model` is the name of the model that translates."""
 
     def answers(name: str, text: str, reference: str, beams: float) -> Iterator[dict[str, Any]]:
         try:
@@ -80,40 +88,53 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
     def blank() -> str:
         return ""
 
-    def translate_text(text: str, reference: str = "", beams: int = 1, model: str = models.first) -> Any:
-        """Translate a text: the translation, and the attention of each of its tokens (see `ui.alignment.payload`).
+    def translate_text(text: str, reference: str = "", num_beams: int = 1, model: str = "") -> dict[str, Any]:
+        """Translate a text between English and Chinese, and say which of its tokens each token was translated from.
 
-        reference is another translation of the text; the answer has the model's probability and attention for each of
-        its tokens too.
+        Args:
+            text: what to translate, in words that the model knows.
+            reference: another translation of the text, which the model reads for comparison; "" is none.
+            num_beams: translations that are followed at the same time, 1 to 8.
+            model: one of /models, by default the page's first.
+
+        Returns:
+            translation: "text", the tokens of both sides, and the attention of each target token to each source token
+                by layer and head; for the reference the same, and how likely each token is to the model.
         """
-        *_, whole = translate(translator(models.get(model)), text, reference, beams)
+        *_, whole = translate(translator(models.get(model or models.first)), text, reference, num_beams)
         return whole
 
     *_, first = answers(models.first, EXAMPLES[0], "", 1)  # so that the tab opens with a translation
     with gr.Row(equal_height=True):
         text = gr.Textbox(
-            EXAMPLES[0], label="Text", show_label=False, container=False, max_lines=4, scale=4, min_width=240
+            EXAMPLES[0],
+            label=I18N("translate.text"),
+            show_label=False,
+            container=False,
+            max_lines=4,
+            scale=4,
+            min_width=240,
         )
-        button = gr.Button("Translate", variant="primary", scale=1, min_width=120)
+        button = gr.Button(I18N("translate.go"), variant="primary", scale=1, min_width=120)
     with gr.Row(equal_height=True):
         translation = gr.Textbox(
             first.get("text", ""),
-            label="Translation",
+            label=I18N("translate.translation"),
             show_label=False,
             container=False,
-            placeholder="The translation",
+            placeholder=I18N("translate.placeholder"),
             interactive=False,
             max_lines=4,
             scale=4,
             min_width=240,
         )
-        use = gr.Button("Use as prompt", scale=1, min_width=120)
+        use = gr.Button(I18N("translate.use"), scale=1, min_width=120)
     with gr.Row():
         with gr.Column(scale=3):
             view = alignment(first)
         with gr.Column(scale=1):
-            reference = gr.Textbox(label="Your translation (optional)", max_lines=4)
-            beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label="Number of beams")
+            reference = gr.Textbox("", label=I18N("translate.yours"), max_lines=4)
+            beams = gr.Slider(1, MAX_BEAMS, 1, step=1, precision=0, label=I18N("translate.beams"))
             examples = gr.Examples(EXAMPLES, text)
 
     # A text typed during a translation is translated after it. Progress is shown on the text, because on the alignment
@@ -130,5 +151,9 @@ def translate_tab(models: Models, model: gr.components.Component) -> tuple[gr.Te
     gr.on([button.click, text.submit, reference.submit, beams.change, model.change], write, **writing)
     # The reference belonged to another text, so an example clears it.
     examples.load_input_event.then(blank, outputs=reference, api_visibility="private").then(write, **writing)
-    gr.api(endpoint(translate_text), api_name="translate", **MODEL)
-    return translation, use
+    offer(translate_text, "translate", **MODEL)
+
+    def translate_after(event: Dependency) -> Dependency:
+        return event.then(write, **writing)
+
+    return TranslateTab(text, translation, use, translate_after)

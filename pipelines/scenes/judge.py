@@ -74,7 +74,11 @@ def judge(scene: Scene, picture: np.ndarray) -> Verdict:
     Each expected object is compared with one object found in the picture. A medium size and a white ground are checked
     even if the caption omits them.
     """
-    sight = WORLDS[scene.data].see(picture)
+    return compare(scene, WORLDS[scene.data].see(picture))
+
+
+def compare(scene: Scene, sight: Sight) -> Verdict:
+    """Check what was seen in a picture, as `judge` does."""
     matched = [None if i is None else sight.objects[i] for i in _match(scene.objects, sight.objects)]
     checks = _checks(scene, sight, matched)
     return Verdict(scene.kind, checks, tuple(_atom(word, scene, sight, matched) for word in scene.words))

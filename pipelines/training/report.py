@@ -13,12 +13,15 @@ from tqdm import tqdm
 
 from pipelines.data.pictures import PictureExamples
 from pipelines.data.stream import Example, Examples
-from pipelines.runs.folder import LOG, SETTINGS, VALIDATION
+from pipelines.runs.folder import LOG, PROGRESS, SETTINGS, VALIDATION
 from pipelines.runs.machine import Pace, brief, code_version, machine
 from pipelines.runs.rows import append_row, drop_rows_after, write_whole
 from pipelines.training.config import TrainConfig
 from pipelines.training.objective import Losses
 from pipelines.training.run import OpenRun
+
+PROGRESS_EVERY = 1.0
+"""Seconds between two writings of a run's progress."""
 
 
 def write_settings(run: OpenRun[TrainConfig], examples: Examples, shown: Sequence[Example]) -> None:
@@ -69,11 +72,23 @@ class Reporter:
             self.bar.write("no TensorBoard logs, because it is not installed; log.jsonl has the same figures")
         self._seconds_before, self._began = run.counters.get("seconds", 0.0), time.monotonic()
         self._pace = Pace(run.step, run.config.steps, run.config.batch_size)
+        self._told = run.step, self._began  # the step and the time of the last progress that was written
 
     @property
     def seconds(self) -> float:
         """How long the run has trained, before it was resumed too."""
         return self._seconds_before + time.monotonic() - self._began
+
+    def step(self, done: int) -> None:
+        """Show that a step is done; `progress.json` has it at most `PROGRESS_EVERY` seconds later."""
+        self.bar.update()
+        if self.accelerator.is_main_process and time.monotonic() - self._told[1] >= PROGRESS_EVERY:
+            (before, since), now = self._told, time.monotonic()
+            rate = (done - before) / (now - since)  # steps per second
+            left = (self.bar.total - done) * (now - self._began) / max(done - self.bar.initial, 1)
+            figures = {"step": done, "pictures/s": rate * self._pace.batch_size, "seconds left": left}
+            write_whole(self.out / PROGRESS, json.dumps(figures))
+            self._told = done, now
 
     def log(self, done: int, losses: Losses, norm: Tensor, learning_rate: float) -> None:
         """Log the losses after a step, the norm of its gradient, and the speed; every process must call it."""
@@ -103,4 +118,6 @@ class Reporter:
 
     def close(self) -> None:
         self.bar.close()
+        if self.accelerator.is_main_process:
+            (self.out / PROGRESS).unlink(missing_ok=True)
         self.accelerator.end_training()

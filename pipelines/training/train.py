@@ -133,7 +133,7 @@ def fit(run: OpenRun[TrainConfig]) -> None:
         state.step()
 
         done, seen = step + 1, seen + config.batch_size
-        reporter.bar.update()
+        reporter.step(done)
         if done % 50 == 0 or done in (1, config.steps):
             reporter.log(done, losses, norm, learning_rate)
         validating = done % config.every == 0 or done == config.steps

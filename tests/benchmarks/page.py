@@ -94,7 +94,7 @@ def many(address: str) -> dict[str, Any]:
         def ask(i: int) -> tuple[float, str]:
             start, prompt = time.perf_counter(), f"{PROMPT}, {i}"
             try:
-                (picture,) = clients[i].predict(prompt, str(i), api_name="/generate")["pictures"]
+                (picture,) = clients[i].predict(prompt, seed=str(i), api_name="/generate")["pictures"]
                 own = (picture["prompt"], picture["settings"]["seed"]) == (prompt, str(i))
                 return time.perf_counter() - start, "its own" if own else "ANOTHER'S"
             except Exception as error:  # every kind of error is counted

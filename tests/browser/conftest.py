@@ -38,7 +38,8 @@ CONTRASTS = """() => {
     if (element.matches(".share")) return ground(element.closest(".chip").parentElement); // it lies below its chip
     return rgba(colour)[3] === 255 || !element.parentElement ? colour : ground(element.parentElement);
   };
-  const ours = [".attention-viewer", ".alignment", ".query-diagram", ".album", "label"].map((name) => name + " *");
+  const names = [".attention-viewer", ".alignment", ".query-diagram", ".album", ".vocabulary", ".reading", "label"];
+  const ours = names.map((name) => name + " *");
   const texts = [...document.querySelectorAll(ours.join(", ") + ", button")]
     .filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
   return texts.map((element) => {

@@ -55,7 +55,7 @@ def wait_for_tokens(page: "Page", count: int) -> None:
 
 
 def follow(page: "Page", prompt: str) -> None:
-    page.get_by_role("textbox", name="Prompt").fill(prompt)
+    page.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Inspect", exact=True).click()
 
 

@@ -15,6 +15,7 @@ import torch
 from pipelines.drawing import readable
 from pipelines.text_to_text import Translation
 from ui.component import component
+from ui.texts import texts_of
 from ui.viewer import COLOUR_STOPS
 
 ONE = 2**16 - 1
@@ -27,7 +28,7 @@ def alignment(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
     Its value is a `payload`, with an optional "note", a line about the translation; or {"error": a line}, and the last
     translation stays.
     """
-    return component(__name__, value, colours=COLOUR_STOPS, **options)
+    return component(__name__, value, colours=COLOUR_STOPS, texts=texts_of("alignment."), **options)
 
 
 def payload(

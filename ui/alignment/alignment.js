@@ -96,7 +96,7 @@ function fill(panel, place, reading) {
   panel.weights = decode(reading);
   panel.box.style.setProperty("--rows", panel.rows);
   panel.box.style.setProperty("--columns", panel.columns);
-  panel.average.textContent = `mean token probability ${percent(geometricMean(reading.probabilities))}`;
+  panel.average.textContent = say("alignment.mean", { share: percent(geometricMean(reading.probabilities)) });
   panel.columnNames.replaceChildren(...data.source.map((token, column) => name(token, { column })));
   panel.rowNames.replaceChildren(...reading.tokens.map((token, row) => {
     const made = name(token, { panel: place, row });
@@ -104,7 +104,7 @@ function fill(panel, place, reading) {
     return made;
   }));
   panel.likelier.replaceChildren(...reading.likeliest.map(([text, probability], row) =>
-    span("instead", surprising(panel, row) ? `likelier: ${text} ${percent(probability)}` : "")));
+    span("instead", surprising(panel, row) ? say("alignment.likelier", { text, share: percent(probability) }) : "")));
   const line = reading.tokens.map((token, row) => [{ panel: place, row }, chip(token, { panel: place, row })]);
   line.forEach(([, button], row) => button.classList.toggle("surprising", surprising(panel, row)));
   panel.line.replaceChildren(...line.map(([, button]) => button));
@@ -194,30 +194,34 @@ function outline({ mark, rowNames, columnNames, rows, columns }, at) {
 }
 
 function describe(at) {
-  const quoted = ([text]) => `“${text}”`;
+  const quoted = ([text]) => say("alignment.quoted", { text });
   const best = (tokens, shareOf) => tokens.map((token, i) => [shareOf(i), token]).sort((a, b) => b[0] - a[0])
-    .slice(0, 3).map(([value, token]) => `${quoted(token)} ${percent(value)}`).join(", ");
-  if (!at) return "Point at a token or at a cell of the matrix to see which source tokens the model attended to.";
+    .slice(0, 3).map(([value, token]) => `${quoted(token)} ${percent(value)}`).join(say("alignment.list"));
+  if (!at) return say("alignment.hint");
   if (at.row === undefined) {
     const readers = panels.flatMap(({ reading }, place) =>
       reading ? [best(reading.tokens, (row) => share(place, row, at.column))] : []);
-    return `${quoted(data.source[at.column])} gets most attention from ${readers.join("; in your translation from ")}.`;
+    const about = { token: quoted(data.source[at.column]), readers: readers.join(say("alignment.readers")) };
+    return say("alignment.readings", about);
   }
   const panel = panels[at.panel];
   const token = quoted(panel.reading.tokens[at.row]);
   if (at.column !== undefined) {
-    return `For ${token} the model attends to ${quoted(data.source[at.column])} with ` +
-      `${percent(share(at.panel, at.row, at.column))} of its attention (${chosen()}).`;
+    const about = { source: quoted(data.source[at.column]), share: percent(share(at.panel, at.row, at.column)) };
+    return say("alignment.cell", { token, ...about, chosen: chosen() });
   }
   const [text, probability] = panel.reading.likeliest[at.row];
-  const likelier = surprising(panel, at.row) ? `; “${text}” is likelier, ${percent(probability)}` : "";
-  return `For ${token} the model attends to ${best(data.source, (column) => share(at.panel, at.row, column))}. ` +
-    `It gives ${token} a probability of ${percent(panel.reading.probabilities[at.row])}${likelier}.`;
+  const likelier = surprising(panel, at.row) ? say("alignment.rather", { text, share: percent(probability) }) : "";
+  const about = { token, share: percent(panel.reading.probabilities[at.row]), likelier };
+  return say("alignment.row", { ...about, best: best(data.source, (column) => share(at.panel, at.row, column)) });
 }
 
 function chosen() {
-  const named = (select, what) => (select.value === "" ? `mean of all ${what}s` : `${what} ${Number(select.value) + 1}`);
-  return `${named(layer, "layer")}, ${named(head, "head")}`;
+  const number = (select) => ({ number: Number(select.value) + 1 });
+  return [
+    layer.value === "" ? say("alignment.all layers") : say("alignment.one layer", number(layer)),
+    head.value === "" ? say("alignment.all heads") : say("alignment.one head", number(head)),
+  ].join(say("alignment.list"));
 }
 
 // Pointing
@@ -280,7 +284,7 @@ function offer(select, count) {
   const current = select.value;
   const option = (name, value) => Object.assign(document.createElement("option"), { textContent: name, value });
   const each = Array.from({ length: count }, (_, i) => option(String(i + 1), String(i)));
-  select.replaceChildren(option("All (mean)", ""), ...each);
+  select.replaceChildren(option(say("alignment.all"), ""), ...each);
   select.value = current !== "" && Number(current) < count ? current : "";
 }
 

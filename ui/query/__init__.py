@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.drawing import colour_map
 from pipelines.tracing.follow import PictureReading, Reading, TextReading, Trajectory
 from ui.component import component
+from ui.texts import texts_of
 
 COLOUR_STEPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 64))]
 """The colour map of all heat maps in evenly spaced steps; the browser takes the nearest."""
@@ -27,7 +28,7 @@ def query_diagram(value: dict[str, Any] | None = None, **options: Any) -> gr.HTM
     Its value is a payload, or {"error": a line}, and the last query stays. It triggers the event `opened` if it comes
     onto the page without a value.
     """
-    return component(__name__, value, colours=COLOUR_STEPS, **options)
+    return component(__name__, value, colours=COLOUR_STEPS, texts=texts_of("query."), **options)
 
 
 def picture_payload(drawing: Trajectory, reading: PictureReading) -> dict[str, Any]:

@@ -78,10 +78,7 @@ function paintHead() {
     paint(row.v, ownVector("v", t), data.most.v);
   });
   const { q, k, v } = data.most;
-  find("legend").textContent =
-    "Orange bars (up) are positive, blue bars (down) negative. Each kind of vector is scaled by its largest absolute " +
-    `value in this head: q ${signed(q)}, k ${signed(k)}, v and out ${signed(v)}. A pale v has a small weight. ` +
-    `The layer concatenates the outs of all ${data.H} heads, applies ·Wₒ + bₒ, and adds the result to its input.`;
+  find("legend").textContent = say("query.legend", { q: signed(q), k: signed(k), v: signed(v), heads: data.H });
 }
 
 function paintWarmth(t) {
@@ -124,7 +121,7 @@ function render() {
     row.valueTerm.textContent = part ? `·${numbered("v", at)} ${part}` : "";
   });
   const list = [...masked].map(quoted).join(", ");
-  message.textContent = error ?? (list ? `What if ${list} were masked? (The model did not mask this.)` : data.note);
+  message.textContent = error ?? (list ? say("query.what if", { tokens: list }) : data.note);
   mark();
   renderAsker(shown);
   renderWorked(shown ?? found.weights.indexOf(most));
@@ -160,9 +157,9 @@ function renderAsker(shown) {
   [...heads.querySelectorAll("button")].forEach((button, i) => button.setAttribute("aria-pressed", String(i === head)));
   [...written.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === token)));
   const query = data.written
-    ? `Query: the decoder predicts token ${token + 1} of ${data.N}, “${spelled(data.written[token])}”.`
-    : `Query: row ${r + 1}, column ${c + 1} of ${data.rows}×${data.columns}.`;
-  const bright = warmth.hidden ? "" : ` Bright: where this head attends to ${quoted(shown)}, up to ${percent(data.peak)}.`;
+    ? say("query.where.text", { number: token + 1, all: data.N, token: spelled(data.written[token]) })
+    : say("query.where.picture", { row: r + 1, column: c + 1, rows: data.rows, columns: data.columns });
+  const bright = warmth.hidden ? "" : say("query.bright", { token: quoted(shown), share: percent(data.peak) });
   find("where").textContent = query + bright;
 }
 
@@ -172,26 +169,24 @@ function renderWorked(t) {
   const powers = found.scaled.map((score, i) => (found.readable[i] ? Math.exp(score) : 0));
   const total = powers.reduce((a, b) => a + b, 0);
   const at = component?.of === "q" ? component.at : -1;
-  find("worked-token").textContent = `${quoted(t)} in numbers`;
-  hide.textContent = masked.has(t) ? `Unmask ${quoted(t)}` : `Mask ${quoted(t)}`;
+  find("worked-token").textContent = say("query.worked", { token: quoted(t) });
+  hide.textContent = say(masked.has(t) ? "query.unmask" : "query.mask", { token: quoted(t) });
   hide.setAttribute("aria-pressed", String(masked.has(t)));
   hide.disabled = !data.mask[t] || (!masked.has(t) && powers.filter(Boolean).length === 1);
   hide.onclick = () => mask(t);
   const addends = Array.from(k, (value, e) => word(summand(found.q[e] * value, e), e === at ? "at" : ""));
   terms.replaceChildren(word("q·k ="), ...addends, word(`= ${product}`));
-  find("worked-softmax").textContent = found.readable[t]
-    ? `${product} ÷ √${data.E} = ${scaled}; e^${scaled} ÷ the sum over all ${data.T} tokens = ` +
-      `${scientific(powers[t])} ÷ ${scientific(total)} = ${share}`
-    : `Masked: −∞ replaces ${scaled}, and e^−∞ = 0.`;
+  const about = { product, scaled, share, E: data.E, T: data.T, power: scientific(powers[t]), total: scientific(total) };
+  find("worked-softmax").textContent = say(found.readable[t] ? "query.softmax" : "query.masked", about);
   find("worked-out").textContent =
-    component?.of === "v" ? workedOut(t, component.at) : `Its v enters out with weight ${share}.`;
+    component?.of === "v" ? workedOut(t, component.at) : say("query.enters", { share });
 }
 
 function workedOut(t, e) {
   const [weight, value] = [found.weights[t].toFixed(3), ownVector("v", t)[e]];
   const part = signed(found.weights[t] * value, 3);
-  return `${weight} · ${numbered("v", e)} = ${weight} · ${signed(value, 3)} = ${part}, its part in ` +
-    `${numbered("out", e)} = ${signed(found.out[e], 3)}.`;
+  const all = signed(found.out[e], 3);
+  return say("query.part", { weight, v: numbered("v", e), value: signed(value, 3), part, out: numbered("out", e), all });
 }
 
 function word(text, name = "") {
@@ -206,7 +201,7 @@ function word(text, name = "") {
 function show(payload) {
   error = payload?.error ?? null;
   message.classList.toggle("error", Boolean(error));
-  message.textContent = error ?? "Loading …";
+  message.textContent = error ?? say("query.loading");
   if (!payload || error) return; // the last query stays
   const before = data;
   data = decode(payload);
@@ -243,19 +238,18 @@ function showAsker() {
   written.hidden = !isText;
   if (isText) {
     written.replaceChildren(...data.written.map((text, n) => choice(spelled(text), () => (token = n))));
-    find("glimpse-text").textContent = "x is the decoder’s hidden state, computed from the tokens before it.";
+    find("glimpse-text").textContent = say("query.hidden.text");
   } else {
     drawing.src = data.picture;
-    drawing.alt = "The picture drawn for: " + data.text;
+    drawing.alt = say("query.alt", { prompt: data.text });
     find("noisy").src = data.seen;
     shot.style.setProperty("--shape", data.columns / data.rows);
     find("glimpse-text").textContent =
-      `Input of the UNet at step ${data.step} of ${data.steps}, noise level ${data.noise.toFixed(2)}. ` +
-      "x is its hidden state at the position of the query.";
+      say("query.hidden.picture", { step: data.step, steps: data.steps, noise: data.noise.toFixed(2) });
   }
   const choices = Array.from({ length: data.H }, (_, i) => choice(String(i + 1), () => chooseHead(i)));
-  choices.forEach((button, i) => button.setAttribute("aria-label", `Head ${i + 1}`));
-  heads.replaceChildren(word("Head"), ...choices);
+  choices.forEach((button, i) => button.setAttribute("aria-label", say("query.head.number", { number: i + 1 })));
+  heads.replaceChildren(word(say("query.head")), ...choices);
 }
 
 function showShapes() {
@@ -328,7 +322,7 @@ function strip(parent, of, t) {
   if (t !== null) return holder;
   holder.tabIndex = 0;
   holder.setAttribute("role", "slider");
-  holder.setAttribute("aria-label", of === "q" ? "Component of q" : "Component of out");
+  holder.setAttribute("aria-label", say(of === "q" ? "query.component.q" : "query.component.out"));
   holder.addEventListener("focus", () => holder.matches(":focus-visible") && pointAtComponent(of, component?.at ?? 0));
   holder.addEventListener("blur", () => pointAtComponent(null));
   holder.addEventListener("keydown", (event) => {

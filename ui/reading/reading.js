@@ -1,12 +1,29 @@
-// The body of a function of (element, props, watch), which gr.HTML calls once. Typed text is written as text, not HTML.
+// The body of a function of (element, props, trigger, watch), which gr.HTML calls once. Typed text is written as text, not
+// HTML.
 
 const line = element.querySelector(".reading");
 
-function show({ pieces, error }) {
+function show({ prompt, unknown, error }) {
   line.replaceChildren();
-  if (error) return line.append(mark(error));
-  if (pieces.length) line.append(...pieces.map(([text, unknown]) => (unknown ? mark(text) : text)));
-  if (pieces.length) line.append(" (underlined: words unknown to this model)");
+  if (error) return line.append(mark(error[0].toUpperCase() + error.slice(1)));
+  if (!unknown.length) return;
+  line.append(say("reading.unknown"), " ", ...unknown.flatMap((word) => [mark(word.text), ...offers(word, prompt), " "]));
+}
+
+function offers({ start, end, instead, model }, prompt) {
+  // Characters are counted as Python counts them, by code points.
+  const letters = [...prompt];
+  const taken = instead && [...letters.slice(0, start), instead, ...letters.slice(end)].join("");
+  return [
+    instead && button(say("reading.instead", { word: instead }), { prompt: taken }),
+    model && button(say("reading.model", { model }), { model }),
+  ].filter(Boolean);
+}
+
+function button(text, taken) {
+  const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+  made.addEventListener("click", () => trigger(taken.model ? "model" : "select", taken));
+  return made;
 }
 
 function mark(text) {

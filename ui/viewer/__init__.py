@@ -8,7 +8,8 @@ import html
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -20,31 +21,41 @@ from torch.nn import functional as F
 from pipelines.drawing import colour_map
 from pipelines.tracing.overlay import drawn
 from ui.template import sources
+from ui.texts import texts_of
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The content security policy of `document`: the file may run its own script and fetch nothing."""
 
+SAID = ("viewer.", "verdict.", "warning.", "picture.")
+"""The prefixes of the texts that the viewer shows."""
+
 COLOUR_STOPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
 """The colour map of all heat maps as evenly spaced stops, between which the browser interpolates."""
 
 
-def document(attention: AttentionTrace, image: int = 0, frames: Sequence[str] = ()) -> str:
+def document(
+    attention: AttentionTrace,
+    image: int = 0,
+    frames: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> str:
     """The viewer with one recorded picture as a single HTML file that needs no server and fetches nothing.
 
     It holds every layer, head and step that was recorded separately, but not single heads at single steps. `frames` are
-    the pictures of the steps.
+    the pictures of the steps, `settings` those that the picture was made with.
     """
     template, style, script = sources(__name__)
     picture = payload(attention, image) | {"frames": list(frames) or None}
     for name in view_names(attention):
         picture["views"][name] = view(attention, image, name, steps=not name.split("|")[2])
-    props = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS}
+    props: dict[str, Any] = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS, "texts": texts_of(*SAID)}
+    props["heading"] = _heading(attention.prompts[image], settings or {})
     # Text that a person typed travels as JSON without "<", so that it cannot end the script element.
     data = json.dumps(props, ensure_ascii=False).replace("<", "\\u003c")
     return f"""<!doctype html>
-<html lang="en">
+<html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -69,6 +80,16 @@ document.body.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)"
 """
 
 
+def _heading(prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the head of a saved page says: the prompt, and a message on where the picture is from."""
+    today = date.today().isoformat()
+    if "num_inference_steps" not in settings:
+        return {"prompt": prompt, "about": ["viewer.about.yours", {"date": today}]}
+    made = {"model": settings["model"], "seed": settings["seed"], "steps": settings["num_inference_steps"]}
+    made |= {"guidance": f"{settings['guidance_scale']:g}", "date": today}
+    return {"prompt": prompt, "about": ["viewer.about", made]}
+
+
 def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
     """The JSON data of one recorded picture for the viewer.
 
@@ -76,6 +97,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         prompt: the text as it was typed.
         pieces: the prompt cut into (text, index of the word), index -1 between words; joined they are the prompt.
         words: the tokens of each word.
+        unknown: the words that the model does not know.
         tokens: all tokens as the tokenizer spells them, without padding.
         picture: a PNG as a data URL. image: its index in the batch.
         layers: name -> (rows, columns) of each layer's grid.
@@ -89,6 +111,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         "prompt": attention.prompts[image],
         "pieces": _pieces(attention.prompts[image], words),
         "words": [list(word.tokens) for word in words],
+        "unknown": list(attention.recording.settings.get("unknown_words", ())),
         "tokens": [attention.tokens_of(image)[i] for i in _real(attention, image)],
         "picture": data_url(drawn(attention, image)),
         "image": image,
@@ -124,6 +147,7 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
     Returns:
         grid: (rows, columns) of the layer, or of the finest layer for all.
         peaks (frames, tokens): the largest value of each token's map. Frame 0 is the mean over all steps.
+        tops (frames, words): the largest value of each word's heat map, as saved sheets and tables have it.
         maps: base64 of uint8 (frames, tokens, rows, columns), each map in 255ths of its peak.
 
     Raises:
@@ -134,24 +158,54 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
     average, layer, head = name.split("|")
     grids = attention.recording.grids
     grid = grids[layer] if layer else max(grids.values(), key=math.prod)
-    tokens = _real(attention, image)
+    tokens, words = _real(attention, image), attention.words_of(image)
     frames: list[Tensor] = []
+    tops: list[list[float]] = []
     for step in (None, *(attention.steps if steps else ())):
+        which: dict[str, Any] = {"step": step, "head": int(head) if head else None, "image": image}
+        heats = attention.heatmaps(tokens, layer=layer or None, reduce=average, **which)
+        tops.append([float(f"{heats[list(word.tokens)].sum(0).max():.5g}") for word in words])
         if layer:
-            frames.append(attention.maps(layer, step=step, head=int(head) if head else None, image=image)[tokens])
+            frames.append(attention.maps(layer, **which)[tokens])
         else:
-            which = {"step": step, "head": int(head) if head else None, "reduce": average}
-            maps = attention.heatmaps(tokens, image=image, **which)
             # The mean over each cell, so that the page shows the same number as `words_at` of the cell's box.
-            frames.append(F.interpolate(maps[None], grid, mode="area")[0])
+            frames.append(F.interpolate(heats[None], grid, mode="area")[0])
     values = torch.stack(frames)  # (frames, tokens, rows, columns)
     peaks = values.amax(dim=(2, 3)).clamp_min(1e-12)
     levels = (values / peaks[..., None, None] * 255).round().to(torch.uint8)
     return {
         "grid": list(grid),
+        "tops": tops,
         "peaks": [[float(f"{peak:.5g}") for peak in frame] for frame in peaks.tolist()],
         "maps": base64.b64encode(levels.numpy().tobytes()).decode(),
     }
+
+
+def all_heads(attention: AttentionTrace, image: int, tokens: Any) -> list[dict[str, Any]]:
+    """The map of some tokens together in every head of every layer.
+
+    Returns:
+        for each layer its name, its grid, and for each head the largest value ("peak") and the map: base64 of uint8
+        (rows, columns) in 255ths of the peak.
+
+    Raises:
+        ValueError: the heads were not recorded separately, or there are no such tokens.
+    """
+    real = _real(attention, image)
+    if "head" not in attention.keep:
+        raise ValueError("the heads of this picture were not recorded separately")
+    if not isinstance(tokens, list) or not tokens or not all(type(token) is int and token in real for token in tokens):
+        raise ValueError(f"tokens must be numbers from 0 to {len(real) - 1}, got {str(tokens)[:40]!r}")
+    shown = []
+    for layer in attention.layers:
+        maps = []
+        for head in range(attention.recording.heads[layer]):
+            share = attention.maps(layer, head=head, image=image)[tokens].sum(0)
+            peak = float(share.max().clamp_min(1e-12))
+            levels = (share / peak * 255).round().to(torch.uint8)
+            maps.append({"peak": float(f"{peak:.5g}"), "map": base64.b64encode(levels.numpy().tobytes()).decode()})
+        shown.append({"name": layer, "grid": list(attention.recording.grids[layer]), "maps": maps})
+    return shown
 
 
 def data_url(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:

@@ -6,21 +6,26 @@ from typing import Any
 import gradio as gr
 
 from ui.component import component
-from ui.viewer import COLOUR_STOPS
+from ui.texts import texts_of
+from ui.viewer import COLOUR_STOPS, SAID
 
 
 def attention_viewer(server_functions: Sequence[Callable] = (), **options: Any) -> gr.HTML:
     """The component.
 
     Its value is one of
-        {"pictures": [`payload`, ...], "note": a line}, with "live": True for pictures of the live mode, which do not go
-            into the list of this visit;
-        {"frame": a data URL, "note": a line} while a picture is being generated;
+        {"pictures": [`payload`, ...], "notes": what was done, "warnings": what a person should know} (see
+            `ui.texts.Message`), with "live": True for pictures of the live mode, which are not kept in the browser;
+        {"drawing": {"ticket", "prompt", "step", "steps", "frame": a data URL or None}} while a picture is being made:
+            nothing of the last picture is shown;
         {"error": a line}, and the last picture stays.
-    Its event "select" carries the settings of a picture of this visit that a person chose again.
+    Its event "select" carries the settings of an earlier picture that a person chose and that is shown again, "redraw"
+    those of one whose maps the browser no longer has.
 
     Args:
-        server_functions: `view`, `frames` and `save` of `ui.kept`, which give finer maps and files. Without them the
-            viewer shows only the maps in its payloads.
+        server_functions: `view`, `frames`, `save` and `stop` of `ui.kept`: finer maps, files, the end of a generation.
+            Without them the viewer shows only the maps in its payloads.
+        options: "past": True for a viewer that keeps its pictures in the browser and their address in its bar.
     """
-    return component("ui.viewer", colours=COLOUR_STOPS, server_functions=list(server_functions), **options)
+    functions, texts = list(server_functions), texts_of(*SAID)
+    return component("ui.viewer", colours=COLOUR_STOPS, texts=texts, server_functions=functions, **options)

@@ -1,12 +1,13 @@
-// The body of a function of (element, props, server, trigger, watch), in four files; gr.HTML calls it once, when the
+// The body of a function of (element, props, server, trigger, watch), in several files; gr.HTML calls it once, when the
 // viewer is on the page. This file computes with the maps.
 //
 // A view is one choice of layers and heads. Its frame 0 is the mean over all steps; frame i is step i, if the steps were
-// recorded one by one. The values of a token's map are sent in 255ths of the map's peak.
+// recorded one by one. The values of a token's map are sent in 255ths of the map's peak. `tops` holds the largest value
+// of each word at the picture's own size, which is the number that saved files show too.
 
-function decodeView({ grid: [rows, columns], peaks, maps }) {
+function decodeView({ grid: [rows, columns], peaks, tops, maps }) {
   const bytes = Uint8Array.from(atob(maps), (c) => c.charCodeAt(0));
-  return { rows, columns, cells: rows * columns, peaks, bytes, sums: new Map() };
+  return { rows, columns, cells: rows * columns, peaks, tops, bytes, sums: new Map() };
 }
 
 // The sum of some tokens' shares of the attention at each place.
@@ -25,6 +26,11 @@ function sharesOf(view, frame, tokens) {
 }
 
 const greatest = (values) => values.reduce((most, value) => Math.max(most, value), 1e-12);
+
+// The largest share that a word or token has at any place.
+function largestShare(view, frame, target) {
+  return target.word ? Math.max(view.tops[frame][target.index], 1e-12) : greatest(sharesOf(view, frame, target.tokens));
+}
 
 // The index in `maps` of the largest map at each place; -1 where the other tokens together are larger than each map.
 function dominantIn(view, maps) {
@@ -67,14 +73,31 @@ function meanInside(values, inside) {
   return sum / Math.max(weight, 1e-12);
 }
 
+// A share with two digits, as saved files write it.
 function percent(value) {
-  return (100 * value).toFixed(value < 0.0995 ? 1 : 0) + "\u202f%";
+  return (value > 0.0995 ? Math.round(100 * value) : Number((100 * value).toPrecision(2))) + "\u202f%";
 }
 
-function whereStrongest(view, values) {
-  const at = values.indexOf(greatest(values));
-  const third = (i, of, names) => names[Math.min(2, Math.floor((3 * (i + 0.5)) / of))];
-  const vertical = third(Math.floor(at / view.columns), view.rows, ["top", "", "bottom"]);
-  const horizontal = third(at % view.columns, view.columns, ["left", "", "right"]);
-  return [vertical, horizontal].filter(Boolean).join(" ") || "centre";
+// In which part of the picture a map lies: the centre of mass of the cells with at least half of its peak. Null where
+// these cells are spread so widely that their centre would say nothing.
+function placeOfMap(view, values) {
+  const half = greatest(values) / 2;
+  let [mass, x, y, xx, yy] = [0, 0, 0, 0, 0];
+  for (let i = 0; i < view.cells; i++) {
+    if (values[i] < half) continue;
+    const at = [((i % view.columns) + 0.5) / view.columns, (Math.floor(i / view.columns) + 0.5) / view.rows];
+    mass += values[i];
+    x += values[i] * at[0];
+    y += values[i] * at[1];
+    xx += values[i] * at[0] ** 2;
+    yy += values[i] * at[1] ** 2;
+  }
+  [x, y] = [x / mass, y / mass];
+  const spreadOfMass = Math.sqrt(Math.max(xx / mass - x * x + yy / mass - y * y, 0));
+  if (spreadOfMass > WIDE) return null;
+  const part = (value, low, high) => (value < 0.5 - MIDDLE ? low : value > 0.5 + MIDDLE ? high : "");
+  return [part(y, "top", "bottom"), part(x, "left", "right")].filter(Boolean).join(" ") || "middle";
 }
+
+const WIDE = 0.2; // in sides of the picture: a disc of a quarter of the picture’s area has this spread
+const MIDDLE = 0.1; // the middle is this far to each side of the centre

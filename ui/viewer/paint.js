@@ -61,17 +61,39 @@ function paintMap(canvas, view, map, top, side = 128) {
   put(canvas, (bytes) => new Uint32Array(bytes.buffer).set(levels.map((level) => palette[Math.min(level, 255)])));
 }
 
-// Several maps, each in its own hue; a larger value is more opaque.
-function paintHues(canvas, view, maps, tops, hues, side = 128) {
-  const colours = hues.map(rgb);
-  const pixels = [];
-  interpolate(canvas, view, maps, side, (_, values) => {
-    const parts = Array.from(values, (value, m) => Math.min(value / tops[m], 1));
-    const total = Math.max(parts.reduce((sum, part) => sum + part, 0), 1e-6);
-    const channel = (c) => parts.reduce((sum, part, m) => sum + (part / total) * colours[m][c], 0);
-    pixels.push(channel(0), channel(1), channel(2), 255 * Math.max(...parts));
+// The outline of each map at half its top, in its hue between two dark lines. Outlines leave the picture as it is: filled
+// maps in hues would give a red thing another colour.
+function paintOutlines(canvas, view, maps, tops, hues, side = 512) {
+  const inside = maps.map(() => new Uint8Array(side * side));
+  interpolate(canvas, view, maps, side, (pixel, values) => {
+    for (let m = 0; m < maps.length; m++) inside[m][pixel] = values[m] >= tops[m] / 2;
   });
-  put(canvas, (bytes) => bytes.set(pixels));
+  const { width, height } = canvas;
+  put(canvas, (bytes) => {
+    const paint = new Uint32Array(bytes.buffer);
+    inside.forEach((within, m) => {
+      const [red, green, blue] = rgb(hues[m]);
+      const line = new Uint32Array(new Uint8ClampedArray([red, green, blue, 255, 20, 20, 24, 255]).buffer);
+      for (let pixel = 0; pixel < width * height; pixel++) {
+        const depth = within[pixel] ? depthOf(within, pixel, width, height) : 0;
+        if (depth) paint[pixel] = line[depth === 1 || depth > 4 ? 1 : 0];
+      }
+    });
+  });
+}
+
+// How many pixels a pixel inside an outline is from it, from 1 to LINE; 0 for those farther inside.
+const LINE = 5;
+function depthOf(within, pixel, width, height) {
+  const [x, y] = [pixel % width, Math.floor(pixel / width)];
+  for (let depth = 1; depth <= LINE; depth++) {
+    for (const [dx, dy] of [[depth, 0], [-depth, 0], [0, depth], [0, -depth]]) {
+      const [u, v] = [x + dx, y + dy];
+      // The picture's edge closes an outline.
+      if (u < 0 || v < 0 || u >= width || v >= height || !within[v * width + u]) return depth;
+    }
+  }
+  return 0;
 }
 
 // Each cell in the hue of its dominant word; transparent where there is none.

@@ -1,29 +1,33 @@
-// What the viewer shows, and how it answers to a person. Text that a person typed is written by textContent or as a
-// property, never as HTML.
+// What the viewer shows. Text that a person typed is written by textContent or as a property, never as HTML.
 //
-// props.value is what Python sends (see `attention_viewer` and `ui.viewer.payload`), or nothing yet.
+// props.value is what Python sends (see `attention_viewer` and `ui.viewer.payload`), or nothing yet. The picture, its
+// words, maps, verdict, downloads and link are one value, `data`, which is replaced as a whole: while another picture is
+// being made there is none.
 
 const find = (name) => element.querySelector("." + name);
-const [frame, picture, heat, other, outline, cellMark, prompt, caption, note, bar, peak, scale, judging, verdict] =
-  ["frame", "picture", "heat", "other", "outline", "cell", "prompt", "caption", "note", "bar", "peak", "scale",
+const root = element.matches(".attention-viewer") ? element : find("attention-viewer");
+const [frame, picture, heat, outline, cellMark, prompt, caption, note, warnings, bar, peak, scale, judging, verdict] =
+  ["frame", "picture", "heat", "outline", "cell", "prompt", "caption", "note", "warnings", "bar", "peak", "scale",
     "judging", "verdict"].map(find);
-const [controls, step, stepName, play, layer, head, reduce, scaling, drag, opacity, dominance] =
-  ["controls", "step", "step-name", "play", "layer", "head", "reduce", "scaling", "drag", "opacity", "dominance"].map(find);
-const [multiples, saving, past, history, compare, comparing, wipe] =
-  ["multiples", "saving", "past", "history", "compare", "comparing", "wipe"].map(find);
-const KEPT = 60; // pictures of this visit that the browser keeps
+const [closer, step, stepName, play, layer, head, reduce, scaling, drag, opacity, dominance, legend] =
+  ["closer", "step", "step-name", "play", "layer", "head", "reduce", "scaling", "drag", "opacity", "dominance", "legend"]
+    .map(find);
+const [network, heads, headsWord, headsTable] = ["network", "heads", "heads-word", "heads-table"].map(find);
+const [multiples, saving, progress, stop, forming, choices] =
+  ["multiples", "saving", "progress", "stop", "forming", "choices"].map(find);
 
-let data = null; // the picture's payload
+let data = null; // the payload of the shown picture; null while there is none
+const siblings = new WeakMap(); // payload -> the payloads of its request
+let before = null; // while a picture is being made: the payload that was shown before
 let views = new Map(); // name -> decoded view, or a promise of it
 let view = null; // the view that is shown
-let targets = []; // words and tokens one can point at: { text, tokens, chip, tile, special }, words first
+let targets = []; // words and tokens one can point at: { text, tokens, index, chip, tile, special }, words first
 let words = []; // the targets that are words
 let pinned = []; // targets whose maps stay on, in the order they were pinned
 let pointed = null; // the target under the pointer or the keyboard's focus
 let cell = null; // the place in the picture under the pointer: { row, column }
 let region = null; // the marked part of the picture: points [x, y] from 0 to 1
 let drawing = false; // whether a region is being marked
-let visited = []; // pictures of this visit, newest first
 let playing = null;
 let stepsAsked = { name: "", answer: null }; // the latest request for what "Play" needs
 
@@ -45,9 +49,7 @@ async function choose() {
   if (!known || known.then || (frameShown() && known.peaks.length === 1)) await fetchView(name);
   const found = views.get(name);
   if (at !== data || name !== viewName()) return;
-  if (!found || (frameShown() && found.peaks.length === 1)) {
-    return say("The server no longer keeps these maps: generate the picture again.");
-  }
+  if (!found || (frameShown() && found.peaks.length === 1)) return notify(say("viewer.gone"));
   view = found;
   render();
 }
@@ -77,7 +79,7 @@ function topOf(target) {
   // The scale of a single step ends at the word's peak over all steps, so that steps can be compared.
   const peakOf = (one) => {
     const frames = frameShown() ? view.peaks.map((_, i) => i).slice(1) : [0];
-    return Math.max(...frames.map((i) => greatest(sharesOf(view, i, one.tokens))));
+    return Math.max(...frames.map((i) => largestShare(view, i, one)));
   };
   return scaling.value === "all" ? Math.max(...words.map(peakOf), 1e-12) : peakOf(target);
 }
@@ -89,14 +91,15 @@ function render() {
   const shown = pointed ? [pointed] : pinned;
   const maps = shown.map((target) => sharesOfTarget(target));
   const dominant = dominance.checked && !pointed;
+  const outlined = shown.length > 1 && !dominant;
   heat.hidden = !shown.length && !dominant;
   scale.style.visibility = shown.length === 1 && !dominant ? "visible" : "hidden";
   heat.classList.toggle("cells", dominant);
-  heat.style.opacity = opacity.value / 100;
+  heat.style.opacity = outlined ? 1 : opacity.value / 100;
   if (dominant) {
     paintDominant(heat, view, dominantIn(view, words.map((word) => sharesOfTarget(word))), words.map((_, i) => hueOf(i)));
-  } else if (shown.length > 1) {
-    paintHues(heat, view, maps, shown.map(topOf), shown.map((_, i) => hueOf(i)));
+  } else if (outlined) {
+    paintOutlines(heat, view, maps, shown.map((target, i) => Math.max(greatest(maps[i]), 1e-12)), shown.map((_, i) => hueOf(i)));
   } else if (shown.length) {
     paintMap(heat, view, maps[0], topOf(shown[0]));
     peak.textContent = percent(topOf(shown[0]));
@@ -113,6 +116,22 @@ function render() {
     target.chip.style.setProperty("--light", marked ? marked[i] / most : 0);
     target.chip.lastChild.textContent = marked ? percent(marked[i]) : "";
   });
+  legend.hidden = !dominant;
+  if (dominant) legend.replaceChildren(...words.map(legendItem));
+  renderMark();
+  stepName.textContent = frameShown() ? say("viewer.step.of", { step: frameShown(), steps: data.steps }) : say("viewer.mean");
+  picture.src = (frameShown() && data.frames?.[frameShown() - 1]) || data.picture;
+  caption.textContent = describe(shown, marked);
+  paintMultiples();
+}
+
+function legendItem(word, i) {
+  const item = Object.assign(document.createElement("li"), { textContent: word.text });
+  item.style.setProperty("--hue", hueOf(i));
+  return item;
+}
+
+function renderMark() {
   cellMark.hidden = !cell;
   if (cell) {
     cellMark.style.left = (100 * cell.column) / view.columns + "%";
@@ -120,18 +139,15 @@ function render() {
     cellMark.style.width = 100 / view.columns + "%";
     cellMark.style.height = 100 / view.rows + "%";
   }
-  outline.firstElementChild.setAttribute("points", (region ?? []).map((point) => point.join(",")).join(" "));
-  stepName.textContent = frameShown() ? `${frameShown()} of ${data.steps}` : "All (mean)";
-  picture.src = (frameShown() && data.frames?.[frameShown() - 1]) || data.picture;
-  caption.textContent = describe(shown, marked);
-  paintMultiples();
+  const points = (region ?? []).map((point) => point.join(",")).join(" ");
+  for (const line of outline.children) line.setAttribute("points", points);
 }
 
 function paintMultiples() {
   for (const target of words) {
     paintMap(target.tile.firstChild, view, sharesOfTarget(target), topOf(target), Math.max(view.rows, view.columns));
     target.tile.classList.toggle("shown", pinned.includes(target) || pointed === target);
-    target.tile.lastChild.textContent = `${target.text} ${percent(greatest(sharesOfTarget(target)))}`;
+    target.tile.lastChild.textContent = `${target.text} ${percent(largestShare(view, frameShown(), target))}`;
   }
 }
 
@@ -143,84 +159,134 @@ function shares() {
   return targets.map((target) => meanInside(sharesOfTarget(target), inside));
 }
 
+const list = (texts) => texts.join(say("viewer.list"));
+
 function describe(shown, marked) {
   if (marked) {
     const order = words.map((_, i) => i).sort((a, b) => marked[b] - marked[a]);
     const best = order.slice(0, 3).map((i) => `${words[i].text} ${percent(marked[i])}`);
     const rest = 1 - words.reduce((sum, _, i) => sum + marked[i], 0);
-    const where = cell ? `Row ${cell.row + 1}, column ${cell.column + 1} of ${view.rows}×${view.columns}` : "Marked region";
-    return `${where}, share of the attention: ${[...best, `other tokens ${percent(Math.max(rest, 0))}`].join(", ")}.`;
+    const at = cell && { row: cell.row + 1, column: cell.column + 1, rows: view.rows, columns: view.columns };
+    const other = say("viewer.other", { share: percent(Math.max(rest, 0)) });
+    return say("viewer.shares", { where: at ? say("viewer.place", at) : say("viewer.region"), shares: list([...best, other]) });
   }
-  const list = (some) => some.map((target) => target.text).join(", ");
-  if (dominance.checked && !pointed) return `Each place has the colour of its dominant word: ${list(words)}.`;
-  if (shown.length > 1) return `Pinned: ${list(shown)}.`;
+  const names = list(shown.map((target) => target.text));
+  if (dominance.checked && !pointed) return say("viewer.owners");
+  if (shown.length > 1) return say("viewer.pinned", { words: names });
   if (shown.length) {
-    const map = sharesOfTarget(shown[0]);
-    const colours = scaling.value === "all" ? "the largest value of all words" : "this word’s largest value";
-    return `“${shown[0].text}” is strongest at the ${whereStrongest(view, map)}, with ${percent(greatest(map))} of the ` +
-      `attention. The colours go from 0 to ${colours}.`;
+    const place = placeOfMap(view, sharesOfTarget(shown[0]));
+    const where = place ? say("viewer.at", { place: say("viewer.at." + place) }) : "";
+    const share = percent(largestShare(view, frameShown(), shown[0]));
+    return [say("viewer.word", { word: names, share, where }), say("viewer.word.scale." + scaling.value)].join(" ");
   }
-  if (!words.length) return "The prompt has no words to point at.";
-  return "Point at a word to see where it landed, or at the picture to see which words drew it. Click a word to keep its " +
-    "map; drag over the picture to mark a region.";
+  if (!words.length) return say("viewer.no words");
+  return say(matchMedia("(hover: none)").matches ? "viewer.hint.touch" : "viewer.hint");
 }
 
-const say = (text) => ((note.textContent = text), note.classList.remove("error"));
+function notify(line, error = false) {
+  note.textContent = line;
+  note.classList.toggle("error", error);
+}
 
 // What Python sends
 
 function receive(value) {
-  note.textContent = value?.error ?? value?.note ?? "";
-  note.classList.toggle("error", Boolean(value?.error));
-  if (value?.error) return; // the last picture stays
-  if (value?.frame) return preview(value.frame);
   if (!value) return show(null);
-  if (!value.live) remember(value.pictures);
-  show(value.pictures[0]);
+  if (value.drawing) return form(value.drawing);
+  if (value.error) {
+    if (before) show(before); // the last picture stays, whole
+    return notify(value.error[0].toUpperCase() + value.error.slice(1), true);
+  }
+  const { notes, warnings, live } = value;
+  const pictures = value.pictures.map((one) => ({ ...one, notes, warnings, live })); // Gradio watches its own
+  for (const payload of pictures) siblings.set(payload, pictures);
+  if (!live) remember(pictures);
+  show(pictures[0]);
 }
 
-function preview(source) {
+// A picture that is being made: nothing of another picture stands beside it.
+function form({ ticket, prompt: text, step: done, steps, frame: source }) {
+  if (data) before = data;
+  if (data) for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = part.getBoundingClientRect().height + "px";
+  clear();
+  root.classList.add("forming-now");
+  note.hidden = true;
+  forming.hidden = progress.hidden = false;
+  stop.dataset.ticket = ticket;
+  if (!done) stop.disabled = false;
+  find("progress").querySelector("progress").value = done / steps;
+  find("at").textContent = stop.disabled ? say("viewer.stopping") : done ? say("viewer.drawing", { step: done, steps }) : say("viewer.starting");
+  prompt.replaceChildren(gap(text));
+  picture.alt = say("viewer.alt.forming", { prompt: text });
+  picture.hidden = !source;
+  if (source) picture.src = source;
+}
+
+// Nothing is shown. What was there keeps its room, so that the page does not jump.
+function clear() {
   pause();
-  heat.hidden = cellMark.hidden = true;
-  picture.hidden = false;
-  picture.src = source;
+  data = view = pointed = cell = region = null;
+  [targets, words] = [[], []];
+  views = new Map();
+  heat.hidden = cellMark.hidden = picture.hidden = choices.hidden = true;
+  renderMark();
+  scale.style.visibility = "hidden";
+  for (const part of [caption, verdict, warnings, prompt, choices, legend]) part.replaceChildren();
+  for (const { firstChild: map, lastChild: name } of multiples.children) {
+    map.getContext("2d").clearRect(0, 0, map.width, map.height);
+    name.textContent = "\u00a0";
+  }
+  for (const button of [...saving.querySelectorAll("button"), ...multiples.children]) button.disabled = true;
+  compareWith(null);
 }
 
 function show(payload) {
-  pause();
-  const before = data?.prompt;
-  const kept = payload?.prompt === before ? pinned.map((target) => targets.indexOf(target)) : [];
+  const kept = payload && payload.prompt === (data ?? before)?.prompt ? pinned.map((target) => target.name) : [];
+  clear();
+  root.classList.remove("forming-now");
+  for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = "";
+  forming.hidden = progress.hidden = true;
+  find("at").textContent = "";
+  note.hidden = false;
+  before = null;
   data = payload;
-  views = new Map(Object.entries(data?.views ?? {}).map(([name, one]) => [name, decodeView(one)]));
-  view = views.get("mean||") ?? null;
-  pointed = cell = region = null;
-  picture.hidden = !data;
-  multiples.hidden = controls.hidden = !data || data.live;
+  notify(sayAll(data?.notes ?? []));
+  multiples.hidden = closer.hidden = !data || Boolean(data.live);
   saving.hidden = !data?.key || !server?.save;
-  find("link").hidden = !data?.settings;
-  heat.hidden = cellMark.hidden = true;
+  find("going-on").hidden = saving.hidden || !props.past;
+  find("link").hidden = !data?.settings || Boolean(data.settings.stopped);
   if (!data) return;
-  picture.alt = (data.settings ? "The picture drawn for: " : "Your picture: ") + data.prompt;
-  frame.style.setProperty("--shape", view.columns / view.rows);
-  targets = [];
+  views = new Map(Object.entries(data.views).map(([name, one]) => [name, decodeView(one)]));
+  view = views.get("mean||");
+  for (const button of saving.querySelectorAll("button")) button.disabled = false;
+  picture.hidden = false;
+  picture.alt = say(data.settings ? "viewer.alt.drawn" : "viewer.alt.yours", { prompt: data.prompt });
+  root.style.setProperty("--shape", view.columns / view.rows);
   prompt.replaceChildren(...data.pieces.flatMap(([text, word]) => (word < 0 ? [gap(text)] : wordChips(text, word))));
   words = targets.filter((target) => target.word);
   targets = [...words, ...targets.filter((target) => !target.word)];
   specialChips();
-  pinned = kept.map((i) => targets[i]).filter(Boolean);
+  pinned = kept.map((name) => targets.find((target) => target.name === name)).filter(Boolean);
   multiples.replaceChildren(...words.map(tileOf));
+  warnings.replaceChildren(...(data.warnings ?? []).map((message) => item(sayAll([message]))));
   setUpControls();
   setUpVerdict();
+  setUpChoices();
+  setUpHeads();
   choose();
   fetchSteps();
-  for (const button of history.children) button.setAttribute("aria-current", String(button.payload === data));
+  markShown();
+}
+
+function item(text, className = "") {
+  return Object.assign(document.createElement("li"), { textContent: text, className });
 }
 
 function setUpControls() {
   const fill = (select, entries) => {
-    const before = select.value;
-    select.replaceChildren(option("", "All (mean)"), ...entries.map(([value, text]) => option(value, text)));
-    select.value = entries.some(([value]) => value === before) ? before : "";
+    const chosen = select.value;
+    select.replaceChildren(option("", say("viewer.mean")), ...entries.map(([value, text]) => option(value, text)));
+    select.value = entries.some(([value]) => value === chosen) ? chosen : "";
   };
   fill(layer, Object.entries(data.layers).map(([name, [rows, columns]]) => [name, `${name} · ${rows}×${columns}`]));
   fill(head, Array.from({ length: data.heads }, (_, i) => [String(i), String(i + 1)]));
@@ -235,90 +301,39 @@ function option(value, text) {
   return Object.assign(document.createElement("option"), { value, textContent: text });
 }
 
+const SIGNS = { true: ["✓", "right"], false: ["✗", "wrong"], null: ["?", "unsure"] };
+
 function setUpVerdict() {
-  judging.hidden = !data.verdict;
-  verdict.replaceChildren(...(data.verdict ?? []).map(([text, right]) => {
-    const item = document.createElement("li");
-    item.className = right ? "right" : "wrong";
-    item.textContent = `${right ? "✓" : "✗"} ${text}`;
-    return item;
+  judging.hidden = !data.verdict?.length;
+  verdict.replaceChildren(...(data.verdict ?? []).map(({ says, ok }) => {
+    const [sign, kind] = SIGNS[ok];
+    const line = item(`${sign} ${sayAll([says])}`, kind);
+    if (ok === null) line.title = say("viewer.unsure");
+    return line;
   }));
 }
 
-// Words, their tokens, and the tokens that belong to no word
-
-function gap(text) {
-  return Object.assign(document.createElement("span"), { className: "gap", textContent: text });
+// The pictures of one request, to choose from.
+function setUpChoices() {
+  const pictures = siblings.get(data) ?? [];
+  choices.hidden = pictures.length < 2;
+  choices.replaceChildren(...(choices.hidden ? [] : pictures.map((payload, i) => {
+    const button = thumbnail(payload, say("viewer.choice", { number: i + 1, seed: payload.settings.seed }));
+    button.setAttribute("aria-pressed", String(payload === data));
+    const checks = (payload.verdict ?? []).filter(({ ok }) => ok !== null);
+    const line = document.createElement("span");
+    const right = checks.filter(({ ok }) => ok).length;
+    if (checks.length) line.textContent = say("viewer.choice.checks", { right, all: checks.length });
+    button.append(line);
+    button.addEventListener("click", () => show(payload));
+    return button;
+  })));
 }
 
-function wordChips(text, word) {
-  const tokens = data.words[word];
-  const made = [chip({ text, tokens, word: true })];
-  if (tokens.length < 2) return made;
-  const parts = document.createElement("span");
-  parts.hidden = true;
-  parts.append(...tokens.map((token) => chip({ text: data.tokens[token], tokens: [token], part: true })));
-  const opener = Object.assign(document.createElement("button"), { type: "button", className: "opener", textContent: "⋯" });
-  opener.setAttribute("aria-label", `Tokens of ${text}`);
-  opener.setAttribute("aria-expanded", "false");
-  opener.addEventListener("click", () => {
-    parts.hidden = !parts.hidden;
-    opener.setAttribute("aria-expanded", String(!parts.hidden));
-  });
-  return [...made, opener, parts];
-}
-
-function specialChips() {
-  const inWords = new Set(data.words.flat());
-  const rest = data.tokens.map((text, i) => ({ text, tokens: [i], special: true })).filter((t) => !inWords.has(t.tokens[0]));
-  const line = document.createElement("span");
-  line.className = "specials";
-  line.append(...rest.map(chip));
-  prompt.append(line);
-}
-
-function chip(target) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "chip" + (target.special ? " special" : target.part ? " part" : "");
-  const [label, number] = [document.createElement("span"), document.createElement("span")];
-  label.textContent = target.text;
-  number.className = "share";
-  button.append(label, number);
-  button.addEventListener("pointerenter", () => pointAtTarget(target));
-  button.addEventListener("pointerleave", leaveTarget);
-  // A tap focuses the chip too. Only the keyboard's focus shows a map, or a second tap could not hide it.
-  button.addEventListener("focus", () => button.matches(":focus-visible") && pointAtTarget(target));
-  button.addEventListener("blur", leaveTarget);
-  button.addEventListener("click", () => pin(target));
-  targets.push(Object.assign(target, { chip: button }));
+function thumbnail(payload, name) {
+  const button = Object.assign(document.createElement("button"), { type: "button", payload });
+  button.setAttribute("aria-label", name);
+  button.title = name;
+  button.append(Object.assign(document.createElement("img"), { src: payload.picture, alt: "" }));
   return button;
-}
-
-function tileOf(target) {
-  const tile = document.createElement("button");
-  tile.type = "button";
-  tile.className = "tile";
-  tile.append(document.createElement("canvas"), document.createElement("span"));
-  tile.addEventListener("click", () => pin(target));
-  tile.addEventListener("pointerenter", () => pointAtTarget(target));
-  tile.addEventListener("pointerleave", leaveTarget);
-  target.tile = tile;
-  return tile;
-}
-
-function pointAtTarget(target) {
-  [pointed, cell] = [target, null];
-  render();
-}
-
-function leaveTarget() {
-  pointed = null;
-  render();
-}
-
-function pin(target) {
-  pinned = pinned.includes(target) ? pinned.filter((one) => one !== target) : [...pinned, target];
-  cell = region = null;
-  render();
 }

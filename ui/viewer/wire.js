@@ -1,4 +1,4 @@
-// Pointing at the picture, playing the steps, saving, the pictures of this visit, and the event listeners.
+// Pointing at the picture, playing the steps, saving, and the event listeners.
 
 // The picture
 
@@ -75,7 +75,7 @@ function leavePicture() {
 
 function toggle() {
   if (playing) return pause();
-  play.textContent = "Pause";
+  play.textContent = say("viewer.pause");
   playing = setInterval(() => {
     step.value = frameShown() >= data.steps ? 1 : frameShown() + 1;
     choose();
@@ -85,73 +85,54 @@ function toggle() {
 function pause() {
   clearInterval(playing);
   playing = null;
-  play.textContent = "Play";
+  play.textContent = say("viewer.play");
+}
+
+function stopDrawing() {
+  stop.disabled = true;
+  find("at").textContent = say("viewer.stopping");
+  server.stop({ ticket: stop.dataset.ticket });
+}
+
+// Gradio finds the names of the events in this script.
+function goOn(event) {
+  const about = { key: data.key, image: data.image, prompt: data.prompt, seed: data.settings.seed };
+  if (event === "follow") trigger("follow", about);
+  if (event === "translate") trigger("translate", about);
+  if (event === "attribute") trigger("attribute", about);
 }
 
 // Saving
 
 async function save(kind, button) {
+  const [at, line] = [data, note.textContent];
   button.disabled = true;
-  const answer = await server.save({ key: data.key, image: data.image, kind });
-  button.disabled = false;
-  if (answer.error) return say(answer.error);
-  const bytes = Uint8Array.from(atob(answer.content), (c) => c.charCodeAt(0));
+  if (kind === "gif") notify(say("viewer.save.making"));
+  const answer = await server.save({ key: at.key, image: at.image, kind });
+  if (at === data) {
+    button.disabled = false;
+    notify(answer.error ?? line, Boolean(answer.error));
+  }
+  if (!answer.error) download(answer);
+}
+
+function download({ name, type, content }) {
+  const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([bytes], { type: answer.type }));
-  link.download = answer.name;
+  link.href = URL.createObjectURL(new Blob([bytes], { type }));
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Puts the link that generates this picture into the address bar, and into the clipboard where that is allowed.
+// Copies the link that generates this picture where that is allowed. It is in the address bar already.
 async function shareLink() {
-  const address = new URL(location.pathname, location.href);
-  address.search = new URLSearchParams(data.settings);
-  window.history.replaceState(null, "", address);
   try {
-    await navigator.clipboard.writeText(address.href);
-    say("Link copied. It is in the address bar too.");
+    await navigator.clipboard.writeText(new URL(addressOf(data.settings), location.href).href);
+    notify(say("viewer.link.copied"));
   } catch {
-    say("The link is in the address bar.");
+    notify(say("viewer.link.shown"));
   }
-}
-
-// Pictures of this visit are kept in this browser only.
-
-function remember(pictures) {
-  // Gradio delivers the same answer twice if it came before this script ran.
-  const known = new Set(visited.map((one) => one.key + one.image));
-  const added = pictures.filter((one) => one.key && one.settings && !known.has(one.key + one.image));
-  visited = [...added, ...visited].slice(0, KEPT);
-  past.hidden = visited.length < 2;
-  history.replaceChildren(...visited.map((payload) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.payload = payload;
-    button.setAttribute("aria-label", `${payload.prompt}, seed ${payload.settings.seed}`);
-    const image = document.createElement("img");
-    [image.src, image.alt] = [payload.picture, ""];
-    button.append(image);
-    button.addEventListener("click", () => (compare.checked ? compareWith(payload) : revisit(payload)));
-    return button;
-  }));
-}
-
-function revisit(payload) {
-  compareWith(null);
-  show(payload);
-  trigger("select", payload.settings);
-}
-
-function compareWith(payload) {
-  other.hidden = comparing.hidden = !payload;
-  if (payload) other.src = payload.picture;
-  other.alt = payload ? "Compared with: " + payload.prompt : "";
-  moveWipe();
-}
-
-function moveWipe() {
-  other.style.clipPath = `inset(0 0 0 ${wipe.value}%)`;
 }
 
 frame.addEventListener("pointermove", movePointer);
@@ -161,17 +142,38 @@ frame.addEventListener("pointercancel", release);
 frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leavePicture()); // the answer to a tap stays
 frame.addEventListener("keydown", pointWithKeys);
 frame.addEventListener("blur", leavePicture);
-for (const control of [layer, head, reduce]) control.addEventListener("change", choose);
+for (const control of [layer, head, reduce]) control.addEventListener("change", () => data && (choose(), drawNetwork()));
+heads.addEventListener("toggle", showHeads);
+headsWord.addEventListener("change", showHeads);
 step.addEventListener("input", () => (pause(), choose()));
 play.addEventListener("click", toggle);
 for (const control of [scaling, opacity, dominance]) control.addEventListener("input", render);
 for (const button of saving.querySelectorAll("[data-kind]")) {
   button.addEventListener("click", () => save(button.dataset.kind, button));
 }
+for (const button of find("going-on").children) {
+  button.addEventListener("click", () => goOn(button.dataset.event));
+}
 find("link").addEventListener("click", shareLink);
-wipe.addEventListener("input", moveWipe);
+stop.addEventListener("click", stopDrawing);
+for (const kind of ["pointerdown", "pointermove", "pointerup"]) divider.addEventListener(kind, dragDivider);
+divider.addEventListener("keydown", moveDivider);
 compare.addEventListener("change", () => compare.checked || compareWith(null));
+find("save-all").addEventListener("click", saveAll);
+find("forget").addEventListener("click", forget);
+window.addEventListener("popstate", goBack);
+if (props.past) {
+  window.addEventListener("dragover", allowDrop);
+  window.addEventListener("drop", takeFile);
+  window.addEventListener("keydown", drawWithKeys);
+}
 bar.style.background = `linear-gradient(to right, ${props.colours.join(", ")})`;
 
+if (props.heading) {
+  find("heading").hidden = false;
+  find("heading").firstChild.textContent = props.heading.prompt;
+  find("about").textContent = sayAll([props.heading.about]);
+}
+recall();
 watch("value", () => receive(props.value)); // fires for later values only; the first one has arrived already
 receive(props.value);

@@ -1,0 +1,81 @@
+"""The page in a real browser, in Chinese where the browser's language is Chinese."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from of_page import FIRST, Open
+
+from pipelines import TextToImagePipeline
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+ENGLISH = re.compile(r"[A-Za-z]{3,} [A-Za-z]{2,}")
+"""Two English words in a row: a text that was not translated."""
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[[TextToImagePipeline], str]) -> str:
+    return serve(TextToImagePipeline.from_pretrained("shapes"))
+
+
+def texts(page: "Page", parts: str) -> list[str]:
+    return [text.strip() for text in page.locator(parts).all_inner_texts() if text.strip()]
+
+
+def test_the_first_tab_speaks_the_language_of_the_browser(open_page: Open) -> None:
+    page = open_page(locale="zh-CN")
+    assert page.get_by_role("tab").all_inner_texts() == ["生成", "你的图片", "训练", "翻译", "剖析"]
+    page.locator("summary").first.click()
+    page.locator(".main .chip", has_text="circle").hover()
+    parts = ".head h1, .sentence, .try > button, .note, .caption, .verdict li, .saving button, .controls label > span"
+    found = texts(page, parts)
+    assert len(found) > 25 and [text for text in found if ENGLISH.search(text.replace("this pipeline", ""))] == []
+    assert "“circle”在一处最多占图片注意力的" in page.locator(".caption").first.inner_text()
+    assert "红色的圆形在蓝色的正方形的左边" in " ".join(found)
+    for name in (".frame", ".prompt", ".multiples", ".verdict"):
+        assert not ENGLISH.search(page.locator(name).first.get_attribute("aria-label"))
+
+
+def test_translate_and_inspect_too(open_page: Open) -> None:
+    page = open_page(locale="zh-CN")
+    page.get_by_role("tab", name="翻译").click()
+    page.wait_for_selector(".alignment .target button")
+    found = texts(page, ".alignment h3, .alignment .caption, .alignment label > span")
+    page.get_by_role("tab", name="剖析").click()
+    page.wait_for_selector(".query-diagram .tokens .row")
+    found += texts(
+        page, ".query-diagram .where, .query-diagram .lead, .query-diagram .legend, .query-diagram .worked-head"
+    )
+    assert len(found) > 8 and [text for text in found if ENGLISH.search(text)] == []
+
+
+def test_a_saved_page_speaks_it_as_well(open_page: Open, browser: object, tmp_path: Path) -> None:
+    page = open_page(locale="zh-CN")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="网页", exact=True).click()
+    saved.value.save_as(tmp_path / "page.html")
+    alone = page.context.new_page()
+    alone.goto((tmp_path / "page.html").as_uri())
+    assert alone.locator(".heading h1").inner_text() == FIRST
+    assert "由模型" in alone.locator(".about").inner_text()
+    assert not ENGLISH.search(alone.locator(".how").inner_text())
+
+
+def test_a_saved_page_has_a_heading_and_is_legible_in_the_dark(
+    open_page: Open, contrasts: Callable[["Page"], list[tuple[str, float]]], tmp_path: Path
+) -> None:
+    page = open_page(color_scheme="dark")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Page", exact=True).click()
+    saved.value.save_as(tmp_path / "page.html")
+    alone = page.context.new_page()
+    alone.goto((tmp_path / "page.html").as_uri())
+    about = alone.locator(".about").inner_text()
+    assert about.startswith("Made by the model this pipeline with seed 0, 20 steps, guidance scale 1; saved on 20")
+    assert alone.locator(".heading h1").inner_text() == FIRST and alone.locator(".how").is_visible()
+    found = contrasts(alone)
+    assert len(found) > 15 and [(text, contrast) for text, contrast in found if contrast < 4.5] == []

@@ -1,0 +1,152 @@
+"""What a model can draw: a sentence, examples, the list of its words, and the nearest of them to another word.
+
+All of it comes from the model's tokenizer, which stores the words of its training captions, and from the lexicons of
+the worlds of scenes.
+"""
+
+import random
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import ImageColor
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.scenes.captions import COUNT_WORDS, RELATIONS, SIZE_WORDS
+from pipelines.scenes.scene import COLOURS
+from pipelines.scenes.worlds import WORLDS, World
+from ui.component import component
+from ui.texts import texts_of
+from ui.verdict import nearest_colour
+from unet_xattn.words import as_read, unknown_words
+
+EXAMPLES = {
+    "shapes": [
+        "a red circle left of a blue square",
+        "three small green triangles on a gray background",
+        "a large purple star above a small orange heart",
+        "一个红色的圆形在蓝色方块的左边",
+    ],
+    "emoji": [
+        "a duck left of a big frog",
+        "two rockets on a black background",
+        "a cat above a small pizza",
+        "一只猫在一个苹果的右边",
+    ],
+}
+"""World -> prompts that show what its models can draw."""
+
+NAMED = 4
+"""The number of things that the sentence names."""
+
+
+def vocabulary(value: dict[str, Any]) -> gr.HTML:
+    """The component. Its value is the result of `describe`.
+
+    Its event "select" carries {"prompt": an example} or {"surprise": true}, its event "word" {"word": a word}.
+    """
+    return component(__name__, value, texts=texts_of("vocabulary."))
+
+
+def describe(tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str] = ()) -> dict[str, Any]:
+    """What a model with this tokenizer can draw.
+
+    Args:
+        prompts: examples of the model's own, for a model that knows none of the worlds.
+
+    Returns:
+        sentence: a message. groups: (key of a heading, words) of all words it knows. examples: prompts.
+    """
+    known = _known(tokenizer)
+    if known is None:
+        return {"sentence": ["vocabulary.any", {}], "groups": [], "examples": list(prompts)[:4], "surprise": False}
+    world = _world(tokenizer)
+    if world is None:
+        words = ", ".join(sorted(word for word in known if len(word) > 3)[:NAMED])
+        sentence: list[Any] = ["vocabulary.words", {"count": len(known), "some": words}]
+        groups = [["vocabulary.all", sorted(known)]]
+        return {"sentence": sentence, "groups": groups, "examples": list(prompts)[:4], "surprise": False}
+    lexicon = world.lexicon
+    nouns = list(lexicon.nouns.values())
+    named = nouns[:: max(1, len(nouns) // NAMED)][:NAMED]
+    some = {"en": ", ".join(noun.plural for noun in named), "zh": "、".join(noun.chinese[0] for noun in named)}
+    groups = [
+        ["vocabulary.things", list(lexicon.nouns)],
+        ["vocabulary.colours", list(lexicon.colours)],
+        ["vocabulary.numbers", ["a", *COUNT_WORDS.values()]],
+        ["vocabulary.sizes", [word for words in SIZE_WORDS.values() for word in words]],
+        ["vocabulary.relations", [word for words in RELATIONS.values() for word in words]],
+        ["vocabulary.grounds", [f"on a {ground} background" for ground in lexicon.grounds]],
+        ["vocabulary.chinese", [noun.chinese[0] for noun in lexicon.nouns.values()]],
+    ]
+    about = {"count": len(lexicon.nouns), "some": some, "colours": len(lexicon.colours)}
+    key = "vocabulary.coloured" if lexicon.colours else "vocabulary.drawn"
+    shown = [[name, [word for word in words if not unknown_words(word, tokenizer)]] for name, words in groups]
+    return {
+        "sentence": [key, about],
+        "groups": [group for group in shown if group[1]],
+        "examples": EXAMPLES[world.name],
+        "surprise": True,
+    }
+
+
+def surprise(tokenizer: PreTrainedTokenizerFast, choose: random.Random) -> str:
+    """A prompt of words that the model knows: two things in a relation, or a few of one kind.
+
+    Raises:
+        ValueError: the model knows none of the worlds.
+    """
+    world = _world(tokenizer)
+    if world is None:
+        raise ValueError("this model has no scenes of its own to choose from: type a prompt")
+    lexicon = world.lexicon
+    first, second = choose.sample(list(lexicon.nouns), 2)
+    sizes = ["", "", *(words[0] for size, words in SIZE_WORDS.items() if size != "medium")]
+
+    def thing(noun: str) -> str:
+        return " ".join(filter(None, (choose.choice(sizes), choose.choice([*lexicon.colours] or [""]), noun)))
+
+    def with_article(words: str) -> str:
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+    if choose.random() < 0.3:
+        ground = choose.choice(list(lexicon.grounds))
+        return (
+            f"{choose.choice(list(COUNT_WORDS.values()))} {thing(lexicon.nouns[first].plural)} on a {ground} background"
+        )
+    relation = choose.choice([words[0] for words in RELATIONS.values()])
+    return f"{with_article(thing(first))} {relation} {with_article(thing(second))}"
+
+
+def nearest(word: str, tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The word that a model knows and that is most like one it does not know, by colour or by spelling; or None."""
+    known, asked = _known(tokenizer) or frozenset(), as_read(word)
+    named = ImageColor.colormap.get(asked)
+    if named and any(colour in known for colour in COLOURS):
+        name, _ = nearest_colour(np.array(ImageColor.getrgb(str(named))[:3]), COLOURS)
+        return name if name in known else None
+    spelled = get_close_matches(asked, [one for one in known if len(one) > 2], 1, cutoff=0.75)
+    return spelled[0] if spelled else None
+
+
+def _known(tokenizer: PreTrainedTokenizerFast) -> frozenset[str] | None:
+    """The words of the model's training captions; None for a tokenizer that stores none."""
+    stored = tokenizer.init_kwargs.get("known_words")
+    return None if stored is None else _folded(tuple(stored))
+
+
+@lru_cache(maxsize=32)
+def _folded(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(as_read, words))
+
+
+def _world(tokenizer: PreTrainedTokenizerFast) -> World | None:
+    """The world whose things and colours the model knows."""
+    for world in WORLDS.values():
+        needed = " ".join([*world.lexicon.nouns, *world.lexicon.colours, "left of"])
+        if not unknown_words(needed, tokenizer):
+            return world
+    return None
