@@ -19,6 +19,7 @@ from PIL import Image
 import ui.data
 from pipelines import TextToImagePipeline
 from pipelines.runs.folder import run_lock
+from pipelines.scenes import WORLD_NAMES
 from pipelines.sources.files import SMALL
 from ui.app import launch
 from ui.data import add_upload, check_data, data_names, preview
@@ -75,7 +76,7 @@ def test_a_zip_of_captioned_pictures_becomes_data_to_train_on(make_zip: MakeZip,
     assert sorted(path.name for path in Path("data/my-pictures").iterdir()) == ["0.png", "1.png", "2.png"] + [
         "metadata.jsonl"
     ]
-    assert data_names() == ["shapes", "emoji", "data/my-pictures"]
+    assert data_names() == [*WORLD_NAMES, "data/my-pictures"]
     found = preview("data/my-pictures", 32)
     assert found.usable and found.findings[0].startswith("3 pictures, 3 different captions")
     assert [(e.caption, int(e.picture[0, 0, 0])) for e in found.examples] == [
@@ -90,7 +91,7 @@ def test_a_zip_may_have_a_text_beside_each_picture(make_zip: MakeZip, tmp_path: 
             archive.writestr(f"all/{i}.png", png(99 * i))
             archive.writestr(f"all/{i}.txt", f"picture {i}")
     assert add_upload(tmp_path / "beside.zip") == "data/beside"
-    assert data_names() == ["shapes", "emoji", "data/beside"]
+    assert data_names() == [*WORLD_NAMES, "data/beside"]
     assert [example.caption for example in preview("data/beside", 32).examples] == ["picture 0", "picture 1"]
 
 
@@ -173,7 +174,7 @@ def test_metadata_that_names_files_elsewhere_is_refused(make_zip: MakeZip, tmp_p
     (tmp_path / "secret.png").write_bytes(png())
     with pytest.raises(ValueError, match="the upload"):
         add_upload(make_zip(rows=[*ROWS, {"file_name": file_name, "text": "a secret"}]))
-    assert data_names() == ["shapes", "emoji"]
+    assert data_names() == list(WORLD_NAMES)
 
 
 # Data names and settings
@@ -185,7 +186,7 @@ def test_only_data_that_is_listed_can_be_named(make_zip: MakeZip, tmp_path: Path
         folder.mkdir(parents=True)
         (folder / "metadata.jsonl").write_text("{}")
     Path("linked").symlink_to(tmp_path / "elsewhere")
-    assert data_names() == ["shapes", "emoji"]
+    assert data_names() == list(WORLD_NAMES)
     with pytest.raises(ValueError, match="not found: choose one of"):
         check_data(name)
     assert not preview(name, 32).usable
