@@ -1,8 +1,8 @@
 """The folder of a training run, in which one process trains at a time.
 
 It holds `lock` (locked while a process trains there), `trainer` (the number of that process), `run.json` (the
-settings), `log.jsonl` and `validation.jsonl` (the figures), `progress.json` (the step of a moment ago, while it trains), `samples/`, `checkpoints/`, and the model itself; also
-`output.log` if the page started the run.
+settings), `log.jsonl` and `validation.jsonl` (the figures), `progress.json` (the step of a moment ago, while it
+trains), `samples/`, `checkpoints/`, and the model itself; also `output.log` if the page started the run.
 """
 
 import os
