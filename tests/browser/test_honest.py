@@ -120,7 +120,7 @@ def test_a_link_to_a_missing_model_is_an_error_and_the_first_click_draws(open_pa
     page = open_page()
     page.goto(f"{address}?model=nope&prompt=a+green+star")
     page.wait_for_selector(".note.error")
-    assert "model 'nope' not found" in page.locator(".note").first.inner_text()
+    assert "Model 'nope' not found" in page.locator(".note").first.inner_text()
     assert not page.locator(".picture").first.is_visible() and page.locator(".progress:visible").count() == 0
     draw(page, "a green star")
     wait_for_prompt(page, "a green star")
