@@ -5,7 +5,7 @@ Shapes: B rows of the batch, I images, H heads, L queries, N positions of the pi
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -268,7 +268,7 @@ class Call:
             place = now.given.locate(length, keys, layer.handed)
             if place is None:
                 return None
-            kernel = replace(kernel, out=unwritten(kernel, place, now.given.lengths, now.concepts, now.given.is_joint))
+            kernel = unwritten(kernel, place, now.given.lengths[0], now.concepts, now.given.is_joint)
         self._keep(layer, kernel)
         return kernel.out if now.concepts else None
 

@@ -10,7 +10,7 @@ Shapes: B rows of the batch, H heads, L queries, S keys, T tokens of the text, C
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,27 +97,24 @@ def with_concepts(
     return arguments
 
 
-def unwritten(kernel: Fused, place: Place, lengths: Sequence[int], count: int, is_joint: bool) -> Tensor:
-    """What a kernel gives if the last `count` tokens of the text are read by themselves only, (B, H, L, any).
+def unwritten(kernel: Fused, place: Place, length: int, count: int, is_joint: bool) -> Fused:
+    """A call of a kernel in which every query may read concepts, with what it gives if only they do.
 
     Args:
-        lengths: T + C, the number of text keys of each row.
+        place: where text and picture are, the same in all rows.
+        length, count: T + C, the number of text keys, and C; the concepts are the last of them.
         is_joint: whether text and picture are one sequence, so that concepts are queries, too: they read the picture
             and each other.
-
-    Raises:
-        ValueError: the rows have their texts in different places.
     """
-    if len({*place.keys}) != 1 or len({*lengths}) != 1:
-        raise ValueError("concepts cannot stand beside texts that have different places among the keys")
-    first, last = place.keys[0], place.keys[0] + lengths[0]
-    keys = torch.arange(kernel.shape[2], device=kernel.device)
-    is_concept = (last - count <= keys) & (keys < last)
+    first, last = place.keys[0], place.keys[0] + length
+    concepts = slice(last - count, last)
+    kernel = kernel.allowing(concepts)  # they may be longer than a model thinks that its text is
+    is_text, is_concept = torch.zeros(2, kernel.shape[2], dtype=torch.bool, device=kernel.device)
+    is_text[first : concepts.start], is_concept[concepts] = True, True
     out = kernel.given_only(slice(None), ~is_concept)
     if is_joint:
-        is_text = (first <= keys) & (keys < last - count)
-        out[:, :, last - count : last] = kernel.given_only(slice(last - count, last), ~is_text)
-    return out
+        out[:, :, concepts] = kernel.given_only(concepts, ~is_text)
+    return replace(kernel, out=out)
 
 
 def check_unchanged(kind: str, again: Any, before: Any) -> None:

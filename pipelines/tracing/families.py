@@ -52,13 +52,6 @@ def _onward(ids: Tensor, text: int, more: int) -> Tensor:
     return torch.cat([ids, ids[..., -1:, :] + step * (ids[..., -1:, :] - ids[..., -2:-1, :])], dim=-2)
 
 
-def _counted(lengths: Tensor, text: int, more: int) -> Tensor:
-    """The number of tokens of each row, where all rows have as many."""
-    if (lengths != text).any():
-        raise ValueError("concepts cannot stand beside texts of several lengths")
-    return lengths + more
-
-
 def _real_tokens(arguments: Arguments) -> list[int]:
     return arguments["encoder_attention_mask"].sum(dim=1).tolist()
 
@@ -102,7 +95,7 @@ LAYOUTS = {
     "Kandinsky5Transformer3DModel": Layout("cross", grid=_grid_of_frames),
     "PRXTransformer2DModel": Layout("added", longer={"attention_mask": _attended}),
     "SD3Transformer2DModel": Layout("picture first", longer={}),
-    "ErnieImageTransformer2DModel": Layout("picture first", text=("text_bth",), longer={"text_lens": _counted}),
+    "ErnieImageTransformer2DModel": Layout("picture first", text=("text_bth",), longer={}),
     "HunyuanImageTransformer2DModel": Layout(
         "picture first",
         text=("encoder_hidden_states_2", "encoder_hidden_states"),

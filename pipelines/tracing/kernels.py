@@ -4,13 +4,16 @@ Shapes: B rows of the batch, H heads, h heads of the keys, L queries, S keys, E 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+HIDDEN = -1000.0
+"""At most what a mask adds to the score of a key that it hides; models add -10,000, the least number or -inf."""
 
 FUSED = F.scaled_dot_product_attention
 SOFTMAX = (torch.Tensor.softmax, torch.softmax, F.softmax)
@@ -64,6 +67,18 @@ class Fused:
     def output(self, weights: Tensor) -> Tensor:
         """weights (B, H, L, S) times the values, (B, H, L, any) in fp32."""
         return weights @ self._for_each_head(self.v).float()
+
+    def allowing(self, keys: slice) -> "Fused":
+        """The same call, in which no mask hides these keys."""
+        mask = self.how.get("attn_mask")
+        if mask is None or mask.shape[-1] == 1:
+            return self
+        mask = mask.clone()
+        if mask.dtype == torch.bool:
+            mask[..., keys] = True
+        else:
+            mask[..., keys][mask[..., keys] <= HIDDEN] = 0.0
+        return replace(self, how=self.how | {"attn_mask": mask})
 
     def given_only(self, queries: slice, keys: Tensor) -> Tensor:
         """What the kernel gives these queries if there are only these keys, (S,) bool: (B, H, queries, any)."""
