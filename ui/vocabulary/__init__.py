@@ -72,7 +72,10 @@ def describe(tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str] = ()) ->
     lexicon = world.lexicon
     nouns = list(lexicon.nouns.values())
     named = nouns[:: max(1, len(nouns) // NAMED)][:NAMED]
-    some = {"en": ", ".join(noun.plural for noun in named if noun.plural), "zh": "、".join(noun.chinese[0] for noun in named)}
+    some = {
+        "en": ", ".join(noun.plural for noun in named if noun.plural),
+        "zh": "、".join(noun.chinese[0] for noun in named),
+    }
     groups = [
         ["vocabulary.things", list(lexicon.nouns)],
         ["vocabulary.colours", list(lexicon.colours)],
