@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipelines.text_to_text import TranslationPipeline
     from pipelines.tracing.attribute import attribute
     from pipelines.tracing.capture import trace
+    from pipelines.tracing.edit import edit
     from pipelines.tracing.verify import verify
 
 _EDITS = ("paint", "pin", "refine", "replace", "reweight", "withhold", "within")
@@ -20,6 +21,7 @@ __all__ = [
     "TextToImagePipeline",
     "TranslationPipeline",
     "attribute",
+    "edit",
     "paint",
     "pin",
     "refine",
@@ -35,6 +37,7 @@ _MODULES = {
     "TextToImagePipeline": "pipelines.text_to_image",
     "TranslationPipeline": "pipelines.text_to_text",
     "attribute": "pipelines.tracing.attribute",
+    "edit": "pipelines.tracing.edit",
     "trace": "pipelines.tracing.capture",
     "verify": "pipelines.tracing.verify",
 } | dict.fromkeys(_EDITS, "pipelines.edits")

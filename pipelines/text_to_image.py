@@ -47,6 +47,9 @@ from unet_xattn.words import read_text, unknown_words
 
 BUNDLED = Path(__file__).parent / "bundled"
 
+active_edits: ContextVar[tuple[tuple[DiffusionPipeline, Sequence[Edit]], ...]] = ContextVar("active_edits", default=())
+"""The open `tracing.edit.edit` blocks of this thread (or task), innermost last: each pipeline and its edits."""
+
 Change = Callable[[int, float, Mapping[str, slice]], RecordLayer | None]
 """Called before each pass with its step, its noise level, and the rows of its batch that are the "prompt" or the
 "negative" of each picture; returns the `record` argument of the pass, which may change its attention."""
@@ -289,6 +292,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             ignore_below=ignore_below,
             change_self=change_self,
         )
+        edits = edits or next((own for pipe, own in reversed(active_edits.get()) if pipe is self), ())
         layers = dict.fromkeys(self.unet.attention_layers, self.unet.config.heads)
         lists = [own for own in read_edits(edits, len(listed(prompt)), layers) for _ in range(num_images_per_prompt)]
         painted = paint_all(regions)

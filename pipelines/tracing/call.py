@@ -26,6 +26,7 @@ from pipelines.tracing.families import Given, Place, read_arguments
 from pipelines.tracing.kernels import Fused, Kernel, in_slices
 from pipelines.tracing.provenance import Provenance, Source, as_list
 from unet_xattn import AttentionTrace
+from unet_xattn.bias import Bias, biased, total_bias
 from unet_xattn.trace_plan import Calibration, Recording
 from unet_xattn.words import CONCEPTS, PADDING, PICTURE, Text
 
@@ -37,6 +38,10 @@ KNOWN_TEXTS = 4
 Check = Callable[[str, Kernel, Tensor, Tensor, Mapping[int, slice]], None]
 """Called with a layer, its kernel, the groups of its keys (B, 1, S, G), their shares (B, H, L, G), and for each row
 that is recorded the queries of its picture."""
+
+
+EditsOfText = Callable[[Text], list[Bias]]
+"""Called with the text of each row that reads the prompt; returns the biases on its tokens."""
 
 
 class Row(NamedTuple):
@@ -65,7 +70,7 @@ class Pass:
     """A pass of the denoiser.
 
     branches: name -> the rows of its images, none where an earlier pass of this step has recorded it.
-    seen: layers that read the text. unknown: what other layers did.
+    seen: layers that read the text. biases: on the tokens of each row's text. unknown: what other layers did.
     concepts: how many of the text's last tokens are those of concepts.
     """
 
@@ -74,6 +79,7 @@ class Pass:
     step: int
     branches: dict[str, list[int]]
     seen: set[str] = field(default_factory=set)
+    biases: list[list[Bias]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     concepts: int = 0
     _groups: dict[tuple, Tensor] = field(default_factory=dict)
@@ -106,7 +112,7 @@ class Call:
 
     Args:
         tokenizers: of each text encoder.
-        check: see `Check`.
+        check: see `Check`. edits: see `EditsOfText`.
 
     Raises:
         ValueError: from this and every method, where something is found that cannot be recorded rightly.
@@ -118,12 +124,13 @@ class Call:
         tokenizers: Mapping[str, Any],
         arguments: Mapping[str, Any],
         check: Check | None = None,
+        edits: EditsOfText | None = None,
     ):
         if arguments["prompt"] is None:
             raise ValueError("this call has no prompt, so the words of its text are not known: give a prompt")
         if arguments.get("output_type") == "latent":
             raise ValueError("output_type='latent' gives no picture, whose size the maps have: use 'pil', 'np' or 'pt'")
-        self.attention, self.check = attention, check
+        self.attention, self.check, self.edits = attention, check, edits
         self.arguments = dict(arguments)
         self.provenance = Provenance(tokenizers, self.arguments)
         self.images = len(as_list(arguments["prompt"])) * (arguments.get("num_images_per_prompt") or 1)
@@ -185,6 +192,8 @@ class Call:
                 self.attention.expect(name, self._texts[name])
         self._drawn = given.size
         self.now = Pass(given, rows, step, branches)
+        if self.edits is not None:
+            self.now.biases = [self.edits(row.text) if row.branch == "prompt" else [] for row in rows]
 
     def _rows(self, denoiser: nn.Module, given: Given) -> list[Row]:
         """The rows of the batch, looked up again when the text has changed."""
@@ -269,16 +278,48 @@ class Call:
             if place is None:
                 return None
             kernel = unwritten(kernel, place, now.given.lengths[0], now.concepts, now.given.is_joint)
+        bias = self._bias(layer, kernel.shape, kernel.q.shape[1])
+        kernel = kernel if bias is None else kernel.biased(bias.to(kernel.device))
         self._keep(layer, kernel)
-        return kernel.out if now.concepts else None
+        return None if bias is None and not now.concepts else kernel.out
 
-    def softmax(self, out: Tensor) -> None:
-        """A softmax has run; that of an explicit processor is (part of B·H, L, S)."""
-        if self.now is not None and self.running and out.ndim == 3:
-            layer = self.running[-1]
-            layer.calls += 1
-            if not layer.slices or layer.slices[0].shape[1:] == out.shape[1:]:  # those of an IP-Adapter have other keys
-                layer.slices.append(out)
+    def softmax(self, out: Tensor) -> Tensor | None:
+        """A softmax has run; that of an explicit processor is (part of B·H, L, S). Returns it as edits leave it."""
+        now = self.now
+        if now is None or not self.running or out.ndim != 3:
+            return None
+        layer = self.running[-1]
+        layer.calls += 1
+        heads, rest = divmod(len(out), len(now.rows))
+        bias = None if rest else self._bias(layer, (len(now.rows), out.shape[1], out.shape[2]), heads)
+        if now.biases and rest:
+            raise ValueError(f"layer {layer.name} computes its attention in slices, which cannot be edited: {VISIBLE}")
+        if bias is not None:
+            out = biased(out.unflatten(0, (-1, heads)), bias.to(out.device)).flatten(0, 1)
+        if not layer.slices or layer.slices[0].shape[1:] == out.shape[1:]:  # those of an IP-Adapter have other keys
+            layer.slices.append(out)
+        return None if bias is None else out
+
+    def _bias(self, layer: Layer, shape: tuple[int, int, int], heads: int) -> Tensor | None:
+        """What edits add to the scores of an attention call of B rows, L queries and S keys, (B, H, L, S)."""
+        now, (rows, length, keys) = self.now, shape
+        if now is None or not any(now.biases):
+            return None
+        place = now.given.locate(length, keys, layer.handed)
+        if place is None:
+            return None
+        tokens = max(len(row.text.tokens) for row in now.rows)
+        level = 1 - now.step / max(self.arguments.get("num_inference_steps") or 1, now.step + 1)
+        of_tokens = total_bias(now.biases, layer.name, level, place.grid, heads, tokens)
+        if of_tokens is None:
+            return None
+        total, count = torch.zeros(rows, heads, length, keys), place.grid[0] * place.grid[1]
+        for number, row in enumerate(now.rows):
+            columns = torch.tensor(row.columns, dtype=torch.long)
+            own = of_tokens[number][..., : len(columns)]
+            queries = slice(place.queries[number], place.queries[number] + count)
+            total[number, :, queries, place.keys[number] + columns] = own
+        return total
 
     def _keep(self, layer: Layer, kernel: Kernel) -> None:
         """Record the first kernel of a layer that reads the text."""

@@ -89,6 +89,16 @@ class Fused:
         k, v = self.k[:, :, keys], self.v[:, :, keys]
         return FUSED(self.q[:, :, queries], k, v, **self.how | {"attn_mask": mask})
 
+    def biased(self, bias: Tensor) -> "Fused":
+        """The same call with this added to the scores, (B, 1 or H, L, S)."""
+        how, mask = dict(self.how), self.how.get("attn_mask")
+        if how.pop("is_causal", False):
+            mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+        if mask is not None:
+            bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
+        how["attn_mask"] = bias.to(self.q.dtype)
+        return replace(self, how=how, out=FUSED(self.q, self.k, self.v, **how))
+
     def outputs_at(self, row: int, queries: Tensor | slice) -> Tensor:
         """What the kernel gave for queries of a row of the batch, (queries, H · any), with all heads side by side."""
         return self.out[row, :, queries].transpose(0, 1).flatten(1)
@@ -137,10 +147,10 @@ class Watch(TorchFunctionMode):
 
     Args:
         fused: called with each call of `scaled_dot_product_attention`; may return what the model gets instead.
-        softmax: called with what each softmax gave.
+        softmax: likewise called with what each softmax gave.
     """
 
-    def __init__(self, fused: Callable[[Fused], Tensor | None], softmax: Callable[[Tensor], None]):
+    def __init__(self, fused: Callable[[Fused], Tensor | None], softmax: Callable[[Tensor], Tensor | None]):
         super().__init__()
         self._fused, self._softmax = fused, softmax
 
@@ -154,5 +164,6 @@ class Watch(TorchFunctionMode):
             changed = self._fused(Fused(q, k, v, given, out))
             return out if changed is None else changed
         if func in SOFTMAX and isinstance(out, Tensor):
-            self._softmax(out)
+            changed = self._softmax(out)
+            return out if changed is None else changed
         return out

@@ -5,7 +5,7 @@ and text encoders and takes them off again. Calls of the same pipeline in other 
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from pipelines.tracing.calibrations import saved_calibration
-from pipelines.tracing.call import Call, Check
+from pipelines.tracing.call import Call, Check, EditsOfText
 from pipelines.tracing.kernels import Watch
 from unet_xattn import AttentionTrace
 
@@ -26,7 +26,10 @@ class CannotRecordError(TypeError, ValueError):
     """A pipeline of a kind that cannot be recorded: a wrong type in Python, and to a person a wrong value."""
 
 
-Watcher = tuple[DiffusionPipeline, AttentionTrace, Check | None]
+Edits = Callable[[Mapping[str, Any]], EditsOfText]
+"""Called with a call's arguments by name."""
+
+Watcher = tuple[DiffusionPipeline, AttentionTrace, Check | None, Edits | None]
 
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 """The open `watched` blocks of this thread (or task), innermost last."""
@@ -38,8 +41,10 @@ _lock = Lock()
 
 
 @contextmanager
-def watched(pipe: DiffusionPipeline, attention: AttentionTrace, check: Check | None = None) -> Iterator[None]:
-    """Record each call of `pipe` in this block into `attention`; a later call replaces the recording.
+def watched(
+    pipe: DiffusionPipeline, attention: AttentionTrace, check: Check | None = None, edits: Edits | None = None
+) -> Iterator[None]:
+    """Record each call of `pipe` in this block into `attention`, with edits; a later call replaces the recording.
 
     Raises:
         CannotRecordError: the pipeline takes no prompt, or has no denoiser.
@@ -50,7 +55,7 @@ def watched(pipe: DiffusionPipeline, attention: AttentionTrace, check: Check | N
     with ExitStack() as stack:
         _put_on(pipe)
         stack.callback(_take_off, pipe)
-        token = _watchers.set((*_watchers.get(), (pipe, attention, check)))
+        token = _watchers.set((*_watchers.get(), (pipe, attention, check, edits)))
         stack.callback(_watchers.reset, token)
         yield
 
@@ -81,9 +86,9 @@ class _Watched:
 def _watched_call(original: Callable) -> Callable:
     @wraps(original)
     def call(self: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
-        for pipe, attention, check in reversed(_watchers.get()):
+        for pipe, attention, check, edits in reversed(_watchers.get()):
             if pipe is self:
-                return _record(self, original, attention, check, args, kwargs)
+                return _record(self, original, attention, check, edits, args, kwargs)
         return original(self, *args, **kwargs)
 
     return call
@@ -94,6 +99,7 @@ def _record(
     original: Callable,
     attention: AttentionTrace,
     check: Check | None,
+    edits: Edits | None,
     args: tuple,
     kwargs: dict[str, Any],
 ) -> Any:
@@ -103,7 +109,8 @@ def _record(
         return original(pipe, *args, **kwargs)  # raises its own error
     bound.apply_defaults()
     encoders = _text_encoders(pipe)
-    call = Call(attention, {name: tokenizer for name, (_, tokenizer) in encoders.items()}, bound.arguments, check)
+    tokenizers = {name: tokenizer for name, (_, tokenizer) in encoders.items()}
+    call = Call(attention, tokenizers, bound.arguments, check, edits and edits(bound.arguments))
     with ExitStack() as stack:
         stack.callback(_running.reset, _running.set(call))
         _hook_denoiser(stack, denoiser_of(pipe), call)

@@ -1,0 +1,79 @@
+"""Edits of the pictures that a pipeline draws: ours, or any of diffusers' that can be recorded."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from pipelines.edit_plan import STRENGTH
+from pipelines.edits import Edit, read_edits
+from pipelines.text_to_image import TextToImagePipeline, active_edits
+from pipelines.tracing.attribute_any import native_size
+from pipelines.tracing.capture import trace
+from pipelines.tracing.watch import denoiser_of, watched
+from unet_xattn import AttentionTrace
+from unet_xattn.bias import NEVER, Bias
+from unet_xattn.grounding import region_mask
+from unet_xattn.words import Text, find_phrase
+
+ANY = ("reweight", "paint", "pin")
+"""Kinds of edits that are made of any pipeline; `withhold` is a weight of 0."""
+
+
+@contextmanager
+def edit(pipe: DiffusionPipeline, *edits: Edit, keep: str | Collection[str] = "mean") -> Iterator[AttentionTrace]:
+    """Make these edits of each picture that `pipe` draws in this block, and record what was read.
+
+        with edit(pipe, reweight("red", 2.0)) as attention:
+            image = pipe("a red circle left of a blue square").images[0]
+
+    Our own pipeline draws each picture twice, see its argument `edits`. Those of diffusers draw it once: they can
+    reweight and withhold words, and paint and pin them in regions. Another prompt is given to them as such; pinned to
+    the masks of a first trace, words stay where they were. Noise levels are 1 − step / steps there.
+
+    Raises:
+        ValueError: the pipeline cannot be recorded, or an edit not made of its pictures.
+    """
+    if isinstance(pipe, TextToImagePipeline):
+        token = active_edits.set((*active_edits.get(), (pipe, edits)))
+        try:
+            with trace(pipe, keep) as attention:
+                yield attention
+        finally:
+            active_edits.reset(token)
+        return
+    for one in edits:
+        if isinstance(one, Edit) and (one.kind not in ANY or (one.kind == "pin" and one.value is None)):
+            raise ValueError(
+                f"{type(pipe).__name__} draws a picture once, without {one.kind} of {one.word!r}: give it the other "
+                "prompt, and pin words to the masks of a first trace, pin(word, attention.mask(word))"
+            )
+    layers = {name: 2**14 for name, module in denoiser_of(pipe).named_modules() if hasattr(module, "processor")}
+    (wanted,) = read_edits(list(edits), 1, layers)
+    attention = AttentionTrace(keep)
+    with watched(pipe, attention, edits=lambda arguments: _of_text(wanted, _size(pipe, arguments))):
+        yield attention
+
+
+def _size(pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> Callable[[], tuple[int, int]]:
+    """Height and width of the pictures of a call with these arguments."""
+    given = arguments.get("height"), arguments.get("width")
+    return lambda: tuple(side or native_size(pipe)[0] for side in given)  # type: ignore[return-value]
+
+
+def _of_text(edits: Sequence[Edit], size: Callable[[], tuple[int, int]]) -> Callable[[Text], list[Bias]]:
+    def biases(text: Text) -> list[Bias]:
+        found = []
+        for one in edits:
+            tokens = find_phrase(one.word, text.text, text.words)
+            where: dict[str, Any] = {"layers": one.layers, "heads": one.heads, "noise": one.noise}
+            if one.kind == "reweight":
+                found.append(Bias(tokens, math.log(one.value) if one.value else NEVER, **where))
+            else:
+                region = one.value if getattr(one.value, "ndim", 0) == 2 else region_mask(one.value, size())
+                found.append(Bias(tokens, STRENGTH, -STRENGTH, region, **where))
+        return found
+
+    return biases
