@@ -167,15 +167,15 @@ for name, attention in recorded.items():
 # %% [markdown]
 # ## What else is read
 #
-# The shares of everything that is read add up to one. Beside the words there are the start and the end of the text and
-# `[padding]`; in joint attention also `[picture]`, the picture's own positions. `of="text"` leaves `[picture]` out and
-# divides the other shares by the rest; `dropped` is what it has left out.
+# The shares of everything that is read add up to one. Beside the words there are `[special]`, the tokens for start, end
+# and template, and `[padding]`; in joint attention also `[picture]`, the picture's own positions.
+# `of="text"` leaves these out and divides the other shares by their sum; `dropped` is what it has left out.
 
 # %%
 for name, attention in recorded.items():
-    shares = attention.maps(attention.layers[0]).mean(dim=(1, 2))
-    columns = {column: f"{shares[attention.tokens_of(0).index(column)]:.0%}" for column in attention.columns_of()}
-    print(f"{name}: the shares add up to {shares.sum():.6f}; {columns}")
+    total = attention.maps(attention.layers[0]).sum(dim=0).mean()
+    columns = {column: f"{attention.heatmap(column).mean():.0%}" for column in attention.columns_of()}
+    print(f"{name}: the shares add up to {total:.6f}; {columns}")
 
 attention = recorded["Flux"]
 everything, text = (attention.heatmap("circle", of=of).mean() for of in ("all", "text"))

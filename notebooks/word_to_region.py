@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 
 from pipelines import TextToImagePipeline, attribute, trace, verify
-from pipelines.evaluation.grounding import OBJECT_WORDS, daam, judge_map, read
+from pipelines.evaluation.grounding import OBJECT_WORDS, read
+from pipelines.evaluation.maps import judge_map, maps_of
 from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import BUNDLED
 from ui.export import export
@@ -155,7 +156,7 @@ show(many.spread("red"), ["red: mean of 8 seeds", "standard deviation"], cmap="i
 described = scene(seed=5, index=3, kind="relation")
 picture = Image.fromarray(render(described)[0])
 seen = attribute(pipe, picture, described.caption, keep="head")
-_, located = read(pipe, described)
+reading, located = read(pipe, described)
 located = [(word, mask) for kind, word, mask in located if kind in OBJECT_WORDS]
 print(described.caption)
 show([picture, *(mask for _, mask in located)], ["picture", *(f"mask of {word}" for word, _ in located)], cmap="gray")
@@ -164,14 +165,10 @@ show(
     ["picture", *(str(word) for word, _ in located)],
     cmap="inferno",
 )
-rules = {
-    "plain mean": lambda word: seen.heatmap(word),
-    "DAAM's rule": lambda word: daam(seen, word),
-    "calibrated": lambda word: seen.heatmap(word, reduce="calibrated"),
-}
-for name, rule in rules.items():
-    pointing, mass, iou, ap = np.mean([judge_map(rule(word), mask) for word, mask in located], axis=0)
-    print(f"{name:12} pointing {pointing:.2f}  mass inside {mass:.2f}  IoU {iou:.2f}  average precision {ap:.2f}")
+for name in ("mean", "DAAM's rule", "calibrated", "calibrated, refined"):
+    judged = [judge_map(maps_of(reading, word, [name])[name], mask) for word, mask in located]
+    pointing, mass, iou, ap = np.mean(judged, axis=0)
+    print(f"{name:20} pointing {pointing:.2f}  mass inside {mass:.2f}  IoU {iou:.2f}  average precision {ap:.2f}")
 
 # %% [markdown]
 # ## 6. Is the recording what the model computed?

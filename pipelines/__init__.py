@@ -7,13 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipelines.edits import paint, pin, refine, replace, reweight, withhold, within
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.text_to_text import TranslationPipeline
     from pipelines.tracing.attribute import attribute
     from pipelines.tracing.capture import trace
     from pipelines.tracing.verify import verify
 
-__all__ = ["TextToImagePipeline", "TranslationPipeline", "attribute", "trace", "verify"]
+_EDITS = ("paint", "pin", "refine", "replace", "reweight", "withhold", "within")
+
+__all__ = [
+    "TextToImagePipeline",
+    "TranslationPipeline",
+    "attribute",
+    "paint",
+    "pin",
+    "refine",
+    "replace",
+    "reweight",
+    "trace",
+    "verify",
+    "withhold",
+    "within",
+]
 
 _MODULES = {
     "TextToImagePipeline": "pipelines.text_to_image",
@@ -21,7 +37,7 @@ _MODULES = {
     "attribute": "pipelines.tracing.attribute",
     "trace": "pipelines.tracing.capture",
     "verify": "pipelines.tracing.verify",
-}
+} | dict.fromkeys(_EDITS, "pipelines.edits")
 
 
 def __getattr__(name: str) -> Any:  # PEP 562

@@ -4,8 +4,9 @@ Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the me
 of the flow, f scale factor of the VAE. The flow ends in a picture, or in a VAE's latent with sides f times shorter.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,13 +33,26 @@ from pipelines.components import (
     quiet,
     scale_factor,
 )
-from pipelines.request import check_results, read_request
+from pipelines.edit_plan import plan
+from pipelines.edited import changed_by, draw_edited
+from pipelines.edits import Edit, paint_all, read_edits
+from pipelines.recording import encode_concepts, read_concepts, recorder
+from pipelines.request import Request, check_results, read_request
 from pipelines.samplers import OWN, SAMPLERS, integrate
 from unet_xattn import AttentionTrace, CrossAttentionUNet
+from unet_xattn.attention import RecordLayer, in_turn
+from unet_xattn.grounding import Region
 from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text, unknown_words
 
 BUNDLED = Path(__file__).parent / "bundled"
+
+Change = Callable[[int, float, Mapping[str, slice]], RecordLayer | None]
+"""Called before each pass with its step, its noise level, and the rows of its batch that are the "prompt" or the
+"negative" of each picture; returns the `record` argument of the pass, which may change its attention."""
+
+AfterStep = Callable[[int, Tensor], Tensor]
+"""Called after each step with its number and the latents (B, C, h/f, w/f); returns those to continue with."""
 
 active_traces: ContextVar[tuple[tuple[DiffusionPipeline, AttentionTrace], ...]] = ContextVar(
     "active_traces", default=()
@@ -205,6 +219,10 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         attention: AttentionTrace | None = None,
         ignore: Sequence[Sequence[int]] = (),
         ignore_below: float = 1.0,
+        change: Change | None = None,
+        change_self: Change | None = None,
+        edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
+        regions: Mapping[str, Region] | None = None,
     ) -> ImagePipelineOutput:
         """Draw pictures.
 
@@ -232,6 +250,11 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             attention: the trace that records the cross-attention; `with trace(pipe) as attention` provides one.
             ignore: for each prompt the positions of tokens (`Word.tokens`) that no image position may attend to.
             ignore_below: the noise level in [0, 1] at and below which those tokens are ignored.
+            change: changes the attention of each pass of the UNet, see `Change`. A trace records what was used.
+            change_self: likewise for the attention of positions to one another.
+            edits: of `pipelines.edits`, for all prompts, or a list for each: the picture is drawn twice from the same
+                noise, without them and with them, and the output is an `EditedPictures`. A trace records the latter.
+            regions: phrases of the prompt and where to draw them: a box (x0, y0, x1, y1) or a mask (height, width).
 
         Returns:
             An output with `.images`, or a tuple of them where `return_dict` is False.
@@ -257,15 +280,56 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             inputs = callback.tensor_inputs
         check_results(output_type, callback, inputs, self._callback_tensor_inputs, attention)
         check_number(ignore_below, "noise level to ignore below", 0, 1)
+        draw = partial(
+            self._draw,
+            output_type=output_type,
+            attention=self._open_trace() if attention is None else attention,
+            callback=callback,
+            inputs=inputs,
+            ignore_below=ignore_below,
+            change_self=change_self,
+        )
+        layers = dict.fromkeys(self.unet.attention_layers, self.unet.config.heads)
+        lists = [own for own in read_edits(edits, len(listed(prompt)), layers) for _ in range(num_images_per_prompt)]
+        painted = paint_all(regions)
+        if change is not None and (painted or any(lists)):
+            raise ValueError("edits change the attention already: give either edits and regions, or change")
+        if any(lists):
+            out = draw_edited(draw, asked, [own + painted for own in lists], self.tokenizer)
+        else:
+            change = (
+                changed_by([plan(painted, text, asked.size, self.tokenizer) for text in asked.prompts])
+                if painted
+                else change
+            )
+            out = ImagePipelineOutput(draw(asked, change=change))
+        self.maybe_free_model_hooks()
+        return out if return_dict else out.to_tuple()
+
+    def _draw(
+        self,
+        asked: Request,
+        output_type: str,
+        attention: AttentionTrace | None = None,
+        callback: Callback | None = None,
+        inputs: Sequence[str] = (),
+        ignore_below: float = 1.0,
+        change: Change | None = None,
+        change_self: Change | None = None,
+        after_step: AfterStep | None = None,
+    ) -> Any:
+        """Draw pictures once, and return them; arguments as of a call."""
         count, guided = len(asked.prompts), asked.guidance_scale != 1
         low, high = asked.guidance_interval
         call = Call(asked.guidance_scale, guided, read_negative=guided)
-
-        attention = self._open_trace() if attention is None else attention
         if attention is not None:
+            if change is not None and attention.concepts:
+                raise ValueError("concepts are read beside a prompt as it is: trace edits and changes without concepts")
             branches = {"prompt": asked.prompts} | ({"negative": asked.negatives} if guided else {})
             settings = asked.settings | {"scheduler": type(self.scheduler).__name__}
-            attention.start(self.recording(branches, asked.size, asked.steps, settings))
+            concepts = encode_concepts(attention.concepts, self.tokenizer, self.encode_prompt)
+            described = self.recording(branches, asked.size, asked.steps, settings, attention.concepts)
+            attention.start(described, concepts.spelled)
 
         # Both branches are encoded together, so that they have the same padding and run as one batch.
         memory, token_mask = self.encode_prompt(asked.negatives + asked.prompts if guided else asked.prompts)
@@ -273,20 +337,28 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         for row, tokens in zip(read_mask[-count:], asked.ignored, strict=True):
             row[tokens] = False
 
+        def hooks(step: int, sigma: float, rows: Mapping[str, slice], memory: Tensor) -> dict[str, RecordLayer | None]:
+            """What changes the attention of a pass, and then what records it."""
+            changing = change(step, sigma, rows) if change else None
+            record = in_turn([changing, recorder(self.unet, attention, step, rows, memory)])
+            return {"record": record, "record_self": change_self(step, sigma, rows) if change_self else None}
+
         def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
             """The velocity at x, guided within the interval."""
             mask = read_mask if sigma <= ignore_below else token_mask
+            if attention is not None and attention.concepts:
+                read_concepts(self.unet, x, timestep, memory[-count:], mask[-count:], attention, step, concepts)
             if call.guided and low < sigma <= high:
                 rows = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
-                record = attention.recorder(step, rows) if attention else None
-                both = self.unet(torch.cat([x, x]), timestep, memory, mask, record=record).sample
+                both = self.unet(torch.cat([x, x]), timestep, memory, mask, **hooks(step, sigma, rows, memory)).sample
                 negative, positive = both.chunk(2)
                 return negative + call.guidance_scale * (positive - negative)
-            record = attention.recorder(step, {"prompt": slice(0, count)}) if attention else None
-            return self.unet(x, timestep, memory[-count:], mask[-count:], record=record).sample
+            rows, own = {"prompt": slice(0, count)}, memory[-count:]
+            return self.unet(x, timestep, own, mask[-count:], **hooks(step, sigma, rows, own)).sample
 
         def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:
             nonlocal memory
+            latents = after_step(step, latents) if after_step else latents
             if callback is None:
                 return latents
             now = {"latents": latents, "prompt_embeds": memory}
@@ -311,9 +383,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
                 progress,
                 stop=lambda: call.interrupt,
             )
-        images = self._finish(latents, output_type, attention)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images) if return_dict else (images,)
+        return self._finish(latents, output_type, attention)
 
     def prepare_latents(
         self,
@@ -337,11 +407,16 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         return self.image_processor.postprocess(latents.float() if output_type == "latent" else pictures, output_type)
 
     def recording(
-        self, texts: dict[str, list[str]], size: tuple[int, int], steps: int, settings: dict[str, Any]
+        self,
+        texts: dict[str, list[str]],
+        size: tuple[int, int],
+        steps: int,
+        settings: dict[str, Any],
+        concepts: Sequence[str] = (),
     ) -> Recording:
         """The description of a trace of these texts: for each branch, one text for each picture."""
         read = {text: read_text(text, self.tokenizer) for branch in texts.values() for text in branch}
-        unknown = {word for text in texts["prompt"] for word in unknown_words(text, self.tokenizer)}
+        unknown = {word for text in [*texts["prompt"], *concepts] for word in unknown_words(text, self.tokenizer)}
         grids = self.unet.attention_grids(*(side // self.vae_scale_factor for side in size))
         return Recording(
             {branch: [read[text] for text in given] for branch, given in texts.items()},

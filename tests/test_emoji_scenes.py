@@ -228,7 +228,7 @@ def test_a_folder_of_scenes_has_a_mask_for_every_object_and_ground_it_names(tmp_
 
 
 def test_without_the_font_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(emoji, "_font", lambda: find_font([tmp_path]))
+    monkeypatch.setattr(emoji, "cached_font", lambda: find_font([tmp_path]))
     monkeypatch.setattr(emoji, "_grounds", emoji._grounds.__wrapped__)
     for attempt in (
         lambda: write_scenes(tmp_path / "emoji"),

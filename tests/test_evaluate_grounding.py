@@ -5,18 +5,10 @@ import pytest
 import torch
 
 from pipelines import trace
-from pipelines.evaluation.grounding import (
-    FIGURES,
-    LEVELS,
-    calibrate,
-    daam,
-    draw_and_locate,
-    evaluate_grounding,
-    grounding_table,
-    judge_map,
-    read,
-    summary,
-)
+from pipelines.evaluation.calibration import calibrate
+from pipelines.evaluation.grounding import LEVELS, PARTS, draw_and_locate, evaluate_grounding, grounding_table, read
+from pipelines.evaluation.hard_scenes import HARDNESSES
+from pipelines.evaluation.maps import FIGURES, METHODS, Reading, daam, judge_map, summary
 from pipelines.scenes.shapes import render, scene
 from pipelines.text_to_image import TextToImagePipeline
 from ui.commands.measure import calibrate_model
@@ -25,13 +17,13 @@ from unet_xattn import AttentionTrace
 
 def test_every_word_with_a_region_is_read_with_its_mask(tiny_pipe: TextToImagePipeline) -> None:
     described = scene(0, 1, kind="relation")
-    attention, words = read(tiny_pipe, described)
+    reading, words = read(tiny_pipe, described)
     masks = {kind: mask for kind, _, mask in words}
     assert {"shape", "colour", "relation"} <= set(masks)
     assert (masks["relation"] >= masks["shape"]).all() and masks["relation"].sum() > masks["shape"].sum()
     for _, word, mask in words:
         assert described.caption[word.start : word.end] == word.text and word.tokens
-        assert mask.shape == attention.size and 0.5 <= mask.max() <= 1
+        assert mask.shape == reading.attention.size and 0.5 <= mask.max() <= 1
 
 
 def test_a_map_equal_to_its_mask_is_perfect_by_every_figure() -> None:
@@ -47,11 +39,11 @@ def test_calibration_finds_the_head_whose_maps_are_the_masks(
     layer = tiny_pipe.unet.attention_layers[-1]
     truth: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def read_with_truth(pipe: TextToImagePipeline, described: object) -> tuple[AttentionTrace, list]:
-        attention, words = read(pipe, described)
+    def read_with_truth(pipe: TextToImagePipeline, described: object) -> tuple[Reading, list]:
+        reading, words = read(pipe, described)
         truth.clear()
         truth.update({word.tokens: mask for _, word, mask in words})
-        return attention, words
+        return reading, words
 
     heatmap = AttentionTrace.heatmap
 
@@ -60,7 +52,7 @@ def test_calibration_finds_the_head_whose_maps_are_the_masks(
             return 0.5 * truth[word.tokens]
         return heatmap(self, word, **which)
 
-    monkeypatch.setattr("pipelines.evaluation.grounding.read", read_with_truth)
+    monkeypatch.setattr("pipelines.evaluation.calibration.read", read_with_truth)
     monkeypatch.setattr(AttentionTrace, "heatmap", planted)
     found = calibrate(tiny_pipe, scenes=6)
     weights = [w for row in found.values() for w in row]
@@ -71,19 +63,20 @@ def test_calibration_finds_the_head_whose_maps_are_the_masks(
 def test_a_calibration_is_saved_with_the_model(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
     tiny_pipe.save_pretrained(tmp_path / "model")
     assert TextToImagePipeline.from_pretrained(tmp_path / "model").config.calibration is None
-    calibrate_model(tmp_path / "model", scenes=3)
+    calibrate_model(str(tmp_path / "model"), scenes=3)
     pipe = TextToImagePipeline.from_pretrained(tmp_path / "model")
     assert pipe.config.calibration == calibrate(tiny_pipe, scenes=3)
     with trace(pipe, keep="head") as attention:
         pipe("a red circle", num_inference_steps=2)
     assert attention.heatmap("circle", reduce="calibrated").shape == attention.size
     with pytest.raises(ValueError, match="is not the folder of a model"):
-        calibrate_model(tmp_path)
+        calibrate_model(str(tmp_path))
 
 
 def test_daams_rule_is_the_mean_except_for_the_interpolation(tiny_pipe: TextToImagePipeline) -> None:
-    attention, ((_, word, _), *_) = read(tiny_pipe, scene(0, 1))
-    total = daam(attention, word) / len(attention.layers)
+    reading, ((_, word, _), *_) = read(tiny_pipe, scene(0, 1))
+    attention = reading.attention
+    total = daam(reading, word) / len(attention.layers)
     assert total.shape == attention.size
     both = torch.stack([total, attention.heatmap(word)]).flatten(1)
     assert torch.corrcoef(both)[0, 1] > 0.95
@@ -96,14 +89,9 @@ def test_the_report_has_every_method_class_and_layer(tiny_pipe: TextToImagePipel
     even = {layer: [0.1, 0.1] for layer in layers}
     pipe = TextToImagePipeline(**tiny_pipe.components, calibration=even)
     report = json.loads(json.dumps(evaluate_grounding(pipe, 1)))
-    assert set(report["renders"]) == {
-        "mean",
-        "DAAM's rule",
-        "mean, refined",
-        "calibrated",
-        "calibrated, refined",
-        "chance",
-    }
+    for methods in (report["renders"], *report["hard"].values()):
+        assert set(methods) == {*METHODS, "chance"}
+    assert set(report["hard"]) == set(HARDNESSES) and {*PARTS} <= set(report)
     assert set(report["layers"]) == set(layers) and len(report["heads"]) == 2 * len(layers)
     assert set(report["levels"]) == {f"noise {level}" for level in LEVELS}
     for classes in report["renders"].values():
@@ -146,9 +134,10 @@ def test_only_words_of_correctly_drawn_objects_are_judged(tiny_pipe: TextToImage
             return answer
 
     painter = Painter(**tiny_pipe.components)
-    _, words = draw_and_locate(painter, described, 0)
+    _, *drawn = draw_and_locate(painter, described, 0)
     _, expected = read(tiny_pipe, described)
-    assert [(kind, word) for kind, word, _ in words] == [(kind, word) for kind, word, _ in expected]
-    for (_, _, found), (_, _, mask) in zip(words, expected, strict=True):
-        assert (found - mask).abs().mean() < 0.05
-    assert draw_and_locate(painter, described, 1)[1] == []
+    for words in drawn:
+        assert [(kind, word) for kind, word, _ in words] == [(kind, word) for kind, word, _ in expected]
+        for (_, _, found), (_, _, mask) in zip(words, expected, strict=True):
+            assert (found - mask).abs().mean() < 0.05
+    assert draw_and_locate(painter, described, 1)[1:] == ([], [])

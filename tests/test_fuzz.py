@@ -527,12 +527,12 @@ def test_no_form_of_the_results_breaks_the_pipeline(examples: int) -> None:
 
 @pytest.fixture(scope="module")
 def traces(tiny_pipe: TextToImagePipeline) -> list[AttentionTrace]:
-    """One with everything kept apart, a negative prompt and a calibration; and one of the means alone."""
+    """One with everything kept apart, outputs, a negative prompt and a calibration; and one of the means alone."""
     trusted = {layer: [0.1, 0.2] for layer in tiny_pipe.unet.attention_layers}
     pipe, found = TextToImagePipeline(**tiny_pipe.components, calibration=trusted), []
     pipe.set_progress_bar_config(disable=True)
     for keep, guidance in (("full", 3.0), ("mean", 1.0)):
-        with trace(pipe, keep=keep) as attention:
+        with trace(pipe, keep=keep, output=keep == "full") as attention:
             generator = torch.Generator().manual_seed(0)
             pipe(["a red circle", "two blue stars"], 16, 16, 2, guidance, generator=generator)
         found.append(attention)
@@ -550,10 +550,11 @@ ASKED: dict[str, st.SearchStrategy] = {
     "head": mostly(None, 0, 1),
     "image": mostly(0, 1),
     "branch": mostly("prompt", "negative"),
-    "reduce": mostly("mean", "calibrated"),
+    "reduce": mostly("mean", "calibrated", "output"),
     "scale": mostly("absolute", "peak"),
-    "of": mostly("all", "text"),
+    "of": mostly("all", "text", "words"),
     "refine": mostly("none", "edges"),
+    "least": mostly(0.1, 0, other=anything),
 }
 QUESTIONS = (
     *("heatmap", "heatmaps", "words_at", "segmentation", "measure", "leakage", "spread", "maps", "words_of"),

@@ -95,7 +95,7 @@ def test_each_error_is_found_and_nothing_else_is_blamed(kind):
             assert wrong(judge(replace(described, ground=ground), picture)) == {"ground"}
         assert wrong(judge(with_first(described, shape=shape), picture)) == {"shape"}
         assert wrong(judge(with_first(described, colour=colour), picture)) == {"colour"}
-        fewer = replace(described, objects=described.objects[:-1], relation=None)
+        fewer = replace(described, objects=described.objects[:-1], relation=None, words=())
         assert wrong(judge(fewer, picture)) == {"count"}
         missing = Object(shape, colour, "big")
         verdict = judge(replace(described, objects=(*described.objects, missing)), picture)

@@ -27,7 +27,7 @@ def test_sheet_has_a_tile_for_the_picture_and_each_word(tiny_pipe) -> None:
         with trace(tiny_pipe) as attention:
             tiny_pipe(prompt, num_inference_steps=1)
         assert drawn(attention).size == (size, size)
-        tiles = len(prompt.split()) + 1
+        tiles = len(prompt.split()) + 2  # the last one is that of start and end
         sheet = word_sheet(attention, tile=64)
         columns = min(6, tiles)
         assert sheet.width == columns * 72 + 8

@@ -33,7 +33,7 @@ def tokenizer_of(name: str) -> Any:
 def aligned(string: str, name: str, ids: Sequence[int]) -> dict[str, list[str]]:
     """Each word of a string -> what the tokens that were found for it spell."""
     tokens = tokenizer_of(name).convert_ids_to_tokens(list(ids))
-    found = align(string, tokenizer_of(name), ids)
+    found, _ = align(string, tokenizer_of(name), ids)
     return {string[start:end]: [tokens[i] for i in positions] for (start, end), positions in found.items()}
 
 
@@ -57,7 +57,7 @@ def test_words_are_found_however_a_pipeline_changes_their_string(name: str, chan
     found = aligned(string, name, ids)
     assert list(found) == ["A", "red", "skateboard", "left", "of", "a", "dog"]
     assert [spelled(tokens).lower() for tokens in found.values()] == [word.lower() for word in found]
-    positions = [i for tokens in align(string, tokenizer_of(name), ids).values() for i in tokens]
+    positions = [i for tokens in align(string, tokenizer_of(name), ids)[0].values() for i in tokens]
     assert positions == sorted(positions)  # the last "dog" is the prompt's, not the template's
 
 
@@ -68,7 +68,7 @@ def test_a_word_inside_a_chat_template_is_found_where_the_prompt_is(string: str)
     ids = tokenizer(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))["input_ids"]
     first = ids.index(tokenizer.convert_tokens_to_ids("user")) + 2  # after "user" and the end of the line
     inside = range(first, len(ids) - 5)
-    found = align(string, tokenizer, ids)
+    found, _ = align(string, tokenizer, ids)
     assert [spelled(tokenizer.convert_ids_to_tokens([ids[i] for i in own])) for own in found.values()] == [
         string[start:end] for start, end in found
     ]
@@ -79,9 +79,9 @@ def test_a_word_inside_a_chat_template_is_found_where_the_prompt_is(string: str)
 def test_words_beyond_a_cut_have_no_tokens(name: str) -> None:
     string = "a red circle left of a blue square and a photo of a dog"
     whole = tokenizer_of(name)(string)["input_ids"]
-    kept = align(string, tokenizer_of(name), whole)
+    kept, _ = align(string, tokenizer_of(name), whole)
     cut = max(kept[start, end][-1] for start, end in kept if string[start:end] == "blue") + 1
-    found = align(string, tokenizer_of(name), whole[:cut])
+    found, _ = align(string, tokenizer_of(name), whole[:cut])
     for (start, end), tokens in found.items():
         assert tokens == (kept[start, end] if end <= string.index(" square") else ()), string[start:end]
 
@@ -91,7 +91,7 @@ def test_characters_that_are_several_tokens_are_found(name: str) -> None:
     string = "一只红猫 🐈 a café"
     tokenizer = tokenizer_of(name)
     ids = tokenizer(string)["input_ids"]
-    found = align(string, tokenizer, ids)
+    found, _ = align(string, tokenizer, ids)
     assert [string[start:end] for start, end in found] == ["一", "只", "红", "猫", "🐈", "a", "café"]
     for (start, end), positions in found.items():
         assert tokenizer.decode([ids[i] for i in positions]).strip() == string[start:end]
@@ -102,9 +102,9 @@ def test_characters_that_are_several_tokens_are_found(name: str) -> None:
 def test_a_cut_inside_a_character_loses_that_character_only(name: str) -> None:
     string = "红猫 狗"
     tokenizer = tokenizer_of(name)
-    whole = align(string, tokenizer, tokenizer(string)["input_ids"])
+    whole, _ = align(string, tokenizer, tokenizer(string)["input_ids"])
     last = whole[3, 4][0]
-    found = align(string, tokenizer, tokenizer(string)["input_ids"][: last + 1])
+    found, _ = align(string, tokenizer, tokenizer(string)["input_ids"][: last + 1])
     assert found == {(0, 1): whole[0, 1], (1, 2): whole[1, 2], (3, 4): ()}
 
 
@@ -115,7 +115,7 @@ def test_characters_that_a_vocabulary_lacks_are_found_too(name: str, change: Cal
     string = "a 红 Café ★ dog"
     tokenizer = TOKENIZERS[name]()
     ids = tokenizer(change(string), padding="max_length", max_length=40, truncation=True)["input_ids"]
-    found = align(string, tokenizer, ids)
+    found, _ = align(string, tokenizer, ids)
     assert [string[start:end] for start, end in found] == ["a", "红", "Café", "★", "dog"]
     for (start, end), positions in found.items():
         if string[start:end] in ("红", "★"):
@@ -129,7 +129,7 @@ def test_a_learnt_token_has_all_its_vectors() -> None:
     tokenizer = parts.clip_tokenizer()
     tokenizer.add_tokens(["<disc>", "<disc>_1", "<disc>_2"])
     ids = tokenizer("a <disc> <disc>_1 <disc>_2 and a dog")["input_ids"]  # as diffusers writes it
-    found = align("a <disc> and a dog", tokenizer, ids)
+    found, _ = align("a <disc> and a dog", tokenizer, ids)
     assert list(found.values()) == [(1,), (2, 3, 4), (5,), (6,), (7,)]
 
 

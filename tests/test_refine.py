@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipelines import TextToImagePipeline, attribute
 from pipelines.evaluation.grounding import fixed_scenes
+from pipelines.scenes.shapes import coverage
 from pipelines.scenes.worlds import WORLDS
 from unet_xattn import AttentionTrace
 from unet_xattn.refine import refine
@@ -37,6 +38,14 @@ def test_a_coarse_map_gets_the_outline_of_the_thing_under_it(side: int) -> None:
     heat = coarse(mask, 8)
     found = refine(heat[None], picture, side / 8)[0]
     assert overlap(heat, mask) < 0.95 < 0.98 < overlap(found, mask)
+
+
+@pytest.mark.parametrize("contrast", [1.0, 0.15])
+def test_the_mixed_pixels_of_an_outline_go_to_their_side(contrast: float) -> None:
+    covered = torch.from_numpy(coverage("cross", 30.3, 34.6, 8.3, 64, 64))
+    picture = 0.5 + contrast * (covered[..., None] - 0.5) * torch.tensor([1.0, -0.6, 0.2])
+    found = refine(coarse(covered >= 0.5, 16)[None], picture, 4.0)[0]
+    assert overlap(found, covered >= 0.5) > 0.98
 
 
 def test_two_things_of_one_colour_do_not_share_a_map() -> None:

@@ -19,7 +19,7 @@ from unet_xattn import AttentionTrace
 from unet_xattn.grounding import measure
 from unet_xattn.trace_file import FORMAT, OLDER
 from unet_xattn.trace_plan import Recording
-from unet_xattn.words import read_text
+from unet_xattn.words import SPECIAL, read_text
 
 PROMPT = "a red circle left of a blue square"
 SIZE = (32, 48)
@@ -297,6 +297,88 @@ def test_each_picture_of_a_batch_has_its_own_maps(tokenizer: PreTrainedTokenizer
         attention.heatmap("stars", image=0)
 
 
+# What is read besides words, and what words have in common.
+
+
+def test_shares_of_the_text_leave_out_start_and_end_but_not_punctuation(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    attention = AttentionTrace()
+    described = recording(tokenizer, ["a red circle, on a black ground."])
+    attention.start(described)
+    count = described.tokens
+    weights = random_weights(GRIDS["fine"], tokens=count)
+    attention.recorder(0, {"prompt": slice(0, 1)})("fine", weights, GRIDS["fine"])
+    everything, text = attention.maps("fine"), attention.maps("fine", of="text")
+    assert [attention.tokens_of(0)[i] for i in (0, 4, -2, -1)] == ["[START]", ",", ".", "[END]"]
+    assert (text[[0, -1]] == 0).all() and (text[1:-1] > 0).all()
+    torch.testing.assert_close(text.sum(dim=0), torch.ones(GRIDS["fine"]))
+    torch.testing.assert_close(text[4], everything[4] / everything[1:-1].sum(dim=0))
+    assert attention.columns_of() == [SPECIAL]
+    torch.testing.assert_close(attention.heatmap(SPECIAL), attention.heatmap(0) + attention.heatmap(count - 1))
+    torch.testing.assert_close(attention.dropped(), attention.heatmap(SPECIAL))
+    torch.testing.assert_close(attention.dropped(of="text"), attention.dropped())
+
+
+def test_a_place_where_nothing_of_the_text_is_read_has_no_shares_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = planted(tokenizer, {2: (slice(0, 2), slice(0, 3))})
+    assert attention.dropped()[31, 47] == 1 and attention.dropped()[0, 0] == 0
+    text = attention.maps("coarse", of="text")
+    assert text.sum(dim=0)[0, 0] == 1 and (text[:, -1, -1] == 0).all()
+
+
+def with_maps(tokenizer: PreTrainedTokenizerFast, maps: Tensor) -> AttentionTrace:
+    """A trace of "a red circle", whose words have these maps, (3, h, w) of the picture's size."""
+    attention = AttentionTrace("head")
+    heads = {"pixel": 1}
+    attention.start(
+        recording(tokenizer, ["a red circle"], grids={"pixel": SIZE}, heads=heads, calibration={"pixel": [1.0]})
+    )
+    rest = (1 - maps.sum(dim=0)) / 2
+    weights = torch.stack([rest, *maps, rest])  # start, three words, end
+    attention.recorder(0, {"prompt": slice(0, 1)})("pixel", weights.flatten(1).T[None, None], SIZE)
+    return attention
+
+
+def test_words_whose_maps_have_one_form_have_no_contrast_however_large_they_are(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    torch.manual_seed(0)
+    form = torch.rand(SIZE)
+    attention = with_maps(tokenizer, torch.stack([0.01 * form, 0.1 * form, 0.6 * form]))
+    for word in attention.words:
+        assert attention.heatmap(word, of="words").max() < 1e-6 < attention.heatmap(word).max()
+
+
+def test_contrast_shows_what_a_map_has_beyond_the_others(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    form = 0.2 + torch.rand(SIZE) / 2
+    maps = torch.stack([0.3 * form, 0.4 * form, 0.002 * form])
+    maps[2, 8:16, 8:16] *= 4  # a weak word, which is read nowhere as much as the others
+    attention = with_maps(tokenizer, maps)
+    share, contrast = attention.heatmap("circle"), attention.heatmap("circle", of="words")
+    inside = torch.zeros(SIZE, dtype=torch.bool)
+    inside[8:16, 8:16] = True
+    assert contrast[inside].min() > 0 == contrast[~inside].max() and (contrast <= share).all()
+    mean = [heat.mean() for heat in maps]
+    common = sum(heat / m for heat, m in zip(maps, mean, strict=True)) / 3
+    torch.testing.assert_close(contrast, (maps[2] - mean[2] * common).clamp_min(0))
+    torch.testing.assert_close(attention.heatmap("circle", of="words", reduce="calibrated"), contrast)
+    red, phrase = (attention.heatmaps(tokens, of="words").sum(dim=0) for tokens in ([2], [2, 3]))
+    torch.testing.assert_close(attention.heatmap("red circle", of="words"), phrase.clamp_min(0))
+    assert red.min() < 0 and attention.heatmap("red", of="words").min() == 0
+    with pytest.raises(ValueError, match="of is 'all', 'text' or 'words', not 'contrast'"):
+        attention.heatmap("red", of="contrast")
+
+
+def test_a_text_without_words_has_nothing_in_common(tokenizer: PreTrainedTokenizerFast) -> None:
+    attention = AttentionTrace()
+    attention.start(recording(tokenizer, [""]))
+    attention.recorder(0, {"prompt": slice(0, 1)})("fine", random_weights(GRIDS["fine"], tokens=2), GRIDS["fine"])
+    assert torch.equal(attention.heatmap(0, of="words"), attention.heatmap(0))
+    assert (attention.maps("fine", of="text") == 0).all() and (attention.segmentation() == -1).all()
+    torch.testing.assert_close(attention.dropped(), torch.ones(SIZE))
+
+
 # From a region to its words.
 
 
@@ -387,7 +469,7 @@ def test_a_calibrated_map_takes_a_calibration_and_heads_kept_apart(tokenizer: Pr
     averaged = filled(tokenizer, calibration={"fine": [1.0, 1.0]})
     with pytest.raises(ValueError, match="keep='head'"):
         averaged.heatmap("red", reduce="calibrated")
-    with pytest.raises(ValueError, match="reduce is 'mean' or 'calibrated', not 'sum'"):
+    with pytest.raises(ValueError, match="reduce is 'mean', 'calibrated' or 'output', not 'sum'"):
         averaged.heatmap("red", reduce="sum")
 
 
@@ -548,7 +630,7 @@ def test_a_file_cut_short_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_pat
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 4'"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*expected 'unet_xattn attention 5'"):
         AttentionTrace.load(tmp_path / "model.safetensors")
 
 
@@ -561,6 +643,8 @@ SPOILT: list[Callable[[dict], Any]] = [
     lambda header: header["recording"]["texts"]["prompt"][0]["words"][0].update(tokens=[99]),
     lambda header: header["recording"]["texts"]["prompt"][0]["words"][0].update(start=-3),
     lambda header: header["recording"]["texts"]["prompt"][0].update(tokens=["a"] * 99),
+    lambda header: header["recording"]["texts"]["prompt"][0].update(special=[99]),
+    lambda header: header["recording"]["texts"]["prompt"][0].pop("special"),
     lambda header: header["recording"].update(size=[32, 10**9]),
     lambda header: header["recording"].update(size=[48, 32]),
     lambda header: header["recording"].update(size=32),
@@ -573,6 +657,8 @@ SPOILT: list[Callable[[dict], Any]] = [
     lambda header: header["recording"].update(more=1),
     lambda header: header.update(keep=["layers"]),
     lambda header: header.update(counts={}),
+    lambda header: header.update(output=True),  # it has none
+    lambda header: header.pop("output"),
     lambda header: header["counts"].update({"prompt|0|fine": 0}),
     lambda header: header["counts"].update({"prompt|0|fine": "1"}),
     lambda header: header["counts"].update({"prompt|0|fine": 1e-290}),  # 0 in fp32: its mean would be NaN
@@ -634,12 +720,16 @@ def test_a_word_without_tokens_was_cut_off(saved: Any) -> None:
         attention.heatmap("red")
 
 
-def test_a_file_of_the_older_format_is_read(saved: Any) -> None:
+@pytest.mark.parametrize("form", OLDER)
+def test_a_file_of_an_older_format_is_read(saved: Any, form: str) -> None:
     path, tensors, header = saved
     before = AttentionTrace.load(path)
-    header["recording"]["heads"] = next(iter(header["recording"]["heads"].values()))
-    del header["recording"]["drawn"]
-    save_file(tensors, path, {"format": OLDER, "trace": json.dumps(header)})
+    for text in (text for texts in header["recording"]["texts"].values() for text in texts):
+        del text["special"]  # start and end are found by not being words
+    if form == OLDER[-1]:
+        header["recording"]["heads"] = next(iter(header["recording"]["heads"].values()))
+        del header["recording"]["drawn"]
+    save_file(tensors, path, {"format": form, "trace": json.dumps(header)})
     assert AttentionTrace.load(path).recording == before.recording
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipelines import trace
 from unet_xattn import AttentionTrace
-from unet_xattn.words import OTHER, PADDING, PICTURE
+from unet_xattn.words import OTHER, PADDING, PICTURE, SPECIAL
 
 PROMPT = "a red circle left of a blue square"
 TWIN = "a green cat right of a red dog"  # with as many tokens
@@ -203,13 +203,19 @@ def test_chosen_words_and_layers_alone_are_recorded(name: str) -> None:
     assert chosen.layers == [layer for layer in whole.layers if ".1.attn" in layer] != whole.layers
     named = [PADDING, PICTURE] if name == "flux" else [PADDING]
     tokens = [re.sub("</w>|▁", "", token) for token in chosen.tokens_of(0)]
-    assert tokens == ["circle", "blue", "square", *named, OTHER] and chosen.columns_of() == [*named, OTHER]
+    assert tokens == ["circle", "blue", "square", *named, SPECIAL, OTHER]
+    assert chosen.columns_of() == [SPECIAL, *named, OTHER] and whole.columns_of() == [SPECIAL, *named]
     assert [str(word) for word in chosen.words] == ["circle", "blue", "square"]
     for layer in chosen.layers:
         assert torch.allclose(chosen.maps(layer).sum(dim=0), torch.ones(()), atol=1e-5)
-        for phrase in ("circle", "blue square", PADDING):
+        for phrase in ("circle", "blue square", *chosen.columns_of()[:-1]):
             found = chosen.heatmap(phrase, layer=layer, step=1)
             torch.testing.assert_close(found, whole.heatmap(phrase, layer=layer, step=1), **CLOSE)
+        for phrase in ("circle", OTHER):  # all other words are text
+            own = chosen.heatmap(phrase, layer=layer, of="text")
+            others = whole.heatmap("a red", layer=layer, of="text") + whole.heatmap("left of a", layer=layer, of="text")
+            expected = others if phrase == OTHER else whole.heatmap(phrase, layer=layer, of="text")
+            torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="'red' is not in the prompt; its words are: circle, blue, square"):
         chosen.heatmap("red")
 
@@ -225,24 +231,39 @@ def test_chosen_words_may_be_in_some_of_the_prompts() -> None:
         torch.testing.assert_close(chosen.heatmap(word, image=image), whole.heatmap(word, image=image), **CLOSE)
 
 
-def test_shares_of_the_text_alone_leave_the_picture_out() -> None:
-    attention = traced("flux")
-    picture = attention.tokens_of(0).index(PICTURE)
+@pytest.mark.parametrize(
+    ("name", "named"), [("sd", [PADDING]), ("z_image", [PADDING, PICTURE]), ("flux", [PADDING, PICTURE])]
+)
+def test_shares_of_the_text_alone_leave_everything_else_out(name: str, named: list[str]) -> None:
+    attention = traced(name, "a red circle, left of a square!")
+    assert attention.columns_of() == [SPECIAL, *named]
+    tokens = [re.sub("</w>|[▁Ġ]", "", token) for token in attention.tokens_of(0)]
+    special = attention.recording.texts["prompt"][0].special
+    kept = [token for i, token in enumerate(tokens) if i not in special and token not in named]
+    assert kept == ["a", "red", "circle", ",", "left", "of", "a", "square", "!"]  # punctuation is text
+    sinks = [i for i, token in enumerate(tokens) if i in special or token in named]
+    text_of = [i for i in range(len(tokens)) if i not in sinks]
     for layer in attention.layers:
         everything, text = attention.maps(layer), attention.maps(layer, of="text")
-        assert (text[picture] == 0).all() and 0.05 < everything[picture].mean() < 0.95
+        assert (text[sinks] == 0).all() and everything[special, :].mean() > 0
         torch.testing.assert_close(text.sum(dim=0), torch.ones(text.shape[1:]), rtol=0, atol=1e-5)
-        torch.testing.assert_close(text[2], everything[2] / (1 - everything[picture]), rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(attention.dropped(), attention.heatmap(PICTURE))
+        torch.testing.assert_close(text[text_of], everything[text_of] / everything[text_of].sum(dim=0))
+    torch.testing.assert_close(attention.dropped(), sum(attention.heatmap(column) for column in attention.columns_of()))
     shares = dict(attention.words_at((0, 0, 96, 64), of="text"))
     assert all(share < shares[word] for word, share in attention.words_at((0, 0, 96, 64)))
     words = torch.stack([attention.heatmap(word) for word in attention.words])
-    assert torch.equal(attention.segmentation(), words.argmax(dim=0))  # padding and picture do not count
-    cross = traced("sd")
-    assert (cross.dropped() == 0).all()
-    assert torch.equal(cross.heatmap("circle", of="text"), cross.heatmap("circle"))
-    with pytest.raises(ValueError, match="of is 'all' or 'text', not 'words'"):
-        cross.heatmap("circle", of="words")
+    assert torch.equal(attention.segmentation(), words.argmax(dim=0))  # all else does not count
+
+
+@pytest.mark.parametrize("name", ["z_image", "flux2_klein", "krea2"])
+def test_the_tokens_of_a_template_are_special_also_where_it_says_a_word_of_the_prompt(name: str) -> None:
+    attention = traced(name, "a user")
+    tokens = [re.sub("[▁Ġ]", "", token) for token in attention.tokens_of(0)]
+    special = [tokens[i] for i in attention.recording.texts["prompt"][0].special]
+    assert "assistant" in "".join(special) and len(special) > 4
+    words = {token for word in attention.words for token in word.tokens}
+    assert {tokens[token] for token in words} == {"a", "user"}
+    assert not words & set(attention.recording.texts["prompt"][0].special)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux_true_cfg"])

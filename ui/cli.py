@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipelines.runs.signals import StoppedError
-from ui.commands import data, draw, measure, train
+from ui.commands import data, draw, edit, measure, train
 from ui.commands.common import Device, Model
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (draw, train, measure):
+for part in (draw, edit, train, measure):
     app.add_typer(part.app)
 app.add_typer(data.app, name="data")
 

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
+from pipelines.scenes.worlds import world_of
 from pipelines.text_to_image import with_sampler
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, Models
@@ -132,17 +133,18 @@ def forming(
 
 def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, notes: list[Message]) -> dict[str, Any]:
     """The viewer's value for a drawing, with what the pictures show of their prompt."""
+    data = world_of(pipe.tokenizer)
     pictures = [
-        payload(drawing.attention, i) | {"settings": settings, "verdict": _checked(drawing.attention, i)}
+        payload(drawing.attention, i) | {"settings": settings, "verdict": _checked(drawing.attention, i, data)}
         for i, settings in enumerate(drawing.settings)
     ]
     warned = warnings(request, pipe.tokenizer)
     return {"pictures": pictures, "notes": notes, "warnings": warned, "note": lines([*notes, *warned])}
 
 
-def _checked(attention: AttentionTrace, image: int) -> list[dict[str, Any]] | None:
+def _checked(attention: AttentionTrace, image: int, data: str) -> list[dict[str, Any]] | None:
     assert attention.pictures is not None
-    found = verdict(attention.prompts[image], attention.pictures[image].numpy())
+    found = verdict(attention.prompts[image], attention.pictures[image].numpy(), data)
     return None if found is None else [statement.as_json() for statement in found]
 
 

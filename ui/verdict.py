@@ -39,12 +39,13 @@ class Statement:
         return {"says": [key, values], "text": text(key, **values), "ok": self.ok}
 
 
-def verdict(prompt: str, picture: np.ndarray) -> list[Statement] | None:
+def verdict(prompt: str, picture: np.ndarray, data: str | None = None) -> list[Statement] | None:
     """Each statement of a prompt about a picture (h, w, 3) uint8; None if the prompt names nothing that can be checked.
 
-    Also None for a scene of emoji if the emoji font, which the rules need, is not installed.
+    Also None for a scene of emoji if the emoji font, which the rules need, is not installed. `data` is the world of the
+    scene, or None for the first that has such a scene.
     """
-    scene, whole = read(prompt)
+    scene, whole = read(prompt, data)
     if scene is None:
         return None
     try:
@@ -72,15 +73,16 @@ def verdict(prompt: str, picture: np.ndarray) -> list[Statement] | None:
 # Reading a prompt
 
 
-def read(prompt: str) -> tuple[Scene | None, bool]:
+def read(prompt: str, data: str | None = None) -> tuple[Scene | None, bool]:
     """The scene that a prompt describes, and whether it describes all that the prompt says.
 
     A prompt that no grammar reads may still name objects: these are the scene, without number and relation.
     """
-    for world in WORLDS.values():
+    worlds = WORLDS if data is None else {data: WORLDS[data]}
+    for world in worlds.values():
         if scene := world.parse(prompt) or world.parse(_tidied(prompt, world.lexicon)):
             return scene, True
-    named = {name: _objects(prompt, world.lexicon) for name, world in WORLDS.items()}
+    named = {name: _objects(prompt, world.lexicon) for name, world in worlds.items()}
     name = max(named, key=lambda name: len(named[name]))
     return (Scene("three", tuple(named[name]), "white", data=name), False) if named[name] else (None, False)
 
@@ -173,7 +175,9 @@ def _says(check: Check, lexicon: Lexicon) -> Message:
     if check.fact == "shape":
         return "verdict.shape", {"thing": _both(check.text, lexicon)}
     if check.fact == "relation":
-        relation = next(r for r in CHINESE_RELATIONS if f" {r} " in check.text)
+        relation = next((r for r in CHINESE_RELATIONS if f" {r} " in check.text), None)
+        if relation is None:
+            return "verdict.stated", {"statement": check.text}
         first, _, second = check.text.partition(f" {relation} ")
         sides = {"first": _both(first, lexicon), "second": _both(second, lexicon)}
         return "verdict.relation", sides | {"where": {"en": relation, "zh": CHINESE_RELATIONS[relation][0]}}

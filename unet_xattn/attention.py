@@ -4,7 +4,7 @@ Shapes: B batch, H heads, N queries, T keys, D model width, E width of one head,
 Masks are boolean and True means "may be attended"; they broadcast against (B, H, N, T).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,19 @@ It is an argument of the call, so no two calls can mix.
 
 RecordLayer = Callable[[str, Tensor, tuple[int, int]], Tensor | None]
 """Receives a layer's name, its weights (B, H, h·w, T) and its grid (h, w); may return other weights, see `Record`."""
+
+
+def in_turn(hooks: Sequence[RecordLayer | None]) -> RecordLayer | None:
+    """Hooks as one: each receives the weights as those before it left them. None where there are none."""
+    present = [hook for hook in hooks if hook is not None]
+
+    def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+        for hook in present:
+            changed = hook(layer, weights, grid)
+            weights = weights if changed is None else changed
+        return weights
+
+    return record if present else None
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PASSES, COLOUR, CELLS = 3, 0.1, 2
-"""How often a map is filtered, the difference of colours, of [0, 1], that counts as an edge, and how far a pass reaches
+PASSES, COLOUR, CELLS = 4, 0.07, 2
+"""How often a map is averaged, the difference of colours, of [0, 1], that counts as an edge, and how far a pass reaches
 in cells of the map's own grid."""
 
-WORK, CELL = 128, 4
+CONTRAST, LEAST = 0.4, 0.05
+"""In the last pass, the difference that counts as an edge as a share of the deviation of the colours around, and the
+least such difference."""
+
+WORK, CELL = 96, 4
 """The most pixels of the longer side, and of a cell, that are worked on; larger pictures get their edges back at the
 end."""
 
@@ -21,6 +25,9 @@ end."""
 def refine(maps: Tensor, picture: Tensor, cell: float) -> Tensor:
     """A joint bilateral filter (Petschnig et al. 2004; Eisemann and Durand 2004): maps averaged over pixels that are
     near and of like colour.
+
+    A pixel does not count for itself, and the last pass judges colours by how much they differ around it. So the pixels
+    of an outline, whose colours are mixed of two sides, take the value of one of them.
 
     Args:
         maps: (K, h, w). picture: (h, w, 3) in [0, 1].
@@ -36,26 +43,42 @@ def refine(maps: Tensor, picture: Tensor, cell: float) -> Tensor:
     small, spread = (F.interpolate(x[None], size, mode="area")[0] for x in (channels, maps))
     cell = cell * scale
     radius = max(1, round(CELLS * cell))
-    weights = _likeness(small, small, radius) * _nearness(radius, cell)[:, None, None]  # (P, m, n)
-    weights /= weights.sum(dim=0)
+    apart, near = _distances(small, radius), _nearness(radius, cell)
+    weights = _weights(apart, near, torch.tensor(COLOUR))
     for _ in range(PASSES):
         spread = _averaged(spread, weights, radius)
+    relative = CONTRAST * _deviation(small, max(1, round(cell / 2)))
+    spread = _averaged(spread, _weights(apart, near, relative.clamp_min(LEAST)), radius)
     return spread if scale == 1 else _enlarged(spread, small, channels)
 
 
 def _nearness(radius: int, sigma: float) -> Tensor:
-    """Weights of the pixels of a window by their distance from its middle, (P,)."""
+    """Weights of the pixels of a window by their distance from its middle, which has none, (P, 1, 1)."""
     steps = torch.arange(-radius, radius + 1.0)
-    return torch.exp(-(steps[:, None] ** 2 + steps**2) / (2 * sigma**2)).flatten()
+    weights = torch.exp(-(steps[:, None] ** 2 + steps**2) / (2 * sigma**2))
+    weights[radius, radius] = 0
+    return weights.flatten()[:, None, None]
 
 
-def _likeness(inside: Tensor, around: Tensor, radius: int) -> Tensor:
-    """Weights of the pixels of a window of `around` (3, h, w) by their likeness to those `inside`: (P, h, w)."""
-    padded = F.pad(around[None], (radius,) * 4, mode="replicate")[0]
-    (_, height, width), side = inside.shape, 2 * radius + 1
-    windows = [padded[:, y : y + height, x : x + width] for y in range(side) for x in range(side)]
-    apart = torch.stack([(window - inside).square().sum(dim=0) for window in windows])
-    return torch.exp(-apart / (2 * COLOUR**2))
+def _distances(picture: Tensor, radius: int) -> Tensor:
+    """Squared difference of colour between each pixel and those of its window: (3, m, n) -> (P, m, n)."""
+    padded = F.pad(picture[None], (radius,) * 4, mode="replicate")[0]
+    (_, height, width), side = picture.shape, 2 * radius + 1
+    windows = (padded[:, y : y + height, x : x + width] for y in range(side) for x in range(side))
+    return torch.stack([(window - picture).square().sum(dim=0) for window in windows])
+
+
+def _deviation(picture: Tensor, radius: int) -> Tensor:
+    """Standard deviation of the colours in each pixel's window: (3, m, n) -> (m, n)."""
+    padded = F.pad(torch.cat([picture, picture.square()])[None], (radius,) * 4, mode="replicate")
+    mean, square = F.avg_pool2d(padded, 2 * radius + 1, 1)[0].chunk(2)
+    return (square - mean.square()).sum(dim=0).clamp_min(0).sqrt()
+
+
+def _weights(apart: Tensor, near: Tensor, sigma: Tensor) -> Tensor:
+    """Weights of the pixels of each window, with sum 1: those of near and of like colour are large, (P, m, n)."""
+    weights = torch.exp(apart / (-2 * sigma.square())).mul_(near)
+    return weights / weights.sum(dim=0).clamp_min(1e-30)
 
 
 def _averaged(maps: Tensor, weights: Tensor, radius: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from unet_xattn.words import Text, is_index
+from unet_xattn.words import CONCEPTS, Text, is_index
 
 TRACE_BYTES = 2**30
 """Bytes that a trace may take in memory by default."""
@@ -25,7 +25,7 @@ Calibration = dict[str, list[float]]
 class Recording:
     """What a trace records.
 
-    texts: for each branch ("prompt", and "negative" where there is one), a text for each image.
+    texts: for each branch ("prompt", and "negative" and "concepts" where there are any), a text for each image.
     size: height and width of the pictures, in pixels.
     grids: layer -> its grid (h, w), in the order the layers run.
     heads: layer -> its number of heads.
@@ -45,8 +45,12 @@ class Recording:
 
     @property
     def tokens(self) -> int:
-        """T, the number of tokens of the longest text; shorter texts are padded to it."""
-        return max(len(text.tokens) for texts in self.texts.values() for text in texts)
+        """T, the number of tokens of the longest prompt or negative prompt; shorter ones are padded to it."""
+        return max(len(text.tokens) for branch, texts in self.texts.items() if branch != CONCEPTS for text in texts)
+
+    def columns(self, branch: str) -> int:
+        """The number of tokens of each text of a branch: T, or that of the concepts and of what is beside them."""
+        return max(len(text.tokens) for text in self.texts[CONCEPTS]) if branch == CONCEPTS else self.tokens
 
     def is_whole(self) -> bool:
         """Whether its parts fit each other."""
@@ -64,8 +68,11 @@ class Recording:
             and isinstance(self.settings, Mapping)
         )
 
-    def bytes(self, heads: bool, steps: bool) -> int:
-        """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not."""
-        positions = sum(math.prod(grid) * (self.heads[layer] if heads else 1) for layer, grid in self.grids.items())
-        images = sum(map(len, self.texts.values()))
-        return 4 * images * positions * self.tokens * (self.steps if steps else 1)
+    def bytes(self, heads: bool, steps: bool, output: bool = False) -> int:
+        """Bytes of the fp32 sums of all images and layers, with heads and steps kept apart or not, and with or without
+        output-space maps.
+        """
+        maps = {layer: (self.heads[layer] if heads else 1) + output for layer in self.grids}
+        positions = sum(math.prod(grid) * maps[layer] for layer, grid in self.grids.items())
+        columns = sum(len(texts) * self.columns(branch) for branch, texts in self.texts.items())
+        return 4 * positions * columns * (self.steps if steps else 1)

@@ -6,7 +6,7 @@ typed, and a token belongs to every word whose characters it covers.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
@@ -33,9 +33,12 @@ with their marks, and with single hyphens, apostrophes or joiners inside. Punctu
 of currencies are not words. Scripts written without spaces, except Han, are not divided further."""
 
 
-PADDING, PICTURE, OTHER = "[padding]", "[picture]", "[other]"
-"""Names of columns that are no single token: the padding, the picture's own positions where a model has them among the
-keys, and all tokens that were not chosen."""
+SPECIAL, PADDING, PICTURE, OTHER = "[special]", "[padding]", "[picture]", "[other]"
+"""Names of what is read besides words: the tokens for start, end and a template; the padding; the picture's own
+positions, where a model has them among the keys; and all tokens that were not chosen. The first three are no text."""
+
+CONCEPTS = "concepts"
+"""The branch of a recording in which concepts stand beside the prompt; the others are "prompt" and "negative"."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,31 @@ class Text:
     """A text as it was typed, its words, and its tokens as the tokenizer spells them.
 
     Where encoders read different strings, the text has a line for each. Named columns (`PADDING`) follow the tokens.
+    `special` are the positions of tokens that stand for nothing in the text: start, end and template.
     """
 
     text: str
     words: tuple[Word, ...]
     tokens: tuple[str, ...]
+    special: tuple[int, ...] = ()
+
+    @property
+    def named(self) -> dict[str, tuple[int, ...]]:
+        """Name of what is read besides words, of those that there are -> its positions among the tokens."""
+        beside = {name: (self.tokens.index(name),) for name in (PADDING, PICTURE, OTHER) if name in self.tokens}
+        return ({SPECIAL: self.special} if self.special else {}) | beside
+
+    @property
+    def own(self) -> list[int]:
+        """The positions of the tokens that are text: words and punctuation."""
+        beside = {*self.special, *(i for i, token in enumerate(self.tokens) if token in (PADDING, PICTURE))}
+        return [i for i in range(len(self.tokens)) if i not in beside]
 
     def is_whole(self) -> bool:
         """Whether its words are parts of it, and their tokens are its own."""
         texts = isinstance(self.text, str) and all(isinstance(token, str) for token in self.tokens)
-        return texts and all(
+        known = texts and all(is_index(token, len(self.tokens)) for token in self.special)
+        return known and all(
             0 <= word.start < word.end <= len(self.text)
             and self.text[word.start : word.end] == word.text
             and all(is_index(token, len(self.tokens)) for token in word.tokens)
@@ -119,8 +137,10 @@ def split_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[Word]
 
 def read_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
     """A text with its words and tokens. Raises as `split_words` does."""
-    tokens = tokenizer.convert_ids_to_tokens(_encoded(text, tokenizer)["input_ids"])
-    return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens))
+    read = _encoded(text, tokenizer, return_special_tokens_mask=True)
+    special = tuple(i for i, is_special in enumerate(read["special_tokens_mask"]) if is_special)
+    tokens = tokenizer.convert_ids_to_tokens(read["input_ids"])
+    return Text(text, tuple(split_words(text, tokenizer)), tuple(tokens), special)
 
 
 def _encoded(text: str, tokenizer: "PreTrainedTokenizerBase", **asked: bool) -> Mapping[str, Any]:
@@ -137,18 +157,51 @@ def as_read(text: str) -> str:
 def chosen(text: Text, phrases: Sequence[str]) -> tuple[Text, list[int]]:
     """A text in which only the tokens of these words and phrases, of the padding and of the picture are apart.
 
-    All others are one token, the last, `OTHER`. Phrases that the text does not have are passed over. Also returns the
-    new position of each token.
+    The special tokens, if any, are one token, `SPECIAL`, and all others one more, the last, `OTHER`. Phrases that the
+    text does not have are passed over. Also returns the new position of each token.
     """
     kept = {i for i, token in enumerate(text.tokens) if token in (PADDING, PICTURE)}
     for phrase in phrases:
         for occurrence in range(len(_occurrences(phrase, text.text, [(w.start, w.end) for w in text.words]))):
             kept |= set(find_phrase(phrase, text.text, text.words, occurrence))
-    order = sorted(kept)
-    place = [order.index(i) if i in kept else len(order) for i in range(len(text.tokens))]
+    order, special = sorted(kept), set(text.special) - kept
+    beside = (SPECIAL, OTHER) if special else (OTHER,)
+    last = len(order) + len(beside) - 1
+    place = [order.index(i) if i in kept else len(order) if i in special else last for i in range(len(text.tokens))]
     words = [w for w in text.words if w.tokens and kept.issuperset(w.tokens)]
     words = [Word(w.text, w.start, w.end, tuple(place[i] for i in w.tokens)) for w in words]
-    return Text(text.text, tuple(words), (*(text.tokens[i] for i in order), OTHER)), place
+    named = (*(text.tokens[i] for i in order), *beside)
+    return Text(text.text, tuple(words), named, (len(order),) if special else ()), place
+
+
+def beside(text: Text, columns: int, concepts: Sequence[tuple[str, Sequence[str]]]) -> tuple[Text, list[int]]:
+    """The text of a reading in which concepts stand beside a text, after its first `columns` tokens and their padding.
+
+    Its words are the concepts: each is one word, with all its tokens, which are the first ones. What else was read is
+    as in `chosen`: the words of the text are in `OTHER`, the last. Also returns the new position of each token.
+
+    Args:
+        concepts: the name of each, and its tokens as the tokenizer spells them.
+    """
+    words: list[Word] = []
+    spelled: list[str] = []
+    whole = ""
+    for name, tokens in concepts:
+        start = len(whole) + bool(whole)
+        whole += "\n" * bool(whole) + name
+        words.append(Word(name, start, len(whole), tuple(range(len(spelled), len(spelled) + len(tokens)))))
+        spelled += tokens
+    of = {i: name for name, own in text.named.items() if name != OTHER for i in own}
+    names = [name for name in text.named if name != OTHER]
+    tokens = (*spelled, *names, OTHER)
+    place = [tokens.index(of[i], len(spelled)) if i in of else len(tokens) - 1 for i in range(columns)]
+    special = (len(spelled),) if SPECIAL in names else ()
+    return Text(whole, tuple(words), tokens, special), [*place, *range(len(spelled))]
+
+
+def find_concept(name: str, concepts: Sequence[Word]) -> Word | None:
+    """The concept of this name, compared as by `find_phrase`."""
+    return next((word for word in concepts if _folded(word.text.strip()) == _folded(name.strip())), None)
 
 
 def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
@@ -168,6 +221,16 @@ def unknown_words(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[str
 def phrase_spans(query: str, prompt: str) -> list[tuple[int, int]]:
     """The characters [start, end) of each occurrence of a word or phrase in a prompt, compared as by `find_phrase`."""
     return _occurrences(query, prompt, [match.span() for match in WORD.finditer(prompt)])
+
+
+def check_concepts(concepts: Sequence[str]) -> None:
+    """Raise ValueError unless these are names of different things."""
+    for name in concepts:
+        if not WORD.search(name):
+            raise ValueError(f"the concept {shown(name)!r} has no word: name what may be in the picture")
+    for one, other in combinations(concepts, 2):
+        if _folded(one.strip()) == _folded(other.strip()):
+            raise ValueError(f"the concept {shown(one)!r} is named twice")
 
 
 def _occurrences(query: str, prompt: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
-"""Scenes of shapes or emoji as an endless stream of training examples."""
+"""Scenes of a world as an endless stream of training examples."""
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 
 from pipelines.data.stream import Example
 from pipelines.scenes.captions import LANGUAGES
@@ -29,11 +30,12 @@ class SceneExamples:
 
     def captions(self) -> Iterable[str]:
         scene = self.world.scene
-        return (
+        captions = (
             scene(self.seed, i, language=lang).caption
             for i in range(self.world.scenes_for_all_words)
             for lang in LANGUAGES
         )
+        return chain(captions, self.world.rare_words)
 
     def fingerprint(self) -> str:
         """A hash of the first 32 scenes: unlike a version number, it cannot be forgotten when scenes change."""

@@ -1,4 +1,4 @@
-"""How often do a pipeline's pictures show what their prompts describe? Agreement by GenEval's tags.
+"""How often do a pipeline's pictures show what their prompts describe? Agreement by GenEval's tags and in atoms.
 
 The prompts are captions of fixed test scenes that no training sees, equally many of every kind; the rules of `judge`
 check the pictures. Two figures of the judge itself on the same scenes are reported too: its ceiling, on exact renders,
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.evaluation.atoms import atoms_table, count_atoms
 from pipelines.evaluation.statistics import share_of
-from pipelines.scenes.captions import LANGUAGES, is_chinese, meaning
+from pipelines.scenes.captions import LANGUAGES, is_chinese
 from pipelines.scenes.judge import GENEVAL, Verdict, judge
-from pipelines.scenes.scene import KINDS, Scene
+from pipelines.scenes.scene import Scene
 from pipelines.scenes.worlds import WORLDS, render
 from pipelines.text_to_text import TranslationPipeline
 
@@ -53,7 +54,7 @@ def evaluate(
         "floor". Each of them has an entry for every tag of `GENEVAL` (emoji: except those of colours), one for
         "all_correct", and under "kinds" all-correct for each kind of prompt. An entry is {"k", "n", "share", "low",
         "high"}: k correct out of n, and the Wilson interval. The interval treats all n as independent, so with several
-        seeds it is a little too narrow.
+        seeds it is a little too narrow. "atoms" counts the facts that prompts state, see `atoms.count_atoms`.
 
     Raises:
         ValueError: too few prompts or seeds.
@@ -64,7 +65,7 @@ def evaluate(
         )
     if not seeds or batch_size < 1:
         raise ValueError(f"needs 1 or more seeds and a batch size of 1 or more; got {len(seeds)} and {batch_size}")
-    prompts = len(SPLITS) * len(KINDS) * count_per_kind
+    prompts = len(SPLITS) * len(WORLDS[data].kinds) * count_per_kind
     report: dict[str, Any] = {
         "settings": {
             "test_seed": TEST_SEED,
@@ -131,9 +132,10 @@ def draw_and_judge(
 
 def fixed_scenes(count_per_kind: int, held_out: bool, language: str = "en", data: str = "shapes") -> list[Scene]:
     """The scenes of a split, kind by kind; a larger count starts each kind with the same scenes."""
+    kinds = WORLDS[data].kinds
     return [
-        WORLDS[data].scene(TEST_SEED, index * len(KINDS) + offset, kind, held_out, language)
-        for offset, kind in enumerate(KINDS)
+        WORLDS[data].scene(TEST_SEED, index * len(kinds) + offset, kind, held_out, language)
+        for offset, kind in enumerate(kinds)
         for index in range(count_per_kind)
     ]
 
@@ -147,7 +149,7 @@ def evaluate_translation(
         {"seen": {"en → zh": entry, "zh → en": entry}, "held_out": {...}}, with entries as in `evaluate`.
     """
     report: dict[str, Any] = {}
-    lexicon = WORLDS[data].lexicon
+    meaning = WORLDS[data].meaning
     for split, held_out in SPLITS.items():
         report[split] = {}
         for source, target in (("en", "zh"), ("zh", "en")):
@@ -155,7 +157,7 @@ def evaluate_translation(
             batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
             translated = [translation.text for batch in batches for translation in pipe(batch)]
             correct = [
-                meaning(text, lexicon) == meaning(other, lexicon) and is_chinese(other) == (target == "zh")
+                meaning(text) == meaning(other) and is_chinese(other) == (target == "zh")
                 for text, other in zip(texts, translated, strict=True)
             ]
             report[split][f"{source} → {target}"] = share_of(correct)
@@ -165,12 +167,16 @@ def evaluate_translation(
 def _count(verdicts: list[Verdict]) -> dict[str, Any]:
     measured = set().union(*(v.tags for v in verdicts))
     tags = {tag: share_of([v.tags[tag] for v in verdicts if tag in v.tags]) for tag in GENEVAL if tag in measured}
-    kinds = {kind: share_of([v.all_correct for v in verdicts if v.kind == kind]) for kind in KINDS}
-    return {**tags, "all_correct": share_of([v.all_correct for v in verdicts]), "kinds": kinds}
+    kinds = {
+        kind: share_of([v.all_correct for v in verdicts if v.kind == kind])
+        for kind in dict.fromkeys(v.kind for v in verdicts)
+    }
+    correct = share_of([v.all_correct for v in verdicts])
+    return {**tags, "all_correct": correct, "kinds": kinds, "atoms": count_atoms(verdicts)}
 
 
 def agreement_table(report: dict[str, Any]) -> str:
-    """The report of `evaluate` as a Markdown table of percentages, at most 100 columns wide.
+    """The report of `evaluate` as two Markdown tables of percentages, at most 100 columns wide.
 
     `report["pairs"]` may hold the report of `evaluate_pairs` with the same settings.
     """
@@ -192,22 +198,28 @@ def agreement_table(report: dict[str, Any]) -> str:
     if "pairs" in report:
         lines.insert(2, "Pairs: two prompts that differ in one fact, drawn from the same noise, both correct.")
     for name, entry in entries["seen", "model"].items():
-        model = [
-            f"{100 * e['share']:.1f} ({100 * e['low']:.0f}–{100 * e['high']:.0f})"
-            for e in (entries[split, "model"][name] for split in SPLITS)
-        ]
+        drawn = [_cell(entries[split, "model"].get(name)) for split in SPLITS]
         judged = [
-            " / ".join(f"{100 * entries[split, source][name]['share']:.1f}" for split in SPLITS)
+            " / ".join(_percent(entries[split, source].get(name)) for split in SPLITS)
             for source in ("ceiling", "floor")
         ]
         lines.append(
-            f"| {name:18} | {entry['n']:4} | {model[0]:>15} | {model[1]:>15} | {judged[0]:>13} | {judged[1]:>13} |"
+            f"| {name:18} | {entry['n']:4} | {drawn[0]:>15} | {drawn[1]:>15} | {judged[0]:>13} | {judged[1]:>13} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", atoms_table(report)])
+
+
+def _percent(entry: dict[str, float] | None) -> str:
+    """A share in percent; a tag that no prompt of a split has is "–"."""
+    return "–" if entry is None else f"{100 * entry['share']:.1f}"
+
+
+def _cell(entry: dict[str, float] | None) -> str:
+    return _percent(entry) + ("" if entry is None else f" ({100 * entry['low']:.0f}–{100 * entry['high']:.0f})")
 
 
 def _rows(counted: dict[str, Any], pairs: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Name of a line of the table -> its entry; the kinds follow the all-correct that they are parts of."""
-    tags = {name.replace("_", " "): entry for name, entry in counted.items() if name != "kinds"}
+    tags = {name.replace("_", " "): entry for name, entry in counted.items() if name not in ("kinds", "atoms")}
     kinds = {f"· {kind}": entry for kind, entry in counted["kinds"].items()}
     return tags | kinds | {f"pairs: {swap}": entry for swap, entry in pairs.items()}

@@ -16,12 +16,12 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from pipelines.evaluation.agreement import fixed_scenes
+from pipelines.evaluation.maps import RECORD, Reading, maps_of, recording_self
 from pipelines.evaluation.statistics import bootstrap
 from pipelines.scenes.scene import Scene
 from pipelines.scenes.worlds import world_of
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tracing.capture import trace
-from unet_xattn import AttentionTrace
 from unet_xattn.grounding import deletion_curve
 from unet_xattn.words import Word, tokens_of
 
@@ -39,12 +39,12 @@ def evaluate_faithfulness(pipe: TextToImagePipeline, count_per_kind: int = 10) -
     """Withhold each noun and each colour in prompts with several objects, and compare its map with the change.
 
     Returns:
-        {"settings", "cuts": {"noise 1.0": {method: figures}, ...}}, ready for JSON. Methods are "mean", "calibrated" if
-        the model has a calibration, "another word" (the map of a word for another object of the same prompt) and
-        "change itself", the upper bound. Figures hold n, the mean deletion "curve" at `SHARES` of the area, and two
-        figures as [mean, low, high], a 95 % interval of 1,000 bootstrap resamples: "auc", the area under the deletion
-        curve (chance: 0.5), and "inside", the density of the change where the map has at least half its peak, divided
-        by the density elsewhere (chance: 1).
+        {"settings", "cuts": {"noise 1.0": {method: figures}, ...}}, ready for JSON. Methods are those of
+        `maps.METHODS`, "another word" (the map of a word for another object of the same prompt) and "change itself",
+        the upper bound. Figures hold n, the mean deletion "curve" at `SHARES` of the area, and two figures as [mean,
+        low, high], a 95 % interval of 1,000 bootstrap resamples: "auc", the area under the deletion curve (chance:
+        0.5), and "inside", the density of the change where the map has at least half its peak, divided by the density
+        elsewhere (chance: 1).
     """
     scenes = [
         s
@@ -54,9 +54,9 @@ def evaluate_faithfulness(pipe: TextToImagePipeline, count_per_kind: int = 10) -
     rows: dict[float, dict[str, list[Row]]] = {cut: defaultdict(list) for cut in CUTS}
     for seed, scene in enumerate(scenes):
         words = _object_words(pipe, scene)
-        with trace(pipe, keep="head") as attention:
+        with recording_self(pipe.unet) as self_attention, trace(pipe, **RECORD) as attention:
             complete = _draw(pipe, [scene.caption], seed)[0]
-        methods = _maps(attention, words)
+        methods = _maps(Reading(attention, self_attention), words)
         for cut in CUTS:
             ignore = [word.tokens for _, word in words]
             without = _draw(pipe, [scene.caption] * len(words), seed, ignore=ignore, ignore_below=cut)
@@ -82,12 +82,11 @@ def _object_words(pipe: TextToImagePipeline, scene: Scene) -> list[tuple[tuple[i
     ]
 
 
-def _maps(attention: AttentionTrace, words: list[tuple[tuple[int, ...], Word]]) -> dict[str, list[Tensor]]:
+def _maps(reading: Reading, words: list[tuple[tuple[int, ...], Word]]) -> dict[str, list[Tensor]]:
     """Method -> the map of each word."""
-    methods = {"mean": [attention.heatmap(word) for _, word in words]}
-    if attention.recording.calibration is not None:
-        methods["calibrated"] = [attention.heatmap(word, reduce="calibrated") for _, word in words]
-    best = list(methods.values())[-1]
+    by_word = [maps_of(reading, word) for _, word in words]
+    methods = {name: [maps[name] for maps in by_word] for name in by_word[0]}
+    best = methods.get("calibrated", methods["mean"])
     methods["another word"] = [
         next(heat for heat, (others, _) in zip(best, words, strict=True) if others != own) for own, _ in words
     ]
@@ -126,11 +125,11 @@ def faithfulness_table(report: dict[str, Any]) -> str:
         f"{settings['words']} words of {settings['scenes']} prompts; the prompt is drawn again, from the same seed, "
         "without each word.",
         "",
-        "| withheld below, map          |    n | area under deletion curve | change inside / outside |",
-        "|:-----------------------------|-----:|--------------------------:|------------------------:|",
+        f"| {'withheld below, map':34} |    n | area under deletion curve | change inside / outside |",
+        f"|:{'-' * 35}|-----:|--------------------------:|------------------------:|",
     ]
     for cut, methods in report["cuts"].items():
         for name, figures in methods.items():
             auc, inside = ("{:.2f} ({:.2f}–{:.2f})".format(*figures[key]) for key in ("auc", "inside"))
-            lines.append(f"| {f'{cut}, {name}':28} | {figures['n']:>4} | {auc:>25} | {inside:>23} |")
+            lines.append(f"| {f'{cut}, {name}':34} | {figures['n']:>4} | {auc:>25} | {inside:>23} |")
     return "\n".join(lines)

@@ -257,11 +257,13 @@ class Meaning:
 
     groups: (number, size, colour, shape) of each group of objects; sorted, unless a relation defines their order.
     relation: the position of the first group relative to the second, "left of" or "above", or None.
+    places: the place in the picture that is stated for each group, such as "top left" or "", if any is stated.
     """
 
     groups: tuple[tuple[int, str, str, str], ...]
     relation: str | None
     ground: str
+    places: tuple[str, ...] = ()
 
 
 def meaning(text: str, lexicon: Lexicon = SHAPE_LEXICON) -> Meaning | None:

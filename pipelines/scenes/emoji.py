@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageFont
 
-from pipelines.scenes.emoji_font import EMOJI_GROUNDS, bitmap, clear_grounds, find_font
+from pipelines.scenes.emoji_font import EMOJI_GROUNDS, clear_grounds
 from pipelines.scenes.emoji_words import EMOJI, EMOJI_LEXICON
+from pipelines.scenes.glyphs import Glyph, cached_font, emoji_glyph, paste
 from pipelines.scenes.scene import DIFFERENT, Object, Scene, choose_kind, place, write_captions
 
 EMOJI_SIZES: dict[str, float] = {"small": 0.28, "medium": 0.35, "big": 0.43}
@@ -84,50 +84,19 @@ def _choose(rng: np.random.Generator, different: int, held_out: bool) -> tuple[l
 
 
 def render(scene: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene: each emoji is drawn at the font's own size, reduced, and pasted at whole pixels.
+    """Draw a scene, see `glyphs.paste`.
 
     size: a side, or (height, width), in pixels -> picture (h, w, 3) uint8 and the exact mask of each object, its alpha
     (objects, h, w) float32 in [0, 1].
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    picture = np.empty((height, width, 3), np.float32)
-    picture[:] = EMOJI_GROUNDS[scene.ground]
-    masks = np.zeros((len(scene.objects), height, width), np.float32)
-    for i, o in enumerate(scene.objects):
-        premultiplied, alpha = glyph(o.shape, max(1, round(2 * o.radius * min(height, width))))
-        h, w = alpha.shape
-        top, left = round(o.y * height - h / 2), round(o.x * width - w / 2)
-        rows, columns = slice(top, top + h), slice(left, left + w)
-        masks[:i, rows, columns] *= 1 - alpha  # boxes may touch at a corner
-        masks[i, rows, columns] = alpha
-        picture[rows, columns] = premultiplied + (1 - alpha[..., None]) * picture[rows, columns]
-    return picture.round().astype(np.uint8), masks
+    return paste(scene, size, lambda o, side: glyph(o.shape, side))
 
 
-@cache
-def glyph(name: str, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An emoji cropped to its box, whose longer side has `side` pixels.
-
-    Returns its premultiplied colours, alpha times colour (h, w, 3) in [0, 255], and its alpha (h, w): the picture is
-    premultiplied + (1 − alpha) · ground.
-    """
-    uncropped = bitmap(_font(), EMOJI[name][0])
-    box = uncropped.crop(uncropped.getchannel(3).getbbox())
-    scale = side / max(box.size)
-    width, height = (max(1, round(scale * length)) for length in box.size)
-    pixels = np.asarray(box.resize((width, height), Image.Resampling.LANCZOS), np.float32)
-    alpha = pixels[..., 3] / 255
-    premultiplied = pixels[..., :3] * alpha[..., None]
-    for array in (premultiplied, alpha):
-        array.setflags(write=False)  # all pictures share them
-    return premultiplied, alpha
+def glyph(name: str, side: int) -> Glyph:
+    """An emoji of this world, see `glyphs.emoji_glyph`."""
+    return emoji_glyph(EMOJI[name][0], side)
 
 
 @cache
 def _grounds(name: str) -> frozenset[str]:
-    return frozenset(clear_grounds(_font(), EMOJI[name][0]))
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    return find_font()
+    return frozenset(clear_grounds(cached_font(), EMOJI[name][0]))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.scenes.scene import Object, Scene, relation_between
+from pipelines.scenes.captions import CaptionWord
+from pipelines.scenes.scene import Object, Scene, place_holds, relation_holds
 from pipelines.scenes.sight import Sight
 from pipelines.scenes.worlds import WORLDS
 
@@ -17,7 +18,7 @@ GENEVAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "two_objects": (("two", "relation"), ("shape",)),
     "counting": (("count",), ("count", "shape")),
     "colours": (("one",), ("shape", "colour")),
-    "position": (("relation",), ("shape", "relation")),
+    "position": (("relation", "between", "place"), ("shape", "relation")),
     "colour_attribution": (("two", "relation"), ("shape", "colour")),
 }
 """GenEval's tag -> the kinds of prompt it is measured on, and the facts that must all be correct.
@@ -38,10 +39,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Every check of a picture against the scene its caption describes."""
+    """Every check of a picture against the scene its caption describes.
+
+    `atoms` has a check for each fact that the caption states in words, as GenEval 2 counts them (arXiv 2512.16853):
+    things, colours, sizes, numbers above one, relations and places, the ground. Unlike `checks` they leave out what a
+    caption only implies, such as a medium size or that nothing else is in the picture.
+    """
 
     kind: str
     checks: tuple[Check, ...]
+    atoms: tuple[Check, ...] = ()
 
     @property
     def all_correct(self) -> bool:
@@ -73,6 +80,15 @@ def judge(scene: Scene, picture: np.ndarray) -> Verdict:
 def compare(scene: Scene, sight: Sight) -> Verdict:
     """Check what was seen in a picture, as `judge` does."""
     matched = [None if i is None else sight.objects[i] for i in _match(scene.objects, sight.objects)]
+    checks = _checks(scene, sight, matched)
+    return Verdict(scene.kind, checks, tuple(_atom(word, scene, sight, matched) for word in scene.words))
+
+
+Matched = list[Object | None]
+"""For each object of a scene the one found in the picture that it is compared with, if any."""
+
+
+def _checks(scene: Scene, sight: Sight, matched: Matched) -> tuple[Check, ...]:
     results: dict[tuple[str, str], bool] = {}
 
     def check(fact: str, text: str, ok: bool) -> None:
@@ -87,32 +103,73 @@ def compare(scene: Scene, sight: Sight) -> Verdict:
             check("colour", f"{expected.shape}: {expected.colour}", colour_ok)
         check("size", f"{_name_of(expected)}: {expected.size}", found is not None and found.size == expected.size)
     if scene.relation:
-        subject, relation, other = scene.relation
-        a, b = matched[subject], matched[other]
-        # No margin here: a person accepts any "left of" that is more left than above or below.
-        holds = a is not None and b is not None and relation_between(a, b, margin=1.0) == relation
-        names = [_name_of(scene.objects[i]) for i in (subject, other)]
-        check("relation", f"{names[0]} {relation} {names[1]}", holds)
+        subject, relation, *others = scene.relation
+        names = [_name_of(scene.objects[i]) for i in others]
+        text = f"{_name_of(scene.objects[subject])} {relation} {' and '.join(names)}"
+        check("relation", text, _relation_holds(scene, matched))
+    for i, place in scene.places:
+        o = matched[i]
+        check("relation", f"{_name_of(scene.objects[i])}: {place}", o is not None and place_holds(place, o))
     check("ground", f"ground: {scene.ground}", sight.ground == scene.ground)
-    return Verdict(scene.kind, tuple(Check(fact, text, ok) for (fact, text), ok in results.items()))
+    return tuple(Check(fact, text, ok) for (fact, text), ok in results.items())
+
+
+def _relation_holds(scene: Scene, matched: Matched) -> bool:
+    assert scene.relation
+    subject, relation, *others = scene.relation
+    a, *found = (matched[i] for i in (subject, *others))
+    # No margin here: a person accepts any "left of" that is more left than above or below.
+    return a is not None and None not in found and relation_holds(relation, a, [o for o in found if o is not None])
+
+
+def _atom(word: CaptionWord, scene: Scene, sight: Sight, matched: Matched) -> Check:
+    """Whether the picture shows what a word of the caption states.
+
+    A colour, size or relation counts only if its things are right too; a number is that of all such things in the
+    picture.
+    """
+    text = scene.caption[word.start : word.end]
+    if word.kind == "ground":
+        return Check("ground", text, sight.ground == scene.ground)
+    pairs = [(scene.objects[i], matched[i]) for i in word.objects]
+    ok = all(found is not None and found.shape == expected.shape for expected, found in pairs)
+    if word.kind == "count":
+        thing = scene.objects[word.objects[0]]
+        alike = sum((o.shape, o.colour) == (thing.shape, thing.colour) for o in sight.objects)
+        ok = alike == len(word.objects)
+    elif word.kind in ("colour", "size"):
+        ok = ok and all(getattr(found, word.kind) == getattr(expected, word.kind) for expected, found in pairs)
+    elif word.kind == "relation":
+        places = [place for i, place in scene.places if i in word.objects]
+        found = matched[word.objects[0]]
+        holds = _relation_holds(scene, matched) if not places else found is not None and place_holds(places[0], found)
+        ok = ok and holds
+    return Check(word.kind, text, ok)
 
 
 def _name_of(o: Object) -> str:
     return f"{o.colour} {o.shape}".strip()
 
 
-def locate(scene: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
-    """The mask of each object of a scene in a picture: its coverage (h, w) in [0, 1].
+def find(scene: Scene, picture: np.ndarray) -> list[tuple[Object, np.ndarray] | None]:
+    """Each object of a scene as a picture shows it, with its mask: its coverage (h, w) in [0, 1].
 
     None for an object that the picture does not show in its shape and colour.
     """
     sight = WORLDS[scene.data].see(picture)
-    masks: list[np.ndarray | None] = []
+    shown: list[tuple[Object, np.ndarray] | None] = []
     for expected, i in zip(scene.objects, _match(scene.objects, sight.objects), strict=True):
         found = None if i is None else sight.objects[i]
-        shown = found is not None and (found.shape, found.colour) == (expected.shape, expected.colour)
-        masks.append(sight.masks[i] if shown else None)
-    return masks
+        if found is not None and (found.shape, found.colour) == (expected.shape, expected.colour):
+            shown.append((found, sight.masks[i]))
+        else:
+            shown.append(None)
+    return shown
+
+
+def locate(scene: Scene, picture: np.ndarray) -> list[np.ndarray | None]:
+    """The masks that `find` returns: of shapes what is drawn, of emoji their exact outline where they were found."""
+    return [None if found is None else found[1] for found in find(scene, picture)]
 
 
 def _match(expected: tuple[Object, ...], found: tuple[Object, ...]) -> list[int | None]:

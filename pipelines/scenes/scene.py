@@ -56,17 +56,19 @@ class Object:
 class Scene:
     """The content of a picture and its caption.
 
-    `kind` is one of `KINDS`; `relation` is (subject, relation, object) if the caption states one; `data` is the name of
-    its world, one of `worlds.WORLDS`.
+    `kind` is one of the world's kinds; `relation` is (subject, relation, other objects) if the caption states one;
+    `places` are the places in the picture that it states, (object, place); `data` is the name of its world, one of
+    `worlds.WORLDS`.
     """
 
     kind: str
     objects: tuple[Object, ...]
     ground: str
-    relation: tuple[int, str, int] | None = None
+    relation: tuple[int, str, int] | tuple[int, str, int, int] | None = None
     caption: str = ""
     words: tuple[CaptionWord, ...] = ()
     data: str = "shapes"
+    places: tuple[tuple[int, str], ...] = ()
 
 
 def write_captions(rng: np.random.Generator, scene: Scene, languages: Sequence[str], lexicon: Lexicon) -> list[Scene]:
@@ -145,6 +147,35 @@ def relation_between(a: Object, b: Object, margin: float = 1.25) -> str | None:
     if abs(dy) > margin * abs(dx):
         return "above" if dy < 0 else "below"
     return None
+
+
+def relation_holds(relation: str, a: Object, others: Sequence[Object], margin: float = 1.0) -> bool:
+    """Whether `a` is in this relation to the others; a larger margin asks for it more clearly.
+
+    "beside" is left or right of. "between": as seen along the line through the two others, `a` is in the middle three
+    fifths between them, and no farther from the line than a third of their distance.
+    """
+    if relation == "beside":
+        return relation_between(a, others[0], margin) in ("left of", "right of")
+    if relation != "between":
+        return relation_between(a, others[0], margin) == relation
+    start, end = (np.array([o.x, o.y]) for o in others)
+    along, point = end - start, np.array([a.x, a.y]) - start
+    length = float(np.hypot(*along))
+    if length == 0:
+        return False
+    share = float(point @ along) / length**2
+    away = abs(float(along[0] * point[1] - along[1] * point[0])) / length
+    return 0.2 * margin <= share <= 1 - 0.2 * margin and away <= length / 3 / margin
+
+
+def place_holds(place: str, o: Object) -> bool:
+    """Whether an object is at a place in the picture, such as "top left" or "left"; its centre decides."""
+    inside = [o.x < 0.45 if "left" in place else o.x > 0.55 if "right" in place else True]
+    inside.append(o.y < 0.45 if "top" in place else o.y > 0.55 if "bottom" in place else True)
+    if place == "middle":
+        inside = [0.3 < o.x < 0.7, 0.3 < o.y < 0.7]
+    return all(inside)
 
 
 def word_mask(word: CaptionWord, masks: np.ndarray) -> np.ndarray | None:

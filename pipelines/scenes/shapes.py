@@ -156,9 +156,10 @@ def render(scene: Scene, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, 
     picture = np.empty((height, width, 3), np.float32)
     picture[:] = SHAPE_GROUNDS[scene.ground]
     masks = np.zeros((len(scene.objects), height, width), np.float32)
-    for mask, o in zip(masks, scene.objects, strict=True):
+    for i, o in enumerate(scene.objects):
         box, covered = _coverage(o.shape, *_pixels(o, height, width), height, width)
-        mask[box] = covered
+        masks[(slice(i), *box)] *= 1 - covered  # the objects of `scene` are apart, those of other scenes may overlap
+        masks[(i, *box)] = covered
         picture[box] += covered[..., None] * (np.array(COLOURS[o.colour], np.float32) - picture[box])
     return picture.round().astype(np.uint8), masks
 

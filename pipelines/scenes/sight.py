@@ -1,4 +1,4 @@
-"""Shared by both worlds' `see`: the ground from the border, colours by name, and the result type `Sight`.
+"""Shared by all worlds' `see`: the ground from the border, colours by name, and the result type `Sight`.
 
 Shapes: h×w pixels.
 """

@@ -11,6 +11,7 @@ from PIL import Image
 from pipelines.components import to_tensor
 from pipelines.pictures import Shape, fit_picture
 from pipelines.pixels import displayed
+from pipelines.recording import encode_concepts, read_concepts, recorder
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tracing.attribute_any import attribute_any, native_size
 from unet_xattn import AttentionTrace, flow
@@ -28,6 +29,9 @@ def attribute(
     draws: int = 4,
     seed: int = 0,
     keep: str | Collection[str] = "mean",
+    words: Sequence[str] | None = None,
+    output: bool = False,
+    concepts: Sequence[str] = (),
 ) -> AttentionTrace:
     """Attribute the regions of an existing picture to the words of a caption.
 
@@ -41,6 +45,7 @@ def attribute(
     Args:
         levels: noise levels in (0, 1); at low levels outlines are sharp, at high levels the words matter more.
         draws: number of noise samples per level; the attention is averaged over them.
+        keep, words, output, concepts: as for `trace`. With concepts, the caption may be empty.
 
     Raises:
         ValueError: an empty or too long caption, or a level or number out of its range.
@@ -48,8 +53,8 @@ def attribute(
     """
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(f"only a pipeline of diffusers can attribute, got a {type(pipe).__name__}")
-    if not caption.strip():
-        raise ValueError("the caption is empty: describe the picture")
+    if not caption.strip() and not concepts:
+        raise ValueError("the caption is empty: describe the picture, or name concepts")
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"noise levels must lie between 0 and 1, got {tuple(levels)}")
     if draws < 1:
@@ -57,7 +62,7 @@ def attribute(
     shown, _ = displayed(picture)
     shape = reading_shape(pipe, *shown.size)
     fitted = fit_picture(shown, shape)[None]  # (1, h, w, 3)
-    attention = AttentionTrace(keep)
+    attention = AttentionTrace(keep, words=words, output=output, concepts=concepts)
     settings = {"levels": list(levels), "draws": draws, "seeds": [seed], "cut_off": cut_off(*shown.size, shape)}
     read = _attribute_ours if isinstance(pipe, TextToImagePipeline) else attribute_any
     read(pipe, fitted, caption, settings, attention)
@@ -72,18 +77,17 @@ def _attribute_ours(
     clean = pipe.encode_pictures(to_tensor(fitted)).float().cpu().expand(draws, -1, -1, -1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(settings["seeds"][0]))
     memory, token_mask = pipe.encode_prompt([caption] * draws)
-    attention.start(pipe.recording({"prompt": [caption]}, shape, len(levels), settings))
-    for step, level in enumerate(levels):
+    concepts = encode_concepts(attention.concepts, pipe.tokenizer, pipe.encode_prompt)
+    described = pipe.recording({"prompt": [caption] * draws}, shape, len(levels), settings, attention.concepts)
+    attention.start(described, concepts.spelled)
+    for step, (level, time) in enumerate((level, level * flow.TRAIN_TIMESTEPS) for level in levels):
         noisy = flow.interpolate(clean, noise, torch.full((draws,), float(level))).to(memory.device, memory.dtype)
-        record = attention.recorder(step, {"prompt": slice(0, 1)})
-        pipe.unet(
-            noisy,
-            level * flow.TRAIN_TIMESTEPS,
-            memory,
-            token_mask,
-            record=lambda layer, weights, grid, record=record: record(layer, weights.mean(dim=0, keepdim=True), grid),
-        )
+        record = recorder(pipe.unet, attention, step, {"prompt": slice(0, draws)}, memory)
+        pipe.unet(noisy, time, memory, token_mask, record=record)
+        if attention.concepts:
+            read_concepts(pipe.unet, noisy, time, memory, token_mask, attention, step, concepts)
     attention.finish(torch.from_numpy(fitted))
+    attention.average_images(attention.recording)
 
 
 def reading_shape(pipe: DiffusionPipeline, width: int, height: int) -> Shape:

@@ -4,20 +4,30 @@ Shapes: B rows of the batch, I images, H heads, L queries, N positions of the pi
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pipelines.tracing.concepts import (
+    Concept,
+    check_readable,
+    check_unchanged,
+    encode_concept,
+    unwritten,
+    with_concepts,
+)
 from pipelines.tracing.families import Given, Place, read_arguments
 from pipelines.tracing.kernels import Fused, Kernel, in_slices
 from pipelines.tracing.provenance import Provenance, Source, as_list
 from unet_xattn import AttentionTrace
-from unet_xattn.trace_plan import Recording
-from unet_xattn.words import PADDING, PICTURE, Text
+from unet_xattn.trace_plan import Calibration, Recording
+from unet_xattn.words import CONCEPTS, PADDING, PICTURE, Text
 
 VISIBLE = "use torch's own attention: set_attention_backend('native') or set_attn_processor(AttnProcessor2_0())"
 
@@ -56,6 +66,7 @@ class Pass:
 
     branches: name -> the rows of its images, none where an earlier pass of this step has recorded it.
     seen: layers that read the text. unknown: what other layers did.
+    concepts: how many of the text's last tokens are those of concepts.
     """
 
     given: Given
@@ -64,18 +75,28 @@ class Pass:
     branches: dict[str, list[int]]
     seen: set[str] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
+    concepts: int = 0
     _groups: dict[tuple, Tensor] = field(default_factory=dict)
 
+    @property
+    def width(self) -> int:
+        """The number of columns of all texts: of the most tokens, the padding and the picture."""
+        return max(len(row.columns) for row in self.rows) + 2
+
     def groups(self, place: Place, keys: int, device: torch.device) -> Tensor:
-        """Which column of its text each key belongs to, (B, 1, S, G): a token, the padding, or the picture."""
+        """Which column of its text each key belongs to, (B, 1, S, G): a token, the padding, the picture, or a token of
+        a concept.
+        """
         key = (keys, place.keys, device)
         if key not in self._groups:
-            groups = torch.zeros(len(self.rows), 1, keys, max(len(row.columns) for row in self.rows) + 2)
+            groups = torch.zeros(len(self.rows), 1, keys, self.width + self.concepts)
             for row, first, length, group in zip(self.rows, place.keys, self.given.lengths, groups[:, 0], strict=True):
                 count, columns = len(row.columns), torch.tensor(row.columns, dtype=torch.long)
                 group[:, count + 1] = 1
                 group[first : first + length, count + 1], group[first : first + length, count] = 0, 1
                 group[first + columns, count], group[first + columns, range(count)] = 0, 1
+                beside = slice(first + length - self.concepts, first + length)
+                group[beside] = F.pad(torch.eye(self.concepts), (self.width, 0))
             self._groups[key] = groups.to(device)
         return self._groups[key]
 
@@ -113,15 +134,28 @@ class Call:
         self._recorded: set[tuple[int, str]] = set()  # steps and branches
         self._known: dict[tuple[int, ...], tuple[Given, list[Row]]] = {}
         self._texts: dict[str, list[Text]] = {}
+        self._columns: dict[str, int] = {}  # branch -> how many of the groups' columns are recorded
+        self._concepts: list[Concept] = []
+        self._given: tuple[tuple, dict[str, Any]] = (), {}  # arguments of the pass
         self._layers: dict[str, set[str]] = {}  # branch -> layers of its first pass
         self._grids: dict[str, tuple[int, int]] = {}
         self._heads: dict[str, int] = {}
         self._drawn = (0, 0)
         attention.begin()
 
+    def read_concepts(self, pipe: DiffusionPipeline, denoiser: nn.Module) -> None:
+        """Let the text encoders read the concepts, before the call."""
+        check_readable(denoiser)
+        own = self.provenance
+        for name in self.attention.concepts:
+            self.provenance = Provenance(own.tokenizers, {"prompt": name})
+            self._concepts.append(encode_concept(pipe, name, self.arguments, self.provenance))
+        self.provenance = own
+
     # The denoiser.
 
     def enter_denoiser(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._given = args, {name: list(x) if isinstance(x, list) else x for name, x in kwargs.items()}
         given = read_arguments(denoiser, args, kwargs)
         if not self._times or self._times[-1] != given.time:
             self._times.append(given.time)
@@ -147,6 +181,7 @@ class Call:
         for name, numbers in branches.items():
             if name not in self._texts:
                 self._texts[name] = [rows[number].text for number in numbers]
+                self._columns[name] = max(len(text.tokens) for text in self._texts[name])
                 self.attention.expect(name, self._texts[name])
         self._drawn = given.size
         self.now = Pass(given, rows, step, branches)
@@ -170,7 +205,7 @@ class Call:
                 del self._known[next(iter(self._known))]
         return self._known[given.source][1]
 
-    def leave_denoiser(self, denoiser: nn.Module) -> None:
+    def leave_denoiser(self, denoiser: nn.Module, out: Any) -> None:
         now, self.now = self.now, None
         if now is None or not now.branches:
             return
@@ -183,6 +218,28 @@ class Call:
             if first != now.seen:
                 names = ", ".join(sorted(first ^ now.seen)[:3])
                 raise ValueError(f"{kind} cannot be recorded: a pass left out layers ({names}): switch off its cache")
+        if self._concepts and "prompt" in now.branches:
+            self._pass_with_concepts(denoiser, now, out)
+
+    def _pass_with_concepts(self, denoiser: nn.Module, done: Pass, out: Any) -> None:
+        """Run a pass that gave `out` again, with the concepts beside its text."""
+        kind, numbers = type(denoiser).__name__, done.branches["prompt"]
+        count = sum(len(concept.tokens) for concept in self._concepts)
+        if CONCEPTS not in self._columns:
+            self._columns[CONCEPTS] = done.width + count
+            spelled = [(concept.name, concept.tokens) for concept in self._concepts]
+            self.attention.expect_concepts([done.rows[number].text for number in numbers], done.width, spelled)
+        arguments = with_concepts(denoiser, *self._given, self._concepts)
+        given = read_arguments(denoiser, (), arguments)
+        self.now = again = Pass(given, done.rows, done.step, {CONCEPTS: numbers}, concepts=count)
+        found = denoiser.forward(**arguments)  # without our hooks on the denoiser
+        self.now = None
+        if again.seen != done.seen:
+            names = ", ".join(sorted(again.seen ^ done.seen)[:3])
+            raise ValueError(
+                f"{kind} cannot read concepts: layers do so in a way that cannot be seen ({names}): {VISIBLE}"
+            )
+        check_unchanged(kind, found, out)
 
     # Its layers.
 
@@ -194,16 +251,26 @@ class Call:
         if self.now is None:
             return
         layer = self.running.pop()
-        if layer.slices:
+        if layer.slices and not self.now.concepts:  # of which concepts could not be kept out
             self._keep(layer, in_slices(layer.slices, len(self.now.rows)))
         if not layer.calls and (layer.handed or self.now.given.is_joint):
             raise ValueError(f"layer {layer.name} computes its attention in a way that cannot be seen: {VISIBLE}")
 
-    def fused(self, kernel: Fused) -> None:
-        """A kernel has run."""
-        if self.now is not None and self.running:
-            self.running[-1].calls += 1
-            self._keep(self.running[-1], kernel)
+    def fused(self, kernel: Fused) -> Tensor | None:
+        """A kernel has run. Returns what it gives without the concepts that stand beside its text, if there are any."""
+        now = self.now
+        if now is None or not self.running:
+            return None
+        layer = self.running[-1]
+        layer.calls += 1
+        if now.concepts:
+            _, length, keys = kernel.shape
+            place = now.given.locate(length, keys, layer.handed)
+            if place is None:
+                return None
+            kernel = replace(kernel, out=unwritten(kernel, place, now.given.lengths, now.concepts, now.given.is_joint))
+        self._keep(layer, kernel)
+        return kernel.out if now.concepts else None
 
     def softmax(self, out: Tensor) -> None:
         """A softmax has run; that of an explicit processor is (part of B·H, L, S)."""
@@ -232,21 +299,45 @@ class Call:
         shares = kernel.shares(groups)  # (B, H, L, G)
         count = place.grid[0] * place.grid[1]
         queries = {n: slice(first, first + count) for n, first in enumerate(place.queries)}
-        if self.check is not None:
+        if self.check is not None and not now.concepts:
             recorded = [number for numbers in now.branches.values() for number in numbers]
             self.check(layer.name, kernel, groups, shares, {number: queries[number] for number in recorded})
         self._grids[layer.name], self._heads[layer.name] = place.grid, shares.shape[1]
         if "head" not in self.attention.keep:
             shares = shares.mean(dim=1, keepdim=True, dtype=torch.float32)
         for branch, numbers in now.branches.items():
-            columns = max(len(text.tokens) for text in self._texts[branch])
-            own = [shares[number, :, queries[number], :columns] for number in numbers]
+            own = [shares[number, :, queries[number], : self._columns[branch]] for number in numbers]
             self.attention.recorder(now.step, {branch: slice(None)})(layer.name, torch.stack(own), place.grid)
+            if self.attention.output:
+                self._keep_output(layer, kernel, place, branch, [queries[number] for number in numbers])
+
+    def _keep_output(self, layer: Layer, kernel: Kernel, place: Place, branch: str, queries: Sequence[slice]) -> None:
+        """Record the outputs of a branch's pictures and of their tokens.
+
+        In joint attention tokens have outputs of their own. Where they ask nothing, their values stand for these: what
+        a query is given that reads one token alone.
+        """
+        now = self.now
+        assert now is not None
+        if not isinstance(kernel, Fused):
+            raise ValueError(f"layer {layer.name} gives its output in a way that cannot be seen: {VISIBLE}")
+        more = torch.arange(now.given.lengths[0] - now.concepts, now.given.lengths[0])
+        outputs, tokens = [], []
+        for number, own in zip(now.branches[branch], queries, strict=True):
+            outputs.append(kernel.outputs_at(number, own))
+            columns = torch.tensor(now.rows[number].columns, dtype=torch.long)
+            keys = (place.keys[number] + torch.cat([columns, more])).to(kernel.device)
+            found = (kernel.outputs_at if now.given.is_joint else kernel.values_at)(number, keys)
+            of_text, of_concepts = found.split([len(columns), now.concepts])
+            gap = self._columns[branch] - len(found)  # the padding, the picture and what only longer texts have
+            tokens.append(torch.cat([F.pad(of_text, (0, 0, 0, gap)), of_concepts]))
+        step_of = {branch: slice(None)}
+        self.attention.record_output(layer.name, now.step, step_of, torch.stack(outputs), torch.stack(tokens))
 
     # The end.
 
-    def finish(self, images: Any) -> None:
-        """Keep the pictures that the call returned."""
+    def finish(self, images: Any, calibration: Calibration | None = None) -> None:
+        """Keep the pictures that the call returned, and the model's calibration if all its layers were recorded."""
         if not self._grids:
             raise ValueError("nothing was recorded: the call never ran its denoiser, or no layer of it was chosen")
         self.attention.check_budget(1)  # for a call of a single step
@@ -256,8 +347,10 @@ class Call:
         plain = {name: value for name, value in self.arguments.items() if isinstance(value, int | float | str)}
         settings = plain | {"unknown_words": self._unknown_words()}
         drawn = None if is_same_ratio else self._drawn
+        if calibration and any(len(heads) != self._heads.get(layer) for layer, heads in calibration.items()):
+            calibration = None
         recording = Recording(
-            self._texts, (height, width), self._grids, self._heads, len(self._times), None, settings, drawn
+            self._texts, (height, width), self._grids, self._heads, len(self._times), calibration, settings, drawn
         )
         self.attention.finish(pictures, recording)
 

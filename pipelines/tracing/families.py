@@ -6,9 +6,10 @@ Shapes: L queries and S keys of one attention call, T text keys, N = h·w positi
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
@@ -40,6 +41,24 @@ def _grid_of_frames(arguments: Arguments) -> Grid:
     return height, width
 
 
+def _attended(mask: Tensor, text: int, more: int) -> Tensor:
+    """A mask (B, T) or (B, T + N) with more real tokens after those of the text."""
+    return torch.cat([mask[:, :text], mask.new_ones(len(mask), more), mask[:, text:]], dim=1)
+
+
+def _onward(ids: Tensor, text: int, more: int) -> Tensor:
+    """Coordinates of the text's positions, (T, any) or (B, T, any), continued as their last two go on."""
+    step = torch.arange(1, more + 1, device=ids.device, dtype=ids.dtype)[:, None]
+    return torch.cat([ids, ids[..., -1:, :] + step * (ids[..., -1:, :] - ids[..., -2:-1, :])], dim=-2)
+
+
+def _counted(lengths: Tensor, text: int, more: int) -> Tensor:
+    """The number of tokens of each row, where all rows have as many."""
+    if (lengths != text).any():
+        raise ValueError("concepts cannot stand beside texts of several lengths")
+    return lengths + more
+
+
 def _real_tokens(arguments: Arguments) -> list[int]:
     return arguments["encoder_attention_mask"].sum(dim=1).tolist()
 
@@ -56,6 +75,8 @@ class Layout:
     lengths: the number of text keys of each row, where rows differ.
     multiple: the positions of the picture, and those of the text, are padded to a multiple of this.
     patch: latent pixels on a side of a position; None for the config's `patch_size`.
+    longer: where concepts can stand after the text (`concepts`), the other arguments that depend on its length, and
+        how: f(value, tokens of the text, tokens of the concepts).
     """
 
     order: str
@@ -65,21 +86,23 @@ class Layout:
     lengths: Callable[[Arguments], list[int]] | None = None
     multiple: int = 1
     patch: int | None = None
+    longer: Mapping[str, Callable[[Tensor, int, int], Tensor]] | None = None
 
 
-PACKED = Layout("text first", grid=_grid_of_ids, patch=1)
+MASKED = {"encoder_attention_mask": _attended}
+PACKED = Layout("text first", grid=_grid_of_ids, patch=1, longer={"txt_ids": _onward})
 
 LAYOUTS = {
-    "UNet2DConditionModel": Layout("cross"),
+    "UNet2DConditionModel": Layout("cross", longer=MASKED),
     "Kandinsky3UNet": Layout("cross"),
-    "PixArtTransformer2DModel": Layout("cross"),
-    "SanaTransformer2DModel": Layout("cross"),
+    "PixArtTransformer2DModel": Layout("cross", longer=MASKED),
+    "SanaTransformer2DModel": Layout("cross", longer=MASKED),
     "HunyuanDiT2DModel": Layout("cross", text=("encoder_hidden_states", "encoder_hidden_states_t5")),
     "LuminaNextDiT2DModel": Layout("cross"),
     "Kandinsky5Transformer3DModel": Layout("cross", grid=_grid_of_frames),
-    "PRXTransformer2DModel": Layout("added"),
-    "SD3Transformer2DModel": Layout("picture first"),
-    "ErnieImageTransformer2DModel": Layout("picture first", text=("text_bth",)),
+    "PRXTransformer2DModel": Layout("added", longer={"attention_mask": _attended}),
+    "SD3Transformer2DModel": Layout("picture first", longer={}),
+    "ErnieImageTransformer2DModel": Layout("picture first", text=("text_bth",), longer={"text_lens": _counted}),
     "HunyuanImageTransformer2DModel": Layout(
         "picture first",
         text=("encoder_hidden_states_2", "encoder_hidden_states"),
@@ -87,16 +110,18 @@ LAYOUTS = {
     ),
     "FluxTransformer2DModel": PACKED,
     "Flux2Transformer2DModel": PACKED,
-    "ChromaTransformer2DModel": PACKED,
+    "ChromaTransformer2DModel": replace(PACKED, longer={"txt_ids": _onward, "attention_mask": _attended}),
     "BriaTransformer2DModel": PACKED,
     "OvisImageTransformer2DModel": PACKED,
     "LongCatImageTransformer2DModel": PACKED,
-    "Krea2Transformer2DModel": PACKED,
-    "AuraFlowTransformer2DModel": Layout("text first"),
-    "CogView3PlusTransformer2DModel": Layout("text first"),
-    "CogView4Transformer2DModel": Layout("text first"),
+    "Krea2Transformer2DModel": replace(PACKED, longer=None),
+    "AuraFlowTransformer2DModel": Layout("text first", longer={}),
+    "CogView3PlusTransformer2DModel": Layout("text first", longer={}),
+    "CogView4Transformer2DModel": Layout("text first", longer={"attention_mask": _attended}),
     "GlmImageTransformer2DModel": Layout("text first"),
-    "QwenImageTransformer2DModel": Layout("text first", grid=_grid_of_shapes, patch=1),
+    "QwenImageTransformer2DModel": Layout(
+        "text first", grid=_grid_of_shapes, patch=1, longer={"encoder_hidden_states_mask": _attended}
+    ),
     "Lumina2Transformer2DModel": Layout("text first", lengths=_real_tokens),
     "ZImageTransformer2DModel": Layout("picture first", text=("cap_feats",), multiple=32, patch=2),
 }

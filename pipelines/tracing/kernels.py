@@ -65,6 +65,23 @@ class Fused:
         """weights (B, H, L, S) times the values, (B, H, L, any) in fp32."""
         return weights @ self._for_each_head(self.v).float()
 
+    def given_only(self, queries: slice, keys: Tensor) -> Tensor:
+        """What the kernel gives these queries if there are only these keys, (S,) bool: (B, H, queries, any)."""
+        mask = self.how.get("attn_mask")
+        if mask is not None:
+            mask = mask[..., queries, :] if mask.shape[-2] > 1 else mask
+            mask = mask[..., keys] if mask.shape[-1] > 1 else mask
+        k, v = self.k[:, :, keys], self.v[:, :, keys]
+        return FUSED(self.q[:, :, queries], k, v, **self.how | {"attn_mask": mask})
+
+    def outputs_at(self, row: int, queries: Tensor | slice) -> Tensor:
+        """What the kernel gave for queries of a row of the batch, (queries, H · any), with all heads side by side."""
+        return self.out[row, :, queries].transpose(0, 1).flatten(1)
+
+    def values_at(self, row: int, keys: Tensor) -> Tensor:
+        """The values of keys of a row, (keys, H · any): what a query would be given that reads that key alone."""
+        return self._for_each_head(self.v[row : row + 1, :, keys])[0].transpose(0, 1).flatten(1)
+
     def _for_each_head(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.q.shape[1] // x.shape[1], dim=1)
 
@@ -101,14 +118,14 @@ def in_slices(slices: Iterable[Tensor], rows: int) -> Explicit:
 
 
 class Watch(TorchFunctionMode):
-    """A block in which calls of attention kernels in this thread are reported after they have run, unchanged.
+    """A block in which calls of attention kernels in this thread are reported after they have run.
 
     Args:
-        fused: called with each call of `scaled_dot_product_attention`.
+        fused: called with each call of `scaled_dot_product_attention`; may return what the model gets instead.
         softmax: called with what each softmax gave.
     """
 
-    def __init__(self, fused: Callable[[Fused], None], softmax: Callable[[Tensor], None]):
+    def __init__(self, fused: Callable[[Fused], Tensor | None], softmax: Callable[[Tensor], None]):
         super().__init__()
         self._fused, self._softmax = fused, softmax
 
@@ -119,7 +136,8 @@ class Watch(TorchFunctionMode):
             given = dict(zip(names, args, strict=False)) | (kwargs or {})
             q, k, v = (given.pop(name) for name in names[:3])
             given.pop("dropout_p", None)
-            self._fused(Fused(q, k, v, given, out))
-        elif func in SOFTMAX and isinstance(out, Tensor):
+            changed = self._fused(Fused(q, k, v, given, out))
+            return out if changed is None else changed
+        if func in SOFTMAX and isinstance(out, Tensor):
             self._softmax(out)
         return out

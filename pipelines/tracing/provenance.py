@@ -181,7 +181,7 @@ class Provenance:
     def _words_read(self, encoder: str, ids: Tensor) -> Iterator[int]:
         """The number of words of each prompt that are among ids (B, L)."""
         for text, own in enumerate(ids.tolist()):
-            found = align(self.string("prompt", encoder, text), self.tokenizers[encoder], own)
+            found, _ = align(self.string("prompt", encoder, text), self.tokenizers[encoder], own)
             yield sum(map(bool, found.values()))
 
     def _columns(self, parts: Sequence[Tensor]) -> dict[int, Matches]:
@@ -227,6 +227,7 @@ class Provenance:
         whole = ""
         starts: dict[str, int] = {}
         words: dict[tuple[int, int], set[int]] = {}
+        special = set(range(len(kept)))
         read = {token.reading.encoder: token for tokens in row.values() for token in tokens}
         for encoder, token in sorted(read.items()):
             string = self.string(branch, encoder, self._prompt_of(token.source))
@@ -234,12 +235,14 @@ class Provenance:
                 starts[string] = len(whole) + bool(starts)
                 whole += "\n" * bool(starts[string]) + string
             ids = token.reading.ids[token.text].tolist()
-            for (start, end), positions in align(string, self.tokenizers[encoder], ids).items():
+            aligned, own = align(string, self.tokenizers[encoder], ids)
+            special -= {number[encoder, position] for position in own if (encoder, position) in number}
+            for (start, end), positions in aligned.items():
                 span = start + starts[string], end + starts[string]
                 tokens = {number[encoder, position] for position in positions if (encoder, position) in number}
                 words.setdefault(span, set()).update(tokens)
         found = tuple(Word(whole[s:e], s, e, tuple(sorted(tokens))) for (s, e), tokens in sorted(words.items()))
-        return Text(whole, found, (*spelled, *beside)), kept
+        return Text(whole, found, (*spelled, *beside), tuple(sorted(special))), kept
 
     def string(self, branch: str, encoder: str, text: int) -> str:
         """What an encoder was asked to read: "prompt_2" for "text_encoder_2" where one was given, else the prompt."""
@@ -274,23 +277,25 @@ def _as_bytes(marks: Tensor) -> list[bytes]:
     return [mark.tobytes() for mark in marks.contiguous().view(torch.uint8).numpy()]
 
 
-def align(
-    string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
-) -> dict[tuple[int, int], tuple[int, ...]]:
-    """Words of a string, by their characters -> their positions among the ids that an encoder read.
-
-    A pipeline may put the string into a template, cut it, put a space before it or make it lower case.
-    """
-    spans = [match.span() for match in WORD.finditer(string)]
-    found = _by_ids(string, tokenizer, ids, spans) or _by_characters(string, tokenizer, ids, spans)
-    return _with_vectors(found or dict.fromkeys(spans, ()), tokenizer.convert_ids_to_tokens(list(ids)))
-
-
 Spans = Sequence[tuple[int, int]]
 Positions = dict[tuple[int, int], tuple[int, ...]]
 
 
-def _by_ids(string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Spans) -> Positions | None:
+def align(string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[Positions, set[int]]:
+    """Words of a string, by their characters -> their positions among the ids that an encoder read.
+
+    A pipeline may put the string into a template, cut it, put a space before it or make it lower case. Also returns the
+    positions of all that is the string's, with punctuation; the others are start, end and template.
+    """
+    spans = [match.span() for match in WORD.finditer(string)]
+    found, own = _by_ids(string, tokenizer, ids, spans) or _by_characters(string, tokenizer, ids, spans)
+    found = _with_vectors(found, tokenizer.convert_ids_to_tokens(list(ids)))
+    return found, own.union(*found.values())
+
+
+def _by_ids(
+    string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Spans
+) -> tuple[Positions, set[int]] | None:
     """Found where the string's own ids are among the ids in a row; the last time, as templates say most before it."""
     if not tokenizer.is_fast:
         return None
@@ -302,13 +307,14 @@ def _by_ids(string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int],
         starts = (i for i in range(len(ids) - len(own), -1, -1) if list(ids[i : i + len(own)]) == own)
         if own and (start := next(starts, None)) is not None:
             offsets = [(max(0, first + shift), max(0, last + shift)) for first, last in offsets]
-            return {span: tuple(start + i for i in tokens_of(span[0], span[1], offsets)) for span in spans}
+            found = {span: tuple(start + i for i in tokens_of(span[0], span[1], offsets)) for span in spans}
+            return found, set(range(start, start + len(own)))
     return None
 
 
 def _by_characters(
     string: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Spans
-) -> Positions | None:
+) -> tuple[Positions, set[int]]:
     """Found by what each id spells, without spaces and case; also where only a beginning or parts were read."""
     spelled = ""
     owners: list[list[int]] = []
@@ -336,7 +342,7 @@ def _by_characters(
     for first, last in spans:
         places = [matched[place[at]] for at in range(first, last) if at in place and place[at] in matched]
         found[first, last] = tuple(sorted({position for i in places for position in owners[i]}))
-    return found
+    return found, {position for i in matched.values() for position in owners[i]}
 
 
 def _squeezed(text: str) -> str:

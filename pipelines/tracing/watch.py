@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from pipelines.tracing.calibrations import saved_calibration
 from pipelines.tracing.call import Call, Check
 from pipelines.tracing.kernels import Watch
 from unet_xattn import AttentionTrace
@@ -110,9 +111,11 @@ def _record(
             _hook_encoder(stack, name, encoder, call)
         if _is_compiled(pipe):  # compiled code has no kernels to see
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if attention.concepts:
+            call.read_concepts(pipe, denoiser_of(pipe))
         stack.enter_context(Watch(call.fused, call.softmax))
         out = original(pipe, *map(_copied, args), **{name: _copied(value) for name, value in kwargs.items()})
-    call.finish(out[0])
+    call.finish(out[0], saved_calibration(pipe, denoiser_of(pipe)))
     return out
 
 
@@ -137,7 +140,7 @@ def _of_call(call: Call, act: Callable[..., None]) -> Callable[..., None]:
 
 def _hook_denoiser(stack: ExitStack, denoiser: nn.Module, call: Call) -> None:
     def after(module: nn.Module, args: tuple, out: Any) -> None:
-        call.leave_denoiser(module)
+        call.leave_denoiser(module, out)
 
     stack.callback(denoiser.register_forward_pre_hook(_of_call(call, call.enter_denoiser), with_kwargs=True).remove)
     stack.callback(denoiser.register_forward_hook(_of_call(call, after)).remove)

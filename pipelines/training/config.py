@@ -62,7 +62,7 @@ class Saving:
 class TrainConfig(Saving):
     """The settings of a run. The same settings, machine and number of threads give the same weights."""
 
-    data: str = option("shapes", help=f"'shapes', 'emoji', or captioned pictures: {SOURCES}.")
+    data: str = option("shapes", help=f"'shapes', 'emoji', 'everyday', or captioned pictures: {SOURCES}.")
     out: str = option(
         str(RUNS / "first"), help="Folder of the run: model, checkpoints, samples and logs.", metavar="<path>"
     )

@@ -55,7 +55,8 @@ def build(
         text_encoder = Transformer(vocab_size=len(tokenizer), decoder_layers=2 if translates else 0)
     width = memory_width(text_encoder)
     if not config.vae:
-        return tokenizer, text_encoder, CrossAttentionUNet(config.size, memory_width=width), None
+        patch = 2 if config.size < 128 else 4  # the finest grid is 32×32 at 64 pixels and at 128, at the same cost
+        return tokenizer, text_encoder, CrossAttentionUNet(config.size, patch_size=patch, memory_width=width), None
     vae = find_vae(config.vae)
     side = config.size // scale_factor(vae)
     patch = 1 if side < 64 else 2  # the finest grid of the UNet is then 32×32 at 256 pixels and at 512

@@ -1,6 +1,7 @@
-"""How reliable is the judge of emoji? Its ceiling on exact and degraded renders, and its floor on exchanged captions.
+"""How reliable is the judge of glyphs? Its ceiling on exact and degraded renders, and its floor on exchanged captions.
 
 `python tests/benchmarks/emoji_judge.py --count 20 --out emoji-judge.json`: the test scenes of `evaluate`, both splits.
+`--data everyday --size 128` does the same for everyday things.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from scipy import ndimage
 from pipelines.evaluation.agreement import SPLITS, fixed_scenes
 from pipelines.evaluation.statistics import wilson
 from pipelines.scenes.judge import judge
-from pipelines.scenes.scene import KINDS
 from pipelines.scenes.worlds import render
 
 Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -45,10 +45,12 @@ def shifted(picture: np.ndarray, pixels: float) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20, help="scenes of each kind in each split")
+    parser.add_argument("--data", choices=("emoji", "everyday"), default="emoji", help="the world of the scenes")
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--out", type=Path, required=True, help="a new .json")
     arguments = parser.parse_args()
-    scenes = [s for held_out in SPLITS.values() for s in fixed_scenes(arguments.count, held_out, data="emoji")]
-    renders = [render(s)[0] for s in scenes]
+    scenes = [s for held_out in SPLITS.values() for s in fixed_scenes(arguments.count, held_out, data=arguments.data)]
+    renders = [render(s, arguments.size)[0] for s in scenes]
     report, seconds = {}, 0.0
     for name, degrade in DEGRADED.items():
         rng = np.random.default_rng(0)
@@ -57,7 +59,7 @@ def main() -> None:
         report[name] = share([judge(s, picture).all_correct for s, picture in zip(scenes, pictures, strict=True)])
         seconds += time.process_time() - began
         print(f"| {name:40} | {line(report[name])} |", flush=True)
-    others = np.roll(np.arange(len(scenes)).reshape(len(SPLITS) * len(KINDS), -1), 1, axis=1).ravel()
+    others = np.roll(np.arange(len(scenes)).reshape(-1, arguments.count), 1, axis=1).ravel()
     report["exchanged"] = share([judge(scenes[o], p).all_correct for o, p in zip(others, renders, strict=True)])
     print(f"| {'floor: exchanged captions':40} | {line(report['exchanged'])} |")
     rate = len(scenes) * len(DEGRADED) / seconds

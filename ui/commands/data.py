@@ -44,7 +44,7 @@ def data_check(
 @settings_as_options(TrainConfig, "seed", "size", "fit", "flip", "on_bad", "streaming", "limit")
 def data_preview(
     config: TrainConfig,
-    source: Annotated[str, typer.Argument(help=f"'shapes', 'emoji', or captioned pictures: {SOURCES}.")],
+    source: Annotated[str, typer.Argument(help=f"'shapes', 'emoji', 'everyday', or captioned pictures: {SOURCES}.")],
     out: Annotated[Path, typer.Option(help="The sheet to write, a .png.")] = Path("sheet.png"),
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 64,
 ) -> None:

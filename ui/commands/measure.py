@@ -3,53 +3,89 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ui.commands.common import MODEL_HELP, Device, Guidance, Json, Model, Steps, load, refuse_existing, write_json
+from ui.commands.common import Device, Guidance, Json, Model, Steps, load, load_any, refuse_existing, write_json
+
+if TYPE_CHECKING:
+    from pipelines import TextToImagePipeline
 
 app = typer.Typer()
 
 
+Masks = Annotated[
+    Path | None,
+    typer.Option(help="A folder of pictures with masks, as of PASCAL VOC, COCO, ImageNet-S or `data emoji --scenes`."),
+]
+
+
 @app.command(epilog="Example: unet-xattn evaluate shapes --json shapes.json")
 def evaluate(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Annotated[str, typer.Argument(help="A bundled model, the folder of a run, or a hub id; see --masks.")],
     json_file: Json = None,
     prompts: Annotated[int, typer.Option(help="Prompts of each kind and split, 2 or more.")] = 50,
     steps: Steps = None,
     guidance: Guidance = None,
     grounding: Annotated[bool, typer.Option("--grounding", help="Evaluate the heat maps instead.")] = False,
+    editing: Annotated[bool, typer.Option("--editing", help="Evaluate edits instead: --prompts of each kind.")] = False,
+    masks: Masks = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use so many pictures of --masks, spread evenly over the set.", min=1)
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Measure how well pictures agree with their prompts.
+    """Measure how well pictures agree with their prompts, or how accurate the maps of words are.
 
-    This is measured in each language that the model reads. A rule-based judge finds the objects in each picture. The
-    prompts describe shapes or emoji, like the model's training data. For shapes there are also minimal pairs: two
-    prompts that differ in one detail. For a model that translates, the share of captions whose translation means the
-    same is measured too.
+    Agreement is measured in each language that the model reads. A rule-based judge finds the objects in each picture.
+    The prompts describe shapes, emoji or everyday things, like the model's training data. Atoms are the facts that they
+    state. For shapes there are also minimal pairs: two prompts that differ in one detail. For a model that translates,
+    the share of captions whose translation means the same is measured too.
+
+    With --grounding, maps are compared with the masks of scenes. With --masks too, with those of your own set, and the
+    model may be any pipeline of diffusers that can attribute.
+
+    With --editing, pictures of scenes are edited by their words.
     """
+    refuse_existing([json_file], "name for --json")
+    if grounding and editing:
+        raise ValueError("give --grounding or --editing, not both")
+    if masks is not None and not grounding:
+        raise ValueError("--masks is for --grounding: give both")
+    report = {"model": model}
+    if masks is not None:
+        report |= _measure_on(model, masks, limit, device)
+    elif grounding:
+        report |= _measure_maps(load(model, device), prompts)
+    elif editing:
+        report |= _measure_edits(load(model, device), prompts)
+    else:
+        report |= _measure_agreement(load(model, device), prompts, steps, guidance)
+    write_json(json_file, report)
+
+
+def _measure_edits(pipe: "TextToImagePipeline", prompts: int) -> dict[str, Any]:
+    from pipelines.evaluation.editing import editing_table, evaluate_editing
+
+    report = evaluate_editing(pipe, prompts)
+    print(editing_table(report))
+    return report
+
+
+def _measure_agreement(
+    pipe: "TextToImagePipeline", prompts: int, steps: int | None, guidance: float | None
+) -> dict[str, Any]:
     from pipelines import TranslationPipeline
     from pipelines.components import can_translate
     from pipelines.evaluation.agreement import agreement_table, evaluate_translation, fixed_scenes
     from pipelines.evaluation.agreement import evaluate as evaluate_pipe
-    from pipelines.evaluation.faithfulness import evaluate_faithfulness, faithfulness_table
-    from pipelines.evaluation.grounding import evaluate_grounding, grounding_table
     from pipelines.evaluation.pairs import evaluate_pairs
     from pipelines.scenes.captions import LANGUAGES
     from pipelines.scenes.worlds import world_of
     from unet_xattn.words import unknown_words
 
-    refuse_existing([json_file], "name for --json")
-    pipe = load(model, device)
-    report: dict = {"model": model}
-    if grounding:
-        report |= evaluate_grounding(pipe, prompts)
-        print(grounding_table(report), end="\n\n")
-        report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
-        print(faithfulness_table(report["faithfulness"]))
-        write_json(json_file, report)
-        return
+    report: dict[str, Any] = {}
     data = world_of(pipe.tokenizer)
     sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
     sampling = {name: pipe.config[name] if value is None else value for name, value in sampling.items()}
@@ -68,29 +104,75 @@ def evaluate(
         for split, directions in report["translation"].items():
             for direction, e in directions.items():
                 print(f"translation {direction}, {split.replace('_', '-')} pairs: {e['k']} of {e['n']} mean the same")
-    write_json(json_file, report)
+    return report
+
+
+def _measure_maps(pipe: "TextToImagePipeline", prompts: int) -> dict[str, Any]:
+    from pipelines.evaluation.faithfulness import evaluate_faithfulness, faithfulness_table
+    from pipelines.evaluation.grounding import evaluate_grounding, grounding_table
+
+    report = evaluate_grounding(pipe, prompts)
+    print(grounding_table(report), end="\n\n")
+    report["faithfulness"] = evaluate_faithfulness(pipe, prompts)
+    print(faithfulness_table(report["faithfulness"]))
+    return report
+
+
+def _measure_on(model: str, masks: Path, limit: int | None, device: str | None) -> dict[str, Any]:
+    from pipelines.evaluation.segmentation import evaluate_masks, segmentation_table
+    from pipelines.sources.masked import read_masked, spread
+
+    files = spread(read_masked(masks), limit)  # before the model, which may take minutes to load
+    report = evaluate_masks(load_any(model, device), files)
+    print(segmentation_table(report))
+    return {"masks": str(masks), **report}
 
 
 @app.command(name="calibrate", epilog="Example: unet-xattn calibrate runs/first")
 def calibrate_model(
-    model: Annotated[Path, typer.Argument(help="The folder of a model, for example of a run.")],
-    scenes: Annotated[int, typer.Option(help="Number of scenes to learn from.", min=10)] = 100,
+    model: Annotated[str, typer.Argument(help="The folder of a model of scenes, for example of a run; see --masks.")],
+    scenes: Annotated[
+        int, typer.Option(help="Number of scenes, or of pictures of --masks, to learn from.", min=10)
+    ] = 100,
+    masks: Masks = None,
     device: Device = None,
 ) -> None:
     """Learn a weight for each attention head of a model.
 
     The weights say how well each head's maps point, and are saved with the model. Heat maps with `reduce="calibrated"`
     use them, and `evaluate --grounding` measures what they gain.
-    """
-    from pipelines.evaluation.grounding import calibrate
 
-    index = model / "model_index.json"
-    if not index.is_file():
+    With --masks they are learnt from your own set, and the model may be any pipeline of diffusers that can attribute.
+    What they gain is measured on as many other pictures. Those of diffusers' models are written beside the model, if it
+    is a folder that can be written, else into the user's cache, where its weights find them.
+    """
+    from pipelines import TextToImagePipeline
+    from pipelines.evaluation.calibration import apart, calibrate, calibrate_on
+    from pipelines.evaluation.segmentation import evaluate_masks, segmentation_table
+    from pipelines.tracing.calibrations import save_calibration
+    from pipelines.tracing.watch import denoiser_of
+
+    index = Path(model) / "model_index.json"
+    learn, measure = ([], []) if masks is None else apart(masks, scenes)
+    if masks is None and not index.is_file():
         raise ValueError(f"{model} is not the folder of a model: it has no model_index.json")
-    calibration = calibrate(load(str(model), device), scenes)
-    write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
+    pipe = load_any(model, device)
+    if isinstance(pipe, TextToImagePipeline):
+        if not index.is_file():
+            raise ValueError(f"{model} keeps its calibration in its folder: give a copy of it that can be written")
+        calibration = calibrate(pipe, scenes) if masks is None else calibrate_on(pipe, learn)
+        write_json(index, json.loads(index.read_text()) | {"calibration": calibration})
+        pipe.register_to_config(calibration=calibration)
+    else:
+        if masks is None:
+            raise ValueError(f"a {type(pipe).__name__} has no scenes of its own to learn from: give --masks")
+        calibration = calibrate_on(pipe, learn)
+        print(f"written to {save_calibration(pipe, denoiser_of(pipe), calibration)}")
     for layer, weights in calibration.items():
         print(f"{layer:8}", "  ".join(f"{weight:.3f}" for weight in weights))
+    if measure:
+        print(f"\nlearnt from {len(learn)} pictures; on others:\n")
+        print(segmentation_table(evaluate_masks(pipe, measure)))
 
 
 @app.command(epilog="Example: unet-xattn bench train --json bench.json")

@@ -1,0 +1,263 @@
+"""What edits mean for a picture that was drawn: a prompt, biases on its words, and where the picture stays as it was.
+
+Where the words of a prompt act at high noise decides the layout. So an edited picture is drawn from the same noise
+while each word that has a place in the first picture, its mask, is held there by a bias on its scores. A word that
+replaces another is held in the other's place, a painted one in its region. Things that no edit is about also follow the
+first picture's path (blended latents, arXiv 2206.02779).
+
+Shapes: h×w pixels of the picture.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.edits import LAYOUT, Edit, edited_prompt
+from unet_xattn import AttentionTrace
+from unet_xattn.bias import NEVER, Bias
+from unet_xattn.grounding import region_mask
+from unet_xattn.words import Word, as_read, find_phrase, phrase_spans, split_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STRENGTH = 8.0
+"""Bias on the scores of a word that is held in a region: + inside, − outside."""
+
+LARGEST, DOMINANT = 0.35, 0.25
+"""A word has a place if its mask covers at most this share of the picture, and its share of the attention there is at
+least so large beside the largest of a word. Articles and relations have weak maps."""
+
+SAME_THING = 0.3
+"""Words whose places overlap by this IoU or more are about one thing. Of a thing that stays, an edit may touch less."""
+
+MARGIN = 2
+"""So many pixels around a thing that stays as it was stay, too: its smooth edge."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The words of a prompt and of the one that edits make of it, and their places in the picture of the former.
+
+    after: the words of the edited prompt. before: each word of the first prompt, with those that it is or becomes.
+    places: word of the edited prompt -> (h, w) bool. gone: the places of words that are replaced or left out.
+    """
+
+    prompts: tuple[str, str]
+    after: list[Word]
+    before: dict[Word, list[Word]]
+    places: dict[Word, Tensor]
+    gone: list[Tensor]
+
+    @property
+    def new(self) -> list[Word]:
+        """The words that neither are nor replace one of the first prompt."""
+        known = {word for words in self.before.values() for word in words}
+        return [word for word in self.after if word not in known]
+
+    def find(self, phrase: str) -> list[Word]:
+        """The words of the edited prompt that a phrase of it, or else of the first prompt, is about.
+
+        Raises:
+            ValueError: neither has it.
+        """
+        first, edited = self.prompts
+        if phrase_spans(phrase, edited):
+            tokens = find_phrase(phrase, edited, self.after)
+            return [word for word in self.after if word.tokens[0] in tokens]
+        tokens = find_phrase(phrase, first, list(self.before))
+        return [new for word, words in self.before.items() if word.tokens[0] in tokens for new in words]
+
+    def about_same(self, places: Sequence[Tensor]) -> list[Word]:
+        """The words that are about a thing at one of these places, as "red" is where "circle" is."""
+        return [word for word, own in self.places.items() if any(_iou(own, place) >= SAME_THING for place in places)]
+
+
+def lay_out(
+    prompt: str,
+    edited: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    first: AttentionTrace | None = None,
+    image: int = 0,
+) -> Layout:
+    """The `Layout` of two prompts; without a trace, no word has a place."""
+    old, new = ([word for word in split_words(text, tokenizer) if word.tokens] for text in (prompt, edited))
+    known = {} if first is None else _places(old, first, image)
+    things = [[i for i in known if _iou(known[i], place) >= SAME_THING] for place in known.values()]
+    become = align([as_read(word.text) for word in old], [as_read(word.text) for word in new], things)
+    layout = Layout((prompt, edited), new, {}, {}, [])
+    for i, word in enumerate(old):
+        layout.before[word] = [new[j] for j in become[i]]
+    for (i, place), thing in zip(known.items(), things, strict=True):
+        is_left_out = sum(not become[other] for other in thing) > len(thing) / 2  # also the "red" of a square left out
+        is_replaced = bool(become[i]) and [as_read(new[j].text) for j in become[i]] != [as_read(old[i].text)]
+        if is_left_out or is_replaced:
+            layout.gone.append(place)
+        for word in () if is_left_out else layout.before[old[i]]:
+            layout.places[word] = layout.places[word] | place if word in layout.places else place
+    return layout
+
+
+def _places(words: Sequence[Word], first: AttentionTrace, image: int) -> dict[int, Tensor]:
+    """The masks of the words that have a place, by number."""
+    if not words:
+        return {}
+    maps = torch.stack([first.heatmap(word, image=image, refine="edges", reduce=first.best_reduce()) for word in words])
+    places = {}
+    for i, own in enumerate(maps):
+        mask = own >= own.max() / 2
+        shares = (maps * mask).sum(dim=(1, 2))  # of each word there
+        if mask.float().mean() <= LARGEST and shares[i] >= DOMINANT * shares.max():
+            places[i] = mask
+    return places
+
+
+def align(old: Sequence[str], new: Sequence[str], things: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What each old word is or becomes: the numbers of new words, by difflib.
+
+    Of two alignments that differ in which of two equal words is left out, or is new, the one is taken that keeps the
+    words of a thing together: of "a red cross and a blue cross", "a red cross" leaves out "and a blue cross", and not
+    "cross and a blue".
+
+    things: for each, the numbers of its old words.
+    """
+    become: list[list[int]] = [[] for _ in old]
+    changes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    for change, i, i_end, j, j_end in changes:
+        for n in range(i, i_end):
+            become[n] = [j + n - i] if change == "equal" else list(range(j, j_end))
+
+    def split(i: int, i_end: int) -> int:
+        """How many things lose a part of their words, or are cut in two, if these are left out, or others put there."""
+        if i == i_end:
+            return sum(bool(min(thing) < i <= max(thing)) for thing in things)
+        return sum(0 < sum(i <= n < i_end for n in thing) < len(thing) for thing in things)
+
+    for change, i, i_end, j, j_end in changes:
+        if change in ("delete", "insert"):
+            options = [(split(i, i_end), become)]
+            for way in (-1, 1):
+                slides = _slides(become, (old, new), (i, i_end), (j, j_end), way)
+                options += [(split(*gap), moved) for gap, moved in slides]
+            become = min(options, key=lambda option: option[0])[1]
+    return become
+
+
+def _slides(
+    become: Sequence[list[int]],
+    texts: tuple[Sequence[str], Sequence[str]],
+    out: tuple[int, int],
+    put: tuple[int, int],
+    way: int,
+) -> Iterator[tuple[tuple[int, int], list[list[int]]]]:
+    """The alignments in which old words left out, or new ones put in, are moved one by one, by -1 or 1.
+
+    `out` and `put` are where they begin and end; one of both is empty. Yields `out` and what old words become.
+    """
+    (old, new), (i, i_end), (j, j_end), moved = texts, out, put, list(become)
+    while True:
+        enters, leaves = (i - 1, i_end - 1) if way < 0 else (i_end, i)
+        before, after = (j - 1, j_end - 1) if way < 0 else (j_end, j)
+        if not 0 <= enters < len(old) or len(moved[enters]) != 1 or old[enters] != new[moved[enters][0]]:
+            return
+        if i < i_end and old[enters] == old[leaves]:
+            moved[leaves], moved[enters] = moved[enters], []
+        elif j < j_end and moved[enters] == [before] and new[before] == new[after]:
+            moved[enters] = [after]
+        else:
+            return
+        i, i_end, j, j_end = i + way, i_end + way, j + way, j_end + way
+        yield (i, i_end), list(moved)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an edited picture is drawn.
+
+    prompt: its own. biases: on its tokens. kept: (h, w) bool, where it follows the path of the first picture.
+    """
+
+    prompt: str
+    biases: list[Bias]
+    kept: Tensor
+
+
+def plan(
+    edits: Sequence[Edit],
+    prompt: str,
+    size: tuple[int, int],
+    tokenizer: "PreTrainedTokenizerBase",
+    first: AttentionTrace | None = None,
+    image: int = 0,
+) -> Plan:
+    """What edits of a prompt mean for its picture.
+
+    Args:
+        first: the trace of the first picture, and `image` its number in that; without one, only words with a region
+            of their own have places, and nothing is held.
+
+    Raises:
+        ValueError: a word is not in the prompt, a region not in the picture, or a pinned word has no place.
+    """
+    after = edited_prompt(prompt, edits)
+    layout = lay_out(prompt, after, tokenizer, first, image)
+    biases: list[Bias] = []
+    changed, opened, named = list(layout.gone), list(layout.gone), set()
+    for edit in edits:
+        if edit.kind in ("replace", "refine"):
+            continue
+        about = layout.find(edit.word)
+        if edit.kind == "reweight":
+            biases.append(_bias(about, math.log(edit.value) if edit.value else NEVER, 0.0, None, edit))
+            continue
+        own = [layout.places[word] for word in about if word in layout.places]
+        if edit.value is None and not own:
+            if first is None:
+                continue  # its place is known later
+            raise ValueError(f"{edit.word!r} has no place of its own in the first picture: give it a region")
+        region = _union(own, size) if edit.value is None else region_mask(edit.value, size) >= 0.5
+        opened += [region, *own]
+        if edit.kind != "within":
+            about = [*about, *(word for word in layout.about_same(own) if word not in about)]
+            biases.append(_bias(about, STRENGTH, -STRENGTH, region, edit))
+            changed += [region, *own]
+            named.update(about)
+    if first is None or all(edit.kind == "reweight" for edit in edits):  # what a word does alone
+        return Plan(after, biases, torch.zeros(size, dtype=torch.bool))
+    held = {word: place for word, place in layout.places.items() if word not in named}
+    touched = _union(changed, size)
+    staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
+    biases += [_bias([word], STRENGTH, -STRENGTH, place) for word, place in held.items()]
+    biases += [_bias([word], -STRENGTH, 0.0, staying) for word in layout.new if word not in named and staying.any()]
+    if any(edit.kind == "within" for edit in edits):
+        return Plan(after, biases, ~_grown(_union(opened, size)))
+    return Plan(after, biases, staying | _grown(staying) & ~_grown(touched))
+
+
+def _bias(
+    words: Sequence[Word], inside: float, outside: float, region: Tensor | None, edit: Edit | None = None
+) -> Bias:
+    tokens = tuple(sorted({token for word in words for token in word.tokens}))
+    where: dict[str, Any] = {"noise": LAYOUT}
+    if edit is not None:
+        where = {"layers": edit.layers, "heads": edit.heads, "noise": edit.noise}
+    return Bias(tokens, inside, outside, region, **where)
+
+
+def _union(places: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    return torch.stack([torch.zeros(size, dtype=torch.bool), *places]).any(dim=0)
+
+
+def _iou(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def _grown(place: Tensor) -> Tensor:
+    """A place (h, w) with a margin around it."""
+    return F.max_pool2d(place[None].float(), 2 * MARGIN + 1, 1, MARGIN)[0] > 0

@@ -1,0 +1,108 @@
+"""Drawing a picture, and drawing it again with edits from the same noise.
+
+Shapes: B pictures, C channels, h×w positions of a picture or of a VAE's latent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.drawing import colour_map
+from pipelines.edit_plan import Plan, plan
+from pipelines.edits import Edit, check_known
+from pipelines.request import Request
+from unet_xattn import AttentionTrace
+from unet_xattn.attention import RecordLayer
+from unet_xattn.bias import bias_hook
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class EditedPictures(ImagePipelineOutput):
+    """Edited pictures, `images`, with the pictures `before`, of the same noise, and the trace of those.
+
+    prompts: the edited prompt of each picture.
+    """
+
+    before: list[Image.Image] | np.ndarray | Tensor
+    prompts: list[str]
+    trace: AttentionTrace
+
+
+Draw = Callable[..., Any]
+"""`TextToImagePipeline._draw`."""
+
+
+def draw_edited(
+    draw: Draw, asked: Request, edits: Sequence[Sequence[Edit]], tokenizer: "PreTrainedTokenizerBase"
+) -> EditedPictures:
+    """Draw what is asked for, and then with the edits of each picture; only the latter is traced and called back.
+
+    Raises:
+        ValueError: an edit cannot be made of its prompt, mostly before anything is drawn.
+    """
+    for own, text in zip(edits, asked.prompts, strict=True):
+        plan(own, text, asked.size, tokenizer)
+        check_known(text, own, tokenizer)
+    if asked.generator is None and asked.latents is None:
+        asked = with_changes(asked, generator=torch.Generator().manual_seed(torch.seed()))
+    again = with_changes(asked, generator=_copied(asked.generator))
+    first, path = AttentionTrace("head"), []
+
+    def keep(step: int, latents: Tensor) -> Tensor:
+        path.append(latents)
+        return latents
+
+    before = draw(asked, attention=first, callback=None, after_step=keep)
+    plans = [
+        plan(own, text, asked.size, tokenizer, first, image)
+        for image, (own, text) in enumerate(zip(edits, asked.prompts, strict=True))
+    ]
+    prompts = [own.prompt for own in plans]
+    kept = torch.stack([own.kept for own in plans])
+    images = draw(with_changes(again, prompts=prompts), change=changed_by(plans), after_step=following(path, kept))
+    return EditedPictures(images, before, prompts, first)
+
+
+def changed_by(plans: Sequence[Plan]) -> Callable[[int, float, Mapping[str, slice]], RecordLayer]:
+    """The `change` argument of a call that biases the words of each picture by its plan."""
+    biases = [own.biases for own in plans]
+    return lambda step, sigma, rows: bias_hook(rows, biases, sigma)
+
+
+def following(path: Sequence[Tensor], kept: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """After each step: the latents of another path where they are kept, (B, h, w) bool in pixels."""
+
+    def follow(step: int, latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        share = F.adaptive_avg_pool2d(kept[:, None].float(), (height, width)).to(latents.device)
+        return torch.where(share >= 0.5, path[step], latents)
+
+    return follow
+
+
+def _copied(generator: Any) -> Any:
+    """Generators that give the same numbers as these from here on."""
+    if isinstance(generator, list):
+        return [_copied(one) for one in generator]
+    if generator is None:
+        return None
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def picture_of_change(before: Image.Image, after: Image.Image) -> Image.Image:
+    """What changed between two pictures: the largest difference of a channel at each pixel, by the colour map."""
+    a, b = (np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in (before, after))
+    return Image.fromarray(colour_map(np.abs(a - b).max(axis=2)))

@@ -1,0 +1,243 @@
+"""Do edits change what they should, and only that? Measured by the exact judge, beside two other ways to edit.
+
+A picture of a test scene is drawn, edited as `edit_tasks` asks, and judged again. `success`: the judge reads the edited
+scene, with the edited things where they should be. `locality`: the things that the edit is not about keep shape, colour
+and place. The other ways draw from the same noise: the edited prompt "anew", and "prompt-to-prompt" (arXiv 2208.01626).
+
+Shapes: h×w pixels.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.evaluation.edit_tasks import RADII, SCENES, STAYING, Task, box_iou, box_of, make_task, scenes_to_edit
+from pipelines.evaluation.statistics import bootstrap, share_of
+from pipelines.scenes.judge import judge
+from pipelines.scenes.sight import Sight
+from pipelines.scenes.worlds import WORLDS, world_of
+from pipelines.text_to_image import TextToImagePipeline
+from unet_xattn.attention import RecordLayer
+from unet_xattn.words import as_read, split_words
+
+METHODS = ("edited", "anew", "prompt-to-prompt")
+
+CLOSE = 2.0
+"""Pixels within which the centre of a thing that stays has to stay."""
+
+NEAR = 5.0
+"""Pixels within which the centre of an edited thing has to stay: other shapes have other centres."""
+
+CROSS_UNTIL, SELF_UNTIL = 0.8, 0.4
+"""Shares of the steps in which prompt-to-prompt keeps the first picture's cross- and self-attention, as in its code."""
+
+
+def evaluate_editing(
+    pipe: TextToImagePipeline,
+    count: int = 100,
+    kinds: Sequence[str] = tuple(SCENES),
+    methods: Sequence[str] = METHODS,
+    batch_size: int = 25,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Edit `count` pictures for each kind of edit, and judge them.
+
+    Only pictures that are right before the edit, and have room for it, are edited.
+
+    Returns:
+        {"settings", "kinds": {kind: {method: {"success", "locality", "both", "iou", "outside"}}}}, ready for JSON. The
+        first three are shares with Wilson's interval; locality counts scenes with things that no edit is about. "iou",
+        of the masks of such a thing before and after, and "outside", the mean difference of pixels outside the things
+        that it is about, in [0, 1], are means with a bootstrap interval.
+    """
+    data = world_of(pipe.tokenizer)
+    if data not in RADII:
+        raise ValueError(f"edits are measured on models of {' and '.join(RADII)}; this one draws {data}")
+    kinds = [kind for kind in kinds if kind != "recolour" or WORLDS[data].lexicon.colours]
+    report: dict[str, Any] = {"settings": {"data": data, "asked": count, "strength": "see pipelines/edit_plan.py"}}
+    report["kinds"] = {}
+    for number, kind in enumerate(kinds):
+        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        scenes = scenes_to_edit(kind, count, data)
+        for start in range(0, count, batch_size):
+            seeds = range(start, min(start + batch_size, count))
+            before = _draw(pipe, [scenes[seed].caption for seed in seeds], seeds)
+            tasks = {}
+            for seed, picture in zip(seeds, before, strict=True):
+                if judge(scenes[seed], picture).all_correct:
+                    task = make_task(kind, scenes[seed], WORLDS[data].see(picture), seed)
+                    if task is not None:
+                        tasks[seed] = task
+            for method in methods if tasks else ():
+                after = EDITORS[method](pipe, list(tasks.values()), list(tasks))
+                for (seed, task), picture in zip(tasks.items(), after, strict=True):
+                    rows[method].append(judge_edit(task, before[seed - start], picture))
+            if progress is not None:
+                progress(number * count + seeds[-1] + 1, len(kinds) * count)
+        report["kinds"][kind] = {method: _summary(found) for method, found in rows.items()}
+    return report
+
+
+def _draw(pipe: TextToImagePipeline, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> np.ndarray:
+    """Pictures (B, h, w, 3) uint8."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = pipe(list(prompts), generator=generators, output_type="np", **how).images
+    return (images * 255).round().astype(np.uint8)
+
+
+def _edited(pipe: TextToImagePipeline, tasks: Sequence[Task], seeds: Sequence[int]) -> np.ndarray:
+    return _draw(pipe, [task.scene.caption for task in tasks], seeds, edits=[list(task.edits) for task in tasks])
+
+
+def _anew(pipe: TextToImagePipeline, tasks: Sequence[Task], seeds: Sequence[int]) -> np.ndarray:
+    return _draw(pipe, [task.prompt for task in tasks], seeds)
+
+
+def _prompt_to_prompt(pipe: TextToImagePipeline, tasks: Sequence[Task], seeds: Sequence[int]) -> np.ndarray:
+    """Attention refinement of prompt-to-prompt (arXiv 2208.01626, section 3.1).
+
+    In the first steps, tokens that both prompts have keep their maps of the first picture, and all others have their
+    own; positions keep what they read of each other.
+    """
+    steps, kept = pipe.config.num_inference_steps, dict[tuple[str, int, str], Tensor]()
+    aligned = [_aligned_tokens(pipe, task.scene.caption, task.prompt) for task in tasks]
+
+    def keep(name: str) -> Callable[..., RecordLayer]:
+        def change(step: int, sigma: float, rows: Mapping[str, slice]) -> RecordLayer:
+            return lambda layer, weights, grid: kept.__setitem__((name, step, layer), weights[rows["prompt"]])
+
+        return change
+
+    def use(name: str, until: float, inject: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., RecordLayer | None]:
+        def change(step: int, sigma: float, rows: Mapping[str, slice]) -> RecordLayer | None:
+            if step >= until * steps:
+                return None
+
+            def record(layer: str, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+                changed = weights.clone()
+                changed[rows["prompt"]] = inject(kept[name, step, layer], weights[rows["prompt"]])
+                return changed
+
+            return record
+
+        return change
+
+    def inject(first: Tensor, own: Tensor) -> Tensor:
+        mixed = own.clone()
+        for row, (old, new) in enumerate(aligned):
+            mixed[row][..., new] = first[row][..., old]
+        return mixed
+
+    _draw(pipe, [task.scene.caption for task in tasks], seeds, change=keep("cross"), change_self=keep("self"))
+    return _draw(
+        pipe,
+        [task.prompt for task in tasks],
+        seeds,
+        change=use("cross", CROSS_UNTIL, inject),
+        change_self=use("self", SELF_UNTIL, lambda first, own: first),
+    )
+
+
+def _aligned_tokens(pipe: TextToImagePipeline, before: str, after: str) -> tuple[list[int], list[int]]:
+    """Positions of the tokens of the words that two prompts share, in each of them."""
+    old, new = (split_words(text, pipe.tokenizer) for text in (before, after))
+    a, b = ([as_read(word.text) for word in words] for words in (old, new))
+    pairs: list[tuple[int, int]] = []
+    for match in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+        for i in range(match.size):
+            pairs += zip(old[match.a + i].tokens, new[match.b + i].tokens, strict=False)
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+EDITORS: dict[str, Callable[[TextToImagePipeline, Sequence[Task], Sequence[int]], np.ndarray]] = {
+    "edited": _edited,
+    "anew": _anew,
+    "prompt-to-prompt": _prompt_to_prompt,
+}
+
+
+def judge_edit(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Whether an edit did what it should, and only that; pictures (h, w, 3) uint8.
+
+    "locality" and "iou" are None where the edit is about all things.
+    """
+    world = WORLDS[task.scene.data]
+    old, new = world.see(before), world.see(after)
+    first = {i: found for i, o in enumerate(task.scene.objects) if (found := _find(old, o)) is not None}
+    then = {i: found for i, o in enumerate(task.target.objects) if (found := _find(new, o)) is not None}
+    success = judge(task.target, after).all_correct and len(then) == len(task.target.objects)
+    if success:
+        for number, box in task.boxes.items():
+            success &= box_iou(box_of(new.masks[then[number]]), box) >= 0.5
+        for number in task.named if task.kind in STAYING else ():
+            success &= _distance(old, first[number], new, then[number]) <= NEAR
+    staying = [number for number in range(len(task.scene.objects)) if number not in task.named]
+    overlaps, stay = [], True
+    for number in staying:
+        found = _find(new, task.scene.objects[number])
+        if found is None:
+            overlaps.append(0.0)
+            stay = False
+            continue
+        a, b = old.masks[first[number]], new.masks[found]
+        overlaps.append(float(np.minimum(a, b).sum() / np.maximum(a, b).sum()))
+        stay &= overlaps[-1] >= 0.9 and _distance(old, first[number], new, found) <= CLOSE
+    outside = np.ones(before.shape[:2], bool)
+    for sight, found_in, numbers in ((old, first, task.named), (new, then, task.becomes)):
+        for number in numbers:
+            outside &= sight.masks[found_in[number]] < 0.02 if number in found_in else True
+    difference = np.abs(before.astype(float) - after)[outside].mean() / 255
+    return {
+        "success": success,
+        "locality": stay if staying else None,
+        "both": success and stay,
+        "iou": float(np.mean(overlaps)) if staying else None,
+        "outside": float(difference),
+    }
+
+
+def _find(sight: Sight, wanted: Any) -> int | None:
+    """The one object of this shape and colour, by its number."""
+    found = [i for i, o in enumerate(sight.objects) if (o.shape, o.colour) == (wanted.shape, wanted.colour)]
+    return found[0] if len(found) == 1 else None
+
+
+def _distance(a: Sight, i: int, b: Sight, j: int) -> float:
+    """Pixels between the centres of two objects."""
+    height, width = a.masks.shape[1:]
+    return float(np.hypot((a.objects[i].x - b.objects[j].x) * width, (a.objects[i].y - b.objects[j].y) * height))
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shares = {name: [row[name] for row in rows if row[name] is not None] for name in ("success", "locality", "both")}
+    means = {name: [row[name] for row in rows if row[name] is not None] for name in ("iou", "outside")}
+    return {name: share_of(found) for name, found in shares.items() if found} | {
+        name: bootstrap(np.array(found)).tolist() for name, found in means.items() if found
+    }
+
+
+def editing_table(report: dict[str, Any]) -> str:
+    """The report of `evaluate_editing` as a Markdown table."""
+    lines = [
+        f"Edits of {report['settings']['data']}; % (95 % interval).",
+        "",
+        "| edit: method | n | success | locality | both | IoU of the rest | difference outside |",
+        "|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    for kind, methods in report["kinds"].items():
+        for method, found in methods.items():
+            shares = [_percent(found.get(name)) for name in ("success", "locality", "both")]
+            means = [f"{found[name][0]:.3f}" if name in found else "–" for name in ("iou", "outside")]
+            lines.append(f"| {kind}: {method} | {found['success']['n']} | " + " | ".join([*shares, *means]) + " |")
+    return "\n".join(lines)
+
+
+def _percent(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    return f"{100 * entry['share']:.1f} ({100 * entry['low']:.0f}–{100 * entry['high']:.0f})"

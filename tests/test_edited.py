@@ -1,0 +1,229 @@
+"""Edited pictures of the bundled model, judged by the world's own judge."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import TextToImagePipeline, paint, pin, refine, replace, reweight, trace, withhold, within
+from pipelines.edited import EditedPictures, picture_of_change
+from pipelines.edits import Edit
+from pipelines.scenes.judge import judge
+from pipelines.scenes.worlds import WORLDS, parse
+from ui.cli import main
+from unet_xattn.bias import NEVER, Bias, bias_hook
+from unet_xattn.words import split_words
+
+PROMPT = "a red circle left of a blue square"
+
+
+@pytest.fixture(scope="module")
+def shapes() -> TextToImagePipeline:
+    pipe = TextToImagePipeline.from_pretrained("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: TextToImagePipeline, *edits: Edit, prompt: str = PROMPT, **how: Any) -> EditedPictures:
+    return pipe(prompt, edits=edits, generator=torch.Generator().manual_seed(7), output_type="np", **how)  # type: ignore[return-value]
+
+
+def as_bytes(pictures: np.ndarray) -> np.ndarray:
+    return (pictures[0] * 255).round().astype(np.uint8)
+
+
+def test_the_first_picture_is_the_one_without_edits(shapes: TextToImagePipeline) -> None:
+    plain = shapes(PROMPT, generator=torch.Generator().manual_seed(7), output_type="np").images
+    edited = draw(shapes, replace("circle", "star"))
+    np.testing.assert_allclose(edited.before, plain, atol=1e-5)  # recorded attention is computed explicitly
+    assert edited.prompts == ["a red star left of a blue square"] and edited.trace.prompts == [PROMPT]
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        ([replace("circle", "star")], "a red star left of a blue square"),
+        ([replace("red", "green")], "a green circle left of a blue square"),
+        ([refine("a blue square")], "a blue square"),
+        ([refine("a red circle, a blue square and a green star"), paint("green star", (24, 2, 42, 20))], None),
+    ],
+)
+def test_the_edited_picture_shows_what_was_asked_and_the_rest_stays(
+    shapes: TextToImagePipeline, edits: list[Edit], expected: str | None
+) -> None:
+    edited = draw(shapes, *edits)
+    before, after = as_bytes(edited.before), as_bytes(edited.images)  # type: ignore[arg-type]
+    target = parse(expected or edited.prompts[0])
+    assert target is not None and judge(target, after).all_correct
+    sights = [WORLDS["shapes"].see(picture) for picture in (before, after)]
+    square, kept = (next(m for o, m in zip(s.objects, s.masks, strict=True) if o.shape == "square") for s in sights)
+    assert np.minimum(square, kept).sum() / np.maximum(square, kept).sum() > 0.95
+
+
+def test_regions_draw_things_where_they_are_asked(shapes: TextToImagePipeline) -> None:
+    boxes = {"red circle": (2, 2, 22, 22), "blue square": (40, 4, 60, 24), "green star": (20, 36, 44, 60)}
+    prompt = "a red circle, a blue square and a green star"
+    out = shapes(prompt, regions=boxes, generator=torch.Generator().manual_seed(0), output_type="np")
+    assert not isinstance(out, EditedPictures)  # nothing else is drawn
+    seen = WORLDS["shapes"].see(as_bytes(out.images))  # type: ignore[arg-type]
+    for o in seen.objects:
+        x0, y0, x1, y1 = boxes[f"{o.colour} {o.shape}"]
+        assert x0 < o.x * 64 < x1 and y0 < o.y * 64 < y1
+    assert len(seen.objects) == 3
+
+
+def test_a_withheld_word_is_read_nowhere_and_the_trace_says_so(shapes: TextToImagePipeline) -> None:
+    with trace(shapes) as attention:
+        draw(shapes, withhold("red"), num_inference_steps=2)
+    assert attention.heatmap("red").max() == 0 and attention.heatmap("circle").max() > 0
+
+
+def test_louder_is_a_larger_share(shapes: TextToImagePipeline) -> None:
+    masses = []
+    for weight in (0.25, 1.0, 4.0):
+        with trace(shapes) as attention:
+            draw(shapes, reweight("red", weight), num_inference_steps=2)
+        masses.append(float(attention.heatmap("red").sum()))
+    assert masses[0] < masses[1] < masses[2]
+
+
+def test_a_change_that_withholds_is_the_same_as_ignoring(shapes: TextToImagePipeline) -> None:
+    (position,) = next(word.tokens for word in split_words(PROMPT, shapes.tokenizer) if word.text == "red")
+    how: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+    ignored = shapes(PROMPT, generator=torch.Generator().manual_seed(7), ignore=[[position]], **how).images
+    changed = shapes(
+        PROMPT,
+        generator=torch.Generator().manual_seed(7),
+        change=lambda step, sigma, rows: bias_hook(rows, [[Bias((position,), NEVER)]], sigma),
+        **how,
+    ).images
+    np.testing.assert_allclose(ignored, changed, atol=1e-4)
+
+
+def test_self_attention_can_be_changed(shapes: TextToImagePipeline) -> None:
+    how: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+    seen = []
+    pictures = [
+        shapes(PROMPT, generator=torch.Generator().manual_seed(7), change_self=change, **how).images
+        for change in (
+            None,
+            lambda step, sigma, rows: lambda layer, w, grid: seen.append(layer),
+            lambda step, sigma, rows: lambda layer, w, grid: torch.ones_like(w) / w.shape[-1],
+        )
+    ]
+    np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)
+    assert seen and np.abs(pictures[2] - pictures[0]).max() > 0.01
+
+
+def test_prompts_have_edits_of_their_own_and_pictures_are_those_of_alone(shapes: TextToImagePipeline) -> None:
+    both = shapes(
+        [PROMPT, "a green heart"],
+        edits=[[replace("circle", "star")], [replace("green", "red")]],
+        generator=[torch.Generator().manual_seed(7), torch.Generator().manual_seed(8)],
+        output_type="np",
+    )
+    alone = draw(shapes, replace("circle", "star"))
+    assert both.prompts == ["a red star left of a blue square", "a red heart"]
+    assert np.abs(both.images[0] - alone.images[0]).max() <= 1.5 / 255
+
+
+def test_the_callback_and_the_trace_belong_to_the_edited_picture(shapes: TextToImagePipeline) -> None:
+    steps: list[int] = []
+    with trace(shapes) as attention:
+        draw(
+            shapes,
+            replace("circle", "star"),
+            num_inference_steps=3,
+            callback_on_step_end=lambda pipe, step, t, tensors: steps.append(step),
+        )
+    assert steps == [0, 1, 2] and attention.prompts == ["a red star left of a blue square"]
+
+
+def test_without_a_generator_both_pictures_have_the_same_noise(shapes: TextToImagePipeline) -> None:
+    edited = shapes(PROMPT, edits=[reweight("red", 1.0)], num_inference_steps=2, output_type="np")
+    np.testing.assert_allclose(edited.before, edited.images, atol=1e-4)
+    edited = shapes(
+        PROMPT, edits=[reweight("red", 1.0)], latents=torch.zeros(1, 3, 64, 64), num_inference_steps=1, output_type="np"
+    )
+    np.testing.assert_allclose(edited.before, edited.images, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"edits": [replace("cat", "dog")]}, "'cat' is not in the prompt; its words are: a, red, circle"),
+        ({"edits": [reweight("cat", 2)]}, "'cat' is not in the prompt; its words are: a, red, circle"),
+        ({"edits": [replace("circle", "zebra")]}, "'zebra' is unknown to this model"),
+        ({"edits": [paint("red", (0, 0, 99, 9))]}, "region .* is not a box .* inside the picture, 64×64"),
+        ({"edits": ["red"]}, "an edit is made by replace, reweight, paint and the like, not 'red'"),
+        ({"edits": [[reweight("red", 2)], []]}, "2 lists of edits for 1 prompts"),
+        ({"edits": [pin("red", layers=["nope"])]}, "no layer is called nope: down.1.0"),
+        ({"edits": [pin("red", heads=[9])]}, "there is no head 9: layers have heads 0 to 3"),
+        ({"regions": {}}, "regions are a dict of phrases and their regions"),
+        ({"regions": {"cat": (0, 0, 9, 9)}}, "'cat' is not in the prompt"),
+        ({"regions": {"red": (0, 0, 9, 9)}, "change": lambda *_: None}, "edits change the attention already"),
+    ],
+)
+def test_what_cannot_be_edited_is_one_line_before_anything_is_drawn(
+    shapes: TextToImagePipeline, how: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes.unet, "forward", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        shapes(PROMPT, num_inference_steps=1, **how)
+
+
+def test_a_word_without_a_place_needs_a_region(shapes: TextToImagePipeline) -> None:
+    with pytest.raises(ValueError, match=r"^'left of' has no place of its own in the first picture: give it a region"):
+        draw(shapes, pin("left of"))
+
+
+def test_within_a_word_the_rest_of_the_picture_is_the_first_one(shapes: TextToImagePipeline) -> None:
+    edited = draw(shapes, replace("red", "green"), within("circle"))
+    changed = np.abs(np.asarray(edited.before) - np.asarray(edited.images))[0].max(axis=2) > 2 / 255
+    place = edited.trace.mask("circle").numpy()
+    assert changed[place].mean() > 0.9 and changed.sum() < 2 * place.sum()
+
+
+def test_the_command_writes_both_pictures_their_words_and_the_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = ["unet-xattn", "edit", "a red circle", "--replace", "circle=star", "--steps", "4", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", [*line, "--out", str(out)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    files = [Path(name) for name in capsys.readouterr().out.split()]
+    assert [file.name.removeprefix("a-red-circle-seed0") for file in files] == [
+        ".png",
+        "-words.png",
+        "-edited.png",
+        "-edited-words.png",
+        "-change.png",
+    ]
+    pictures = [Image.open(file) for file in (files[0], files[2], files[4])]
+    assert np.array_equal(pictures[2], picture_of_change(pictures[0], pictures[1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "error: nothing to edit: give --replace"),
+        (["--replace", "circle"], "error: --replace 'circle' has no '=': write it like circle=star"),
+        (["--paint", "circle=1,2,3"], "error: a box is four whole numbers X0,Y0,X1,Y1 in pixels, not '1,2,3'"),
+        (["--reweight", "red=loud"], "error: a weight is a number such as 2 or 0.5, not 'loud'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["unet-xattn", "edit", "a red circle", *options, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err.strip().startswith(message) and not (tmp_path / "out").exists()
