@@ -106,7 +106,7 @@ def _tidied(prompt: str, lexicon: Lexicon) -> str:
 
 def _objects(prompt: str, lexicon: Lexicon) -> list[Object]:
     """The different objects that an English prompt names, each once."""
-    plurals = {noun.plural: name for name, noun in lexicon.nouns.items()}
+    plurals = {noun.plural: name for name, noun in lexicon.nouns.items() if noun.plural}
     sizes = {word: size for size, words in SIZE_WORDS.items() for word in words}
     found = [
         Object(plurals.get(match["noun"], match["noun"]), match["colour"] or "", sizes.get(match["size"], "medium"))
@@ -118,7 +118,7 @@ def _objects(prompt: str, lexicon: Lexicon) -> list[Object]:
 def _group(lexicon: Lexicon) -> str:
     """The pattern of an object as people name it: size and colour may be missing."""
     either = lambda words: "|".join(sorted(map(re.escape, words), key=len, reverse=True))  # noqa: E731
-    nouns = either({*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())})
+    nouns = either({*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())} - {""})  # some have no plural
     sizes = either({word for words in SIZE_WORDS.values() for word in words})
     colour = rf"(?:(?P<colour>{either(lexicon.colours)}) )?" if lexicon.colours else "(?P<colour>)"
     return rf"(?P<thing>(?:\b(?P<size>{sizes}) )?\b{colour}\b(?P<noun>{nouns}))\b"
