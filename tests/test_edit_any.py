@@ -93,9 +93,7 @@ def test_the_negative_prompt_is_not_edited() -> None:
 @pytest.mark.parametrize("edits", [[replace("circle", "star")], [refine("a star")], [pin("circle")]])
 def test_what_needs_a_first_picture_is_refused(edits: list[Edit]) -> None:
     with (
-        pytest.raises(
-            ValueError, match=r"^StableDiffusionPipeline draws a picture once, without .*: give it"
-        ),
+        pytest.raises(ValueError, match=r"^StableDiffusionPipeline draws a picture once, without .*: give it"),
         edit(pipeline("sd"), *edits),
     ):
         pass

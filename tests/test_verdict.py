@@ -15,8 +15,8 @@ def square(colour: tuple[int, int, int], ground: int = 255) -> np.ndarray:
     return picture
 
 
-def said(prompt: str, picture: np.ndarray) -> dict[str, bool | None]:
-    return {str(one.as_json()["text"]): one.ok for one in verdict(prompt, picture) or []}
+def said(prompt: str, picture: np.ndarray, data: str | None = None) -> dict[str, bool | None]:
+    return {str(one.as_json()["text"]): one.ok for one in verdict(prompt, picture, data) or []}
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -47,7 +47,7 @@ def test_a_prompt_is_read_as_people_type_it(typed: str, proper: str) -> None:
 
 
 def test_what_is_not_read_is_said_to_be_unchecked() -> None:
-    statements = said("two green stars and a moon", square((45, 160, 70)))
+    statements = said("two green stars and a moon", square((45, 160, 70)), "shapes")
     assert statements == {"A star is there": False, "The rest of the prompt is not checked": None}
     assert verdict("a dream of red", square((0, 0, 0))) is None
 

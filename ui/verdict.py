@@ -42,9 +42,8 @@ class Statement:
 def verdict(prompt: str, picture: np.ndarray, data: str | None = None) -> list[Statement] | None:
     """Each statement of a prompt about a picture (h, w, 3) uint8; None if the prompt names nothing that can be checked.
 
-    `data` is the world of the model that drew it: the prompt is first read as one of that world.
-
-    Also None for a scene of emoji if the emoji font, which the rules need, is not installed.
+    Also None for a scene of emoji if the emoji font, which the rules need, is not installed. `data` is the world of the
+    scene, or None for the first that has such a scene.
     """
     scene, whole = read(prompt, data)
     if scene is None:
@@ -79,7 +78,7 @@ def read(prompt: str, data: str | None = None) -> tuple[Scene | None, bool]:
 
     A prompt that no grammar reads may still name objects: these are the scene, without number and relation.
     """
-    worlds = dict(sorted(WORLDS.items(), key=lambda item: item[0] != data))
+    worlds = WORLDS if data is None else {data: WORLDS[data]}
     for world in worlds.values():
         if scene := world.parse(prompt) or world.parse(_tidied(prompt, world.lexicon)):
             return scene, True
@@ -119,7 +118,7 @@ def _objects(prompt: str, lexicon: Lexicon) -> list[Object]:
 def _group(lexicon: Lexicon) -> str:
     """The pattern of an object as people name it: size and colour may be missing."""
     either = lambda words: "|".join(sorted(map(re.escape, words), key=len, reverse=True))  # noqa: E731
-    nouns = either({*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values() if noun.plural)})
+    nouns = either({*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())} - {""})  # some have no plural
     sizes = either({word for words in SIZE_WORDS.values() for word in words})
     colour = rf"(?:(?P<colour>{either(lexicon.colours)}) )?" if lexicon.colours else "(?P<colour>)"
     return rf"(?P<thing>(?:\b(?P<size>{sizes}) )?\b{colour}\b(?P<noun>{nouns}))\b"
@@ -176,7 +175,9 @@ def _says(check: Check, lexicon: Lexicon) -> Message:
     if check.fact == "shape":
         return "verdict.shape", {"thing": _both(check.text, lexicon)}
     if check.fact == "relation":
-        relation = next(r for r in CHINESE_RELATIONS if f" {r} " in check.text)
+        relation = next((r for r in CHINESE_RELATIONS if f" {r} " in check.text), None)
+        if relation is None:
+            return "verdict.stated", {"statement": check.text}
         first, _, second = check.text.partition(f" {relation} ")
         sides = {"first": _both(first, lexicon), "second": _both(second, lexicon)}
         return "verdict.relation", sides | {"where": {"en": relation, "zh": CHINESE_RELATIONS[relation][0]}}

@@ -91,7 +91,7 @@ def describe(tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str] = ()) ->
     return {
         "sentence": [key, about],
         "groups": [group for group in shown if group[1]],
-        "examples": EXAMPLES[world.name],
+        "examples": EXAMPLES.get(world.name, list(prompts)[:4]),
         "surprise": True,
     }
 
@@ -148,7 +148,7 @@ def _folded(words: tuple[str, ...]) -> frozenset[str]:
 
 def _world(tokenizer: PreTrainedTokenizerFast) -> World | None:
     """The world whose things and colours the model knows."""
-    for world in WORLDS.values():
+    for world in reversed(WORLDS.values()):  # everyday things include the shapes
         needed = " ".join([*world.lexicon.nouns, *world.lexicon.colours, "left of"])
         if not unknown_words(needed, tokenizer):
             return world
