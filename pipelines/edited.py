@@ -4,13 +4,14 @@ Shapes: B pictures, C channels, h×w positions of a picture or of a VAE's latent
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import ImagePipelineOutput
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,6 +42,38 @@ class EditedPictures(ImagePipelineOutput):
 
 Draw = Callable[..., Any]
 """`TextToImagePipeline._draw`."""
+
+Change = Callable[[int, float, Mapping[str, slice]], RecordLayer | None]
+"""Called before each pass with its step, its noise level, and the rows of its batch that are the "prompt" or the
+"negative" of each picture; returns the `record` argument of the pass, which may change its attention."""
+
+AfterStep = Callable[[int, Tensor], Tensor]
+"""Called after each step with its number and the latents (B, C, h/f, w/f); returns those to continue with."""
+
+active_edits: ContextVar[tuple[tuple[DiffusionPipeline, Sequence[Edit]], ...]] = ContextVar("active_edits", default=())
+"""The open `tracing.edit.edit` blocks of this thread (or task), innermost last: each pipeline and its edits."""
+
+
+def draw_changed(
+    draw: Draw,
+    asked: Request,
+    edits: Sequence[Sequence[Edit]],
+    painted: Sequence[Edit],
+    change: Change | None,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> ImagePipelineOutput:
+    """Draw what is asked for: with the edits of each picture, with words painted in regions, or with a change.
+
+    Raises:
+        ValueError: there are edits or regions and a change, or they do not fit the prompt.
+    """
+    if change is not None and (painted or any(edits)):
+        raise ValueError("edits change the attention already: give either edits and regions, or change")
+    if any(edits):
+        return draw_edited(draw, asked, [[*own, *painted] for own in edits], tokenizer)
+    if painted:
+        change = changed_by([plan(painted, text, asked.size, tokenizer) for text in asked.prompts])
+    return ImagePipelineOutput(draw(asked, change=change))
 
 
 def draw_edited(
@@ -74,13 +107,13 @@ def draw_edited(
     return EditedPictures(images, before, prompts, first)
 
 
-def changed_by(plans: Sequence[Plan]) -> Callable[[int, float, Mapping[str, slice]], RecordLayer]:
+def changed_by(plans: Sequence[Plan]) -> Change:
     """The `change` argument of a call that biases the words of each picture by its plan."""
     biases = [own.biases for own in plans]
     return lambda step, sigma, rows: bias_hook(rows, biases, sigma)
 
 
-def following(path: Sequence[Tensor], kept: Tensor) -> Callable[[int, Tensor], Tensor]:
+def following(path: Sequence[Tensor], kept: Tensor) -> AfterStep:
     """After each step: the latents of another path where they are kept, (B, h, w) bool in pixels."""
 
     def follow(step: int, latents: Tensor) -> Tensor:

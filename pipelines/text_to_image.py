@@ -4,7 +4,7 @@ Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the me
 of the flow, f scale factor of the VAE. The flow ends in a picture, or in a VAE's latent with sides f times shorter.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,7 @@ from pipelines.components import (
     quiet,
     scale_factor,
 )
-from pipelines.edit_plan import plan
-from pipelines.edited import changed_by, draw_edited
+from pipelines.edited import AfterStep, Change, active_edits, draw_changed
 from pipelines.edits import Edit, paint_all, read_edits
 from pipelines.recording import encode_concepts, read_concepts, recorder
 from pipelines.request import Request, check_results, read_request
@@ -46,16 +45,6 @@ from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text, unknown_words
 
 BUNDLED = Path(__file__).parent / "bundled"
-
-active_edits: ContextVar[tuple[tuple[DiffusionPipeline, Sequence[Edit]], ...]] = ContextVar("active_edits", default=())
-"""The open `tracing.edit.edit` blocks of this thread (or task), innermost last: each pipeline and its edits."""
-
-Change = Callable[[int, float, Mapping[str, slice]], RecordLayer | None]
-"""Called before each pass with its step, its noise level, and the rows of its batch that are the "prompt" or the
-"negative" of each picture; returns the `record` argument of the pass, which may change its attention."""
-
-AfterStep = Callable[[int, Tensor], Tensor]
-"""Called after each step with its number and the latents (B, C, h/f, w/f); returns those to continue with."""
 
 active_traces: ContextVar[tuple[tuple[DiffusionPipeline, AttentionTrace], ...]] = ContextVar(
     "active_traces", default=()
@@ -295,18 +284,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         edits = edits or next((own for pipe, own in reversed(active_edits.get()) if pipe is self), ())
         layers = dict.fromkeys(self.unet.attention_layers, self.unet.config.heads)
         lists = [own for own in read_edits(edits, len(listed(prompt)), layers) for _ in range(num_images_per_prompt)]
-        painted = paint_all(regions)
-        if change is not None and (painted or any(lists)):
-            raise ValueError("edits change the attention already: give either edits and regions, or change")
-        if any(lists):
-            out = draw_edited(draw, asked, [own + painted for own in lists], self.tokenizer)
-        else:
-            change = (
-                changed_by([plan(painted, text, asked.size, self.tokenizer) for text in asked.prompts])
-                if painted
-                else change
-            )
-            out = ImagePipelineOutput(draw(asked, change=change))
+        out = draw_changed(draw, asked, lists, paint_all(regions), change, self.tokenizer)
         self.maybe_free_model_hooks()
         return out if return_dict else out.to_tuple()
 

@@ -8,8 +8,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from pipelines.edit_plan import STRENGTH
+from pipelines.edited import active_edits
 from pipelines.edits import Edit, read_edits
-from pipelines.text_to_image import TextToImagePipeline, active_edits
+from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tracing.attribute_any import native_size
 from pipelines.tracing.capture import trace
 from pipelines.tracing.watch import denoiser_of, watched
