@@ -278,8 +278,8 @@ class Call:
             if place is None:
                 return None
             kernel = unwritten(kernel, place, now.given.lengths[0], now.concepts, now.given.is_joint)
-        bias = self._bias(layer, kernel.shape, kernel.q.shape[1])
-        kernel = kernel if bias is None else kernel.biased(bias.to(kernel.device))
+        bias = self._bias(layer, kernel.shape, kernel.q.shape[1], kernel.device)
+        kernel = kernel if bias is None else kernel.biased(bias)
         self._keep(layer, kernel)
         return None if bias is None and not now.concepts else kernel.out
 
@@ -291,32 +291,34 @@ class Call:
         layer = self.running[-1]
         layer.calls += 1
         heads, rest = divmod(len(out), len(now.rows))
-        bias = None if rest else self._bias(layer, (len(now.rows), out.shape[1], out.shape[2]), heads)
+        bias = None if rest else self._bias(layer, (len(now.rows), out.shape[1], out.shape[2]), heads, out.device)
         if now.biases and rest:
             raise ValueError(f"layer {layer.name} computes its attention in slices, which cannot be edited: {VISIBLE}")
         if bias is not None:
-            out = biased(out.unflatten(0, (-1, heads)), bias.to(out.device)).flatten(0, 1)
+            out = biased(out.unflatten(0, (-1, heads)), bias).flatten(0, 1)
         if not layer.slices or layer.slices[0].shape[1:] == out.shape[1:]:  # those of an IP-Adapter have other keys
             layer.slices.append(out)
         return None if bias is None else out
 
-    def _bias(self, layer: Layer, shape: tuple[int, int, int], heads: int) -> Tensor | None:
-        """What edits add to the scores of an attention call of B rows, L queries and S keys, (B, H, L, S)."""
+    def _bias(self, layer: Layer, shape: tuple[int, int, int], heads: int, device: torch.device) -> Tensor | None:
+        """What edits add to the scores of an attention call of B rows, L queries and S keys, (B, H or 1, L, S)."""
         now, (rows, length, keys) = self.now, shape
         if now is None or not any(now.biases):
             return None
         place = now.given.locate(length, keys, layer.handed)
         if place is None:
             return None
+        if all(bias.heads is None for own in now.biases for bias in own):
+            heads = 1  # the same for all
         tokens = max(len(row.text.tokens) for row in now.rows)
         level = 1 - now.step / max(self.arguments.get("num_inference_steps") or 1, now.step + 1)
         of_tokens = total_bias(now.biases, layer.name, level, place.grid, heads, tokens)
         if of_tokens is None:
             return None
-        total, count = torch.zeros(rows, heads, length, keys), place.grid[0] * place.grid[1]
+        total, count = torch.zeros(rows, heads, length, keys, device=device), place.grid[0] * place.grid[1]
         for number, row in enumerate(now.rows):
             columns = torch.tensor(row.columns, dtype=torch.long)
-            own = of_tokens[number][..., : len(columns)]
+            own = of_tokens[number][..., : len(columns)].to(device)
             queries = slice(place.queries[number], place.queries[number] + count)
             total[number, :, queries, place.keys[number] + columns] = own
         return total
