@@ -29,3 +29,4 @@ def test_capture_report_compares_recording_with_not_recording(tiny_pipe, tmp_pat
     for keep in ("mean", "full"):
         assert report[keep]["times the time"] > 0.5
         assert 0.9 < report[keep]["times the memory"] < 1.2
+    assert report["edited"]["times the time"] > 1.2  # two pictures

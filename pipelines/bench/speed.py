@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipelines.any_pipeline import open_pipeline
 from pipelines.data.batches import Batch, Collator
 from pipelines.data.scenes import SceneExamples
+from pipelines.edits import replace
 from pipelines.runs.machine import machine
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tokenizer import train_tokenizer
@@ -107,14 +108,15 @@ def bench_sample(pipe: TextToImagePipeline, device: str | torch.device = "cpu", 
 def bench_capture(model: str, device: str | torch.device = "cpu", repeats: int = 15) -> dict:
     """The cost of recording attention while one picture is drawn in 20 steps, guided where the pipeline can be.
 
-    It may be any pipeline that `trace` records. Measured are time and peak memory.
+    It may be any pipeline that `trace` records. Measured are time and peak memory; of our own pipeline also those of an
+    edit, "edited", which draws two pictures.
 
     Times are taken in turn in this process. Each peak is that of a separate process: on a CPU its resident memory with
     interpreter and libraries, on an accelerator what torch has allocated there.
     """
     device = torch.device(device)
     pipe = open_pipeline(model, device)
-    ways = ("none", "mean", "full")
+    ways = ("none", "mean", "full", *(("edited",) if isinstance(pipe, TextToImagePipeline) else ()))
     for keep in ways:
         _draw(pipe, keep)
     rounds = [{keep: seconds(partial(_draw, pipe, keep), device) for keep in ways} for _ in range(repeats)]
@@ -140,7 +142,9 @@ def bench_capture(model: str, device: str | torch.device = "cpu", repeats: int =
 def _draw(pipe: DiffusionPipeline, keep: str) -> None:
     takes = inspect.signature(type(pipe).__call__).parameters
     settings = {name: value for name, value in GUIDED.items() if name in takes}
-    with nullcontext() if keep == "none" else trace(pipe, keep):
+    if keep == "edited":
+        settings["edits"] = [replace("circle", "star")]
+    with nullcontext() if keep in ("none", "edited") else trace(pipe, keep):
         pipe(PROMPT, **settings)
 
 
