@@ -347,3 +347,51 @@ def test_every_documented_setting_has_an_option_and_no_other(run, command: str, 
 def test_the_version_is_printed(run) -> None:
     code, out, _ = run("--version")
     assert code == 0 and re.fullmatch(r"unet-xattn \d+\.\d+\.\d+", out.strip())
+
+
+def test_concepts_are_found_in_an_existing_picture(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "mine.png")
+    start = ("attribute", tmp_path / "mine.png")
+    end = ("--model", tiny_model, "--out", tmp_path / "read")
+    code, out, err = run(*start, "", "--concepts", "red ground, sky", "--output-maps", *end)
+    assert code == 0 and err == 'note: words unknown to the model: "sky"\n'
+    *files, ground, sky = out.splitlines()
+    names = ["mine-words.png", "mine.safetensors", "mine-concepts.png", "mine-labels.png"]
+    assert [Path(file).name for file in files] == names
+    attention = AttentionTrace.load(files[1])
+    assert attention.concepts == ("red ground", "sky") and attention.heatmap("sky", reduce="output").shape == (32, 32)
+    labels = attention.masks(branch="concepts").numpy()
+    with Image.open(files[3]) as written:
+        assert (np.asarray(written) == labels + 1).all()
+    for number, (name, line) in enumerate([("red ground", ground), ("sky", sky)]):
+        area = float((labels == number).mean())
+        assert line == f"{number + 1} {name}: " + (f"{area:.1%}" if area else "none")
+    assert "already exists" in fails(*start, "", "--concepts", "sky", *end)
+    for given, said in (
+        (", ,", "--concepts names nothing"),
+        ("a star,A  star", "is named twice"),
+        ("!", "has no word"),
+    ):
+        assert said in fails(*start, "", "--concepts", given, "--model", tiny_model, "--out", tmp_path / "none")
+    assert "the caption is empty" in fails(*start, "", "--model", tiny_model, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_trace_is_exported_by_other_readings(run, fails, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ("generate", "a red circle", "--model", tiny_model, "--steps", "2", "--out", tmp_path)
+    assert "give --keep, too" in fails(*arguments, "--output-maps")
+    code, _, err = run(*arguments, "--keep", "step", "--output-maps")
+    assert code == 0, err
+    kept, written = tmp_path / "a-red-circle-seed0.safetensors", {}
+    for reading in ("share", "text", "contrast", "output"):
+        code, _, err = run("export", kept, "--reading", reading, "--out", tmp_path / reading)
+        assert code == 0, err
+        names = ("words.png", "word-02-red.png", "steps.png", "steps.webp")
+        written[reading] = [(tmp_path / reading / name).read_bytes() for name in names]
+    assert all(len(set(of_file)) == 4 for of_file in zip(*written.values(), strict=True))
+    other = ("--out", tmp_path / "none")
+    assert "no calibration" in fails("export", kept, "--reading", "calibrated", *other)
+    assert "the reading is one of share, text, contrast, calibrated, output, not 'mean'" in fails(
+        "export", kept, "--reading", "mean", *other
+    )
+    assert not (tmp_path / "none").exists()

@@ -13,40 +13,64 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.tracing.masks import write_masks
-from pipelines.tracing.overlay import drawn, step_frames, step_sheet, word_overlay, word_sheet
+from pipelines.tracing.overlay import concept_sheet, drawn, step_frames, step_sheet, word_overlay, word_sheet
 from ui.viewer import document
 from unet_xattn import AttentionTrace
-from unet_xattn.words import Word
+from unet_xattn.trace_maps import Selection
+from unet_xattn.words import Word, shown
+
+READINGS: dict[str, Selection] = {
+    "share": {},
+    "text": {"of": "text"},
+    "contrast": {"of": "words"},
+    "calibrated": {"reduce": "calibrated"},
+    "output": {"reduce": "output"},
+}
+"""Ways to read the maps of words, and what to ask for each; see the README of pipelines/tracing."""
 
 
 def export(
-    attention: AttentionTrace, folder: Path, image: int = 0, overwrite: bool = False, masks: bool = False
+    attention: AttentionTrace,
+    folder: Path,
+    image: int = 0,
+    overwrite: bool = False,
+    masks: bool = False,
+    reading: str = "share",
 ) -> list[Path]:
     """Write the attention of one recorded picture into a folder, and return the files.
 
     The files are `words.png`, all words on a sheet; `word-NN-TEXT.png`, one word each; `measures.csv`, see `measures`;
     and `page.html`, the viewer in one file that needs nothing else. If the steps were recorded separately, there are
-    also `steps.png`, unless the prompt has no words, and the animation `steps.webp`. With `masks`, those of the words
-    follow, see `write_masks`.
+    also `steps.png`, unless the prompt has no words, and the animation `steps.webp`. If concepts were read, there is
+    `concepts.png`, the part of the picture that belongs to each. With `masks`, those of the words follow, see
+    `write_masks`.
+
+    Args:
+        reading: one of `READINGS`, for the pictures of words and steps. The table and the page have shares.
 
     Raises:
-        ValueError: the image does not exist, or the folder is not empty and `overwrite` is False.
+        ValueError: the image or the reading does not exist, the reading was not recorded, or the folder is not empty
+            and `overwrite` is False.
     """
-    words = attention.words_of(image)
+    if reading not in READINGS:
+        raise ValueError(f"the reading is one of {', '.join(READINGS)}, not {shown(reading)!r}")
+    words, which = attention.words_of(image), READINGS[reading]
     if not overwrite and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another --out, or --overwrite")
-    drawings = {"words.png": word_sheet(attention, image)}
+    drawings = {"words.png": word_sheet(attention, image, reading=which)}
     for i, word in enumerate(words, 1):
         name = re.sub(r"\W+", "-", word.text)[:40]
-        drawings[f"word-{i:02}-{name}.png"] = word_overlay(attention, word, image)
+        drawings[f"word-{i:02}-{name}.png"] = word_overlay(attention, word, image, reading=which)
+    if attention.concepts:
+        drawings["concepts.png"] = concept_sheet(attention, image)
     if attention.steps and words:
-        drawings["steps.png"] = step_sheet(attention, image)
+        drawings["steps.png"] = step_sheet(attention, image, reading=which)
     folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in drawings.items():
         drawing.save(folder / name)
     written = [folder / name for name in drawings]
     if attention.steps:
-        first, *others = step_frames(attention, image)
+        first, *others = step_frames(attention, image, reading=which)
         first.save(folder / "steps.webp", save_all=True, append_images=others, duration=250, loop=0, lossless=True)
         written.append(folder / "steps.webp")
     rows = measures(attention, image)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ui.request import Request
 from ui.texts import Message
 from unet_xattn import AttentionTrace
-from unet_xattn.words import split_words, unknown_words
+from unet_xattn.words import WORD, split_words, unknown_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,6 +42,7 @@ def trace_notes(attention: AttentionTrace, image: int = 0) -> list[str]:
     """The note on the prompt of a recorded picture, and how much of an attributed picture was cut off."""
     settings, (height, width) = attention.recording.settings, attention.size
     words = [word.text for word in attention.words_of(image)]
+    words += [found.group() for name in attention.concepts for found in WORD.finditer(name)]
     unknown = set(settings.get("unknown_words", ()))
     notes = [_note(words, [word for word in words if word in unknown])]
     if cut := attention.cut_off(image):

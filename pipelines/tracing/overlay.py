@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from pipelines.drawing import colour_map, label, readable
 from unet_xattn import AttentionTrace
-from unet_xattn.words import Word
+from unet_xattn.trace_maps import Selection
+from unet_xattn.words import CONCEPTS, Word
 
 if TYPE_CHECKING:
     from pipelines.text_to_text import Translation
+
+
+SHARE: Selection = {}
+"""The reading of maps by default: shares of the attention."""
 
 
 def overlay(picture: Image.Image, heat: np.ndarray, opacity: float = 0.75) -> Image.Image:
@@ -34,9 +40,11 @@ def drawn(attention: AttentionTrace, image: int = 0) -> Image.Image:
     return Image.fromarray(attention.pictures[image].numpy())
 
 
-def word_overlay(attention: AttentionTrace, word: Word, image: int = 0, side: int = 512) -> Image.Image:
+def word_overlay(
+    attention: AttentionTrace, word: Word, image: int = 0, side: int = 512, reading: Selection = SHARE
+) -> Image.Image:
     """One word's heat map over its picture, `side` pixels long, with a colour bar from 0 to the word's peak."""
-    picture, heat = drawn(attention, image), attention.heatmap(word, image=image).numpy()
+    picture, heat = drawn(attention, image), attention.heatmap(word, image=image, **reading).numpy()
     peak = max(float(heat.max()), 1e-12)
     large = overlay(picture, heat / peak).resize(_fit(picture.size, side), Image.Resampling.NEAREST)
     sheet = Image.new("RGB", (large.width, large.height + 28), "white")
@@ -46,18 +54,25 @@ def word_overlay(attention: AttentionTrace, word: Word, image: int = 0, side: in
 
 
 def word_sheet(
-    attention: AttentionTrace, image: int = 0, tile: int = 192, step: int | None = None, title: str = "picture"
+    attention: AttentionTrace,
+    image: int = 0,
+    tile: int = 192,
+    step: int | None = None,
+    title: str = "picture",
+    reading: Selection = SHARE,
 ) -> Image.Image:
     """The picture, then a labelled heat map over it for each word of its prompt, each scaled to its own peak.
 
     The label gives the peak: the word's largest share of the attention at any position. The maps of a single `step`
     are scaled to the word's peak over all steps, so that sheets of different steps can be compared. The trace must have
-    kept the steps. Where the padding and the picture's own positions have columns of their own, maps of these follow.
+    kept the steps. Maps of the concepts follow, and, unless the reading is another one than shares, those of what was
+    read besides words: start and end, padding, the picture's own positions.
     """
     picture = drawn(attention, image)
-    words: list[Word | str] = [*attention.words_of(image), *attention.columns_of(image)]
-    heats = [attention.heatmap(word, image=image, step=step).numpy() for word in words]
-    peaks = [heat.max() for heat in heats] if step is None else _peaks(attention, words, image)
+    beside = [] if reading else attention.columns_of(image)
+    words: list[Word | str] = [*attention.words_of(image), *_concepts(attention, image), *beside]
+    heats = [_heat(attention, word, image, reading, step).numpy() for word in words]
+    peaks = [heat.max() for heat in heats] if step is None else _peaks(attention, words, image, reading)
     tiles = [(title, picture)]
     tiles += [
         (f"{word}  {100 * heat.max():.2g}%", overlay(picture, heat / max(float(peak), 1e-12)))
@@ -66,7 +81,30 @@ def word_sheet(
     return _sheet(tiles, min(6, len(tiles)), tile)
 
 
-def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, columns: int = 10) -> Image.Image:
+def concept_sheet(attention: AttentionTrace, image: int = 0, tile: int = 192) -> Image.Image:
+    """The picture, then its part that belongs to each concept, of the masks without overlap, labelled with its area."""
+    picture, labels = drawn(attention, image), attention.masks(image=image, branch=CONCEPTS)
+    tiles = [("picture", picture)]
+    for number, area in enumerate(concept_areas(attention, image).items()):
+        mask = (labels == number).numpy().astype(np.float32)
+        tiles.append(("  ".join(area), overlay(picture, mask)))
+    return _sheet(tiles, min(6, len(tiles)), tile)
+
+
+def concept_areas(attention: AttentionTrace, image: int = 0) -> dict[str, str]:
+    """Concept -> its share of the picture's area in words, by the masks without overlap."""
+    labels = attention.masks(image=image, branch=CONCEPTS)
+    areas = [float((labels == number).float().mean()) for number in range(len(attention.concepts))]
+    return {name: f"{area:.1%}" if area else "none" for name, area in zip(attention.concepts, areas, strict=True)}
+
+
+def _concepts(attention: AttentionTrace, image: int) -> list[Word]:
+    return attention.words_of(image, CONCEPTS) if attention.concepts else []
+
+
+def step_sheet(
+    attention: AttentionTrace, image: int = 0, tile: int = 96, columns: int = 10, reading: Selection = SHARE
+) -> Image.Image:
     """A row of heat maps for each word, at evenly spaced steps of those that the trace kept.
 
     Each word is scaled to its own peak over all steps.
@@ -77,26 +115,36 @@ def step_sheet(attention: AttentionTrace, image: int = 0, tile: int = 96, column
     picture, words = drawn(attention, image), attention.words_of(image)
     if not words:
         raise ValueError(f"the prompt {attention.prompts[image][:40]!r} has no words: there are no maps to draw")
-    peaks = _peaks(attention, words, image)
+    peaks = _peaks(attention, words, image, reading)
     places = np.linspace(0, len(attention.steps) - 1, min(columns, len(attention.steps))).round().astype(int)
     steps = [attention.steps[i] for i in places]
     tiles = []
     for word, peak in zip(words, peaks, strict=True):
         for step in steps:
-            heat = attention.heatmap(word, image=image, step=step).numpy() / max(float(peak), 1e-12)
+            heat = _heat(attention, word, image, reading, step).numpy() / max(float(peak), 1e-12)
             tiles.append((f"{word.text}, step {step + 1}", overlay(picture, heat)))
     return _sheet(tiles, len(steps), tile)
 
 
-def step_frames(attention: AttentionTrace, image: int = 0, tile: int = 128) -> list[Image.Image]:
+def step_frames(
+    attention: AttentionTrace, image: int = 0, tile: int = 128, reading: Selection = SHARE
+) -> list[Image.Image]:
     """A `word_sheet` for each step that the trace kept, as the frames of an animation."""
     count = len(attention.steps)
     return [
-        word_sheet(attention, image, tile, step, f"step {i} of {count}") for i, step in enumerate(attention.steps, 1)
+        word_sheet(attention, image, tile, step, f"step {i} of {count}", reading)
+        for i, step in enumerate(attention.steps, 1)
     ]
 
 
-def _peaks(attention: AttentionTrace, words: Sequence[Word | str], image: int) -> list[float]:
+def _heat(
+    attention: AttentionTrace, word: Word | str, image: int, reading: Selection, step: int | None = None
+) -> Tensor:
+    asked: Selection = {**reading, "step": step}
+    return attention.heatmap(word, image=image, **asked)
+
+
+def _peaks(attention: AttentionTrace, words: Sequence[Word | str], image: int, reading: Selection) -> list[float]:
     """Each word's largest share of the attention at any position and any single step.
 
     Raises:
@@ -105,7 +153,7 @@ def _peaks(attention: AttentionTrace, words: Sequence[Word | str], image: int) -
     if not attention.steps:
         raise ValueError("steps were averaged during recording: trace with keep='step' to keep them")
     return [
-        max(float(attention.heatmap(word, image=image, step=step).max()) for step in attention.steps) for word in words
+        max(float(_heat(attention, word, image, reading, step).max()) for step in attention.steps) for word in words
     ]
 
 

@@ -20,6 +20,9 @@ from ui.commands.common import (
 
 app = typer.Typer()
 
+OutputMaps = Annotated[
+    bool, typer.Option("--output-maps", help="Record output-space maps too, for export --reading output.")
+]
 KEEP_HELP = "Save the attention too, separately by: mean (neither), step, head or full (both)."
 
 
@@ -35,6 +38,7 @@ def generate(
     guidance: Guidance = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the sheet of heat maps.")] = Path("out"),
     keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
+    output_maps: OutputMaps = False,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -54,6 +58,8 @@ def generate(
     number = parse_seed(seed)
     if (prompt is None) == (prompts is None) or (prompts and (keep or overwrite)):
         raise ValueError("give a PROMPT or --prompts FILE, the latter without --keep and --overwrite")
+    if output_maps and not keep:
+        raise ValueError("--output-maps are saved with the attention: give --keep, too")
     if prompts is not None:
         _generate_all(prompts, model, number, steps, guidance, out, device)
         return
@@ -66,7 +72,7 @@ def generate(
     pipe = load_any(model, device)
     asked = {"num_inference_steps": steps, "guidance_scale": guidance}
     given = {name: value for name, value in asked.items() if value is not None}
-    with trace(pipe, keep or "mean") as attention:
+    with trace(pipe, keep or "mean", output=output_maps) as attention:
         picture = pipe(prompt=prompt, **given, generator=torch.Generator().manual_seed(number)).images[0]
     print_notes(trace_notes(attention))
     out.mkdir(parents=True, exist_ok=True)
@@ -99,35 +105,54 @@ def attribute_words(
     model: AnyModel = "shapes",
     out: Annotated[Path, typer.Option(help="Folder for the sheet of heat maps and the trace.")] = Path("out"),
     keep: Annotated[str, typer.Option(help=KEEP_HELP)] = "mean",
+    concepts: Annotated[
+        str | None, typer.Option(help='What else may be in it, with commas: "sky,grass". The caption may then be "".')
+    ] = None,
+    output_maps: OutputMaps = False,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Find the words of a caption in an existing picture.
 
-    It writes a sheet of heat maps, and the trace.
+    It writes a sheet of heat maps, and the trace. With --concepts it also writes which part of the picture each of them
+    is, as a sheet and as a map of numbers from 1, with 0 for none; and it prints their areas.
     """
+    import numpy as np
+    from PIL import Image
+
     from pipelines import attribute
     from pipelines.checks import check_text
     from pipelines.drawing import label
     from pipelines.picture_files import PictureError
     from pipelines.pixels import read_picture
-    from pipelines.tracing.overlay import word_sheet
+    from pipelines.tracing.overlay import concept_areas, concept_sheet, word_sheet
     from ui.notes import trace_notes
 
     check_text(caption, "caption")
-    files = [out / f"{picture.stem}-words.png", out / f"{picture.stem}.safetensors"]
+    names = [name.strip() for name in (concepts or "").split(",") if name.strip()]
+    if concepts is not None and not names:
+        raise ValueError("--concepts names nothing: give names with commas, such as sky,grass")
+    kinds = ["-words.png", ".safetensors"] + (["-concepts.png", "-labels.png"] if names else [])
+    files = [out / f"{picture.stem}{kind}" for kind in kinds]
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
-    label(caption, 15)
+    label(" ".join([caption, *names]), 15)
     try:
         shown = read_picture(picture.read_bytes())
     except PictureError as error:
         raise ValueError(f"{picture} cannot be used: {error}") from error
-    attention = attribute(load_any(model, device), shown, caption, keep=keep)
+    pipe = load_any(model, device)
+    attention = attribute(pipe, shown, caption, keep=keep, output=output_maps, concepts=names)
     print_notes(trace_notes(attention))
     out.mkdir(parents=True, exist_ok=True)
     word_sheet(attention).save(files[0])
     attention.save(files[1])
+    if names:
+        concept_sheet(attention).save(files[2])
+        labels = attention.masks(branch="concepts").numpy() + 1
+        Image.fromarray(labels.astype(np.uint8 if len(names) < 256 else np.uint16)).save(files[3])
     print(*files, sep="\n")
+    for number, (name, area) in enumerate(concept_areas(attention).items() if names else (), 1):
+        print(f"{number} {name}: {area}")
 
 
 @app.command("export", epilog="Example: unet-xattn export out/a-red-circle-seed0.safetensors --out red-circle")
@@ -136,6 +161,9 @@ def export_trace(
     out: Annotated[Path, typer.Option(help="A new folder to write to.")],
     image: Annotated[int, typer.Option(help="Index of the picture in the trace, from 0.")] = 0,
     masks: Annotated[bool, typer.Option("--masks", help="Write the outlines of what each word drew, too.")] = False,
+    reading: Annotated[
+        str, typer.Option(help="Maps of words as: share, text, contrast, calibrated (with --keep head) or output.")
+    ] = "share",
     overwrite: Overwrite = False,
 ) -> None:
     """Write pictures, a table and a page of a trace.
@@ -147,7 +175,7 @@ def export_trace(
     from unet_xattn import AttentionTrace
 
     attention = AttentionTrace.load(file)
-    print(*export(attention, out, image, overwrite, masks), sep="\n")
+    print(*export(attention, out, image, overwrite, masks, reading), sep="\n")
     print_notes(trace_notes(attention, image))
 
 
