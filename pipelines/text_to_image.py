@@ -305,7 +305,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         low, high = asked.guidance_interval
         call = Call(asked.guidance_scale, guided, read_negative=guided)
         if attention is not None:
-            if change is not None and attention.concepts:
+            if (change or change_self) and attention.concepts:
                 raise ValueError("concepts are read beside a prompt as it is: trace edits and changes without concepts")
             branches = {"prompt": asked.prompts} | ({"negative": asked.negatives} if guided else {})
             settings = asked.settings | {"scheduler": type(self.scheduler).__name__}

@@ -527,12 +527,13 @@ def test_no_form_of_the_results_breaks_the_pipeline(examples: int) -> None:
 
 @pytest.fixture(scope="module")
 def traces(tiny_pipe: TextToImagePipeline) -> list[AttentionTrace]:
-    """One with everything kept apart, outputs, a negative prompt and a calibration; and one of the means alone."""
+    """One with all kept apart, outputs, concepts, a negative prompt and a calibration; and one of the means alone."""
     trusted = {layer: [0.1, 0.2] for layer in tiny_pipe.unet.attention_layers}
     pipe, found = TextToImagePipeline(**tiny_pipe.components, calibration=trusted), []
     pipe.set_progress_bar_config(disable=True)
     for keep, guidance in (("full", 3.0), ("mean", 1.0)):
-        with trace(pipe, keep=keep, output=keep == "full") as attention:
+        is_full = keep == "full"
+        with trace(pipe, keep, output=is_full, concepts=["green heart", "star"] if is_full else ()) as attention:
             generator = torch.Generator().manual_seed(0)
             pipe(["a red circle", "two blue stars"], 16, 16, 2, guidance, generator=generator)
         found.append(attention)
@@ -541,7 +542,7 @@ def traces(tiny_pipe: TextToImagePipeline) -> list[AttentionTrace]:
 
 REGIONS = ((0, 0, 16, 16), (2, 3), (3, 3, 9, 16), torch.eye(16), np.eye(16, dtype=bool), (0, 0, 99, 99))
 ASKED: dict[str, st.SearchStrategy] = {
-    "word": mostly("red", "RED circle", "stars", 1, np.int64(2), other=anything | prompts),
+    "word": mostly("red", "RED circle", "stars", "Green heart", 1, np.int64(2), other=anything | prompts),
     "tokens": mostly([1], (1, 2), [], np.array([1, 2]), other=anything | st.lists(st.integers())),
     "region": mostly(*REGIONS, other=anything | st.lists(st.integers(-3, 20) | numbers, min_size=2, max_size=4)),
     "layer": mostly(None, "down.0.0", "mid"),
@@ -549,7 +550,7 @@ ASKED: dict[str, st.SearchStrategy] = {
     "step": mostly(None, 0, 1),
     "head": mostly(None, 0, 1),
     "image": mostly(0, 1),
-    "branch": mostly("prompt", "negative"),
+    "branch": mostly("prompt", "negative", "concepts"),
     "reduce": mostly("mean", "calibrated", "output"),
     "scale": mostly("absolute", "peak"),
     "of": mostly("all", "text", "words"),
@@ -648,7 +649,8 @@ def trace_holds(file: Path, data: bytes) -> None:
         for word in attention.words_of(image):
             question_holds(attention, "heatmap", {"word": word, "image": image})
         for name, named in (("words_at", {"region": (0, 0)}), ("segmentation", {}), ("leakage", {}), ("tokens_of", {})):
-            question_holds(attention, name, named | {"image": image})
+            for branch in ("prompt", "concepts") if name != "tokens_of" and attention.concepts else ("prompt",):
+                question_holds(attention, name, named | {"image": image, "branch": branch})
     attention.save(file)
     assert AttentionTrace.load(file).recording == attention.recording
 
