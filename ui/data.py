@@ -1,4 +1,4 @@
-"""The data that the page can train on: the scenes, the emoji, and people's own pictures; with previews and uploads.
+"""The data that the page can train on: the worlds of scenes, and people's own pictures; with previews and uploads.
 
 Data is named only from the list of `data_names`, and an upload is read by `sources.files` and checked before it is
 stored. So nobody reaches another file of the server.
@@ -59,7 +59,7 @@ class Preview:
 
 
 def data_names() -> list[str]:
-    """The scenes, the emoji, uploads, and folders with a table of captions up to two levels below the page's folder."""
+    """The worlds of scenes, uploads, and folders with a table of captions up to two levels below the page's folder."""
     tables = [path for table in TABLES for depth in ("*", "*/*") for path in Path().glob(f"{depth}/{table}")]
     uploads = [path for path in DATA.glob("*") if path.is_dir()]
     found = {path.parent for path in tables} | set(uploads)

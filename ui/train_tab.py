@@ -33,6 +33,7 @@ from ui.training import (
     samples_at,
     start_run,
     stop_run,
+    usual_size,
 )
 
 
@@ -176,6 +177,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     page.load(check, data, [examples, findings, start], **private)
     data.change(check, data, [examples, findings, start], api_visibility="private", show_progress_on=examples)
     upload.upload(add, upload, [data, upload_problem], api_visibility="private", show_progress_on=data)
+    data.input(usual_size, data, size, **private)
     preset.change(set_length, preset, [steps, every], **private)
     gr.on([steps.change, batch_size.change, size.change], expected, [steps, batch_size, size], duration, **private)
     begin.focus(begin_choices, outputs=begin, **private)
@@ -258,7 +260,7 @@ def _add_endpoints() -> None:
 
         Args:
             name: the name of the new run: letters, digits, - and _.
-            data: shapes, emoji or a folder that the page lists.
+            data: shapes, emoji, everyday or a folder that the page lists.
             steps: training steps.
             batch_size: pictures per step.
             seed: random seed of the run.

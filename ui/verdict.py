@@ -6,17 +6,22 @@ read as people type, and where the rules cannot tell, the verdict says so.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipelines.scenes.captions import CHINESE_RELATIONS, CHINESE_SIZES, COUNT_WORDS, SIZE_WORDS, Lexicon
-from pipelines.scenes.emoji_font import FontError
+from pipelines.scenes.captions import CHINESE_SIZES, COUNT_WORDS, SIZE_WORDS, Lexicon
+from pipelines.scenes.emoji_font import EMOJI_GROUNDS, FontError
+from pipelines.scenes.everyday_words import THINGS, Name
 from pipelines.scenes.judge import Check, compare
-from pipelines.scenes.scene import COLOURS, SHAPE_GROUNDS, Object, Scene
+from pipelines.scenes.scene import COLOURS, Object, Scene
+from pipelines.scenes.shapes import SHAPES
 from pipelines.scenes.sight import UNKNOWN, Palette, Sight, ground_of
-from pipelines.scenes.worlds import WORLDS
+from pipelines.scenes.typed import article
+from pipelines.scenes.typed_words import CHINESE_PLACES, PLACES, TYPED_CHINESE_RELATIONS
+from pipelines.scenes.worlds import WORLDS, World
 from ui.texts import Message, text
 
 CLEARLY = 0.75
@@ -48,13 +53,11 @@ def verdict(prompt: str, picture: np.ndarray, data: str | None = None) -> list[S
     scene, whole = read(prompt, data)
     if scene is None:
         return None
+    world = WORLDS[scene.data]
     try:
-        sight = WORLDS[scene.data].see(picture)
+        sight, doubtful = _named(world.see(picture), picture, world.lexicon)
     except FontError:
         return None
-    doubtful: set[str] = set()
-    if scene.data == "shapes":
-        sight, doubtful = _named(sight, picture)
     unclear = any(seen.shape == UNKNOWN for seen in sight.objects)
     checks = compare(scene, sight).checks
     missing = tuple(check.text for check in checks if check.fact == "shape" and not check.ok)
@@ -66,7 +69,7 @@ def verdict(prompt: str, picture: np.ndarray, data: str | None = None) -> list[S
             continue  # what is not there has no colour
         unsure = unclear and check.fact not in ("ground", "colour")
         unsure |= check.fact == "colour" and (unclear or check.text.rpartition(": ")[2] in doubtful)
-        statements.append(Statement(_says(check, WORLDS[scene.data].lexicon), None if unsure else check.ok))
+        statements.append(Statement(_says(check, world.lexicon), None if unsure else check.ok))
     return statements if whole else [*statements, Statement(("verdict.rest", {}), None)]
 
 
@@ -82,7 +85,7 @@ def read(prompt: str, data: str | None = None) -> tuple[Scene | None, bool]:
     for world in worlds.values():
         if scene := world.parse(prompt) or world.parse(_tidied(prompt, world.lexicon)):
             return scene, True
-    named = {name: _objects(prompt, world.lexicon) for name, world in worlds.items()}
+    named = {name: _objects(prompt, world) for name, world in worlds.items()}
     name = max(named, key=lambda name: len(named[name]))
     return (Scene("three", tuple(named[name]), "white", data=name), False) if named[name] else (None, False)
 
@@ -100,50 +103,62 @@ def _tidied(prompt: str, lexicon: Lexicon) -> str:
         return ("" if before.strip() in ("the", "one") else before) + "a " + thing
 
     described = "|".join([*lexicon.colours, *(word for words in SIZE_WORDS.values() for word in words)])
-    line = re.sub(rf"(?P<before>\b(?!(?:{described})\b)\w+ )?{_group(lexicon)}", counted, line)
+    named = _group(lexicon, {*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())})
+    line = re.sub(rf"(?P<before>\b(?!(?:{described})\b)\w+ )?{named}", counted, line)
     return line if " and " in line else " and ".join(line.rsplit(", ", 1))
 
 
-def _objects(prompt: str, lexicon: Lexicon) -> list[Object]:
-    """The different objects that an English prompt names, each once."""
-    plurals = {noun.plural: name for name, noun in lexicon.nouns.items() if noun.plural}
+def _objects(prompt: str, world: World) -> list[Object]:
+    """The different objects that an English prompt names, each once. Only shapes have a colour to be checked."""
+    names = {
+        text: thing for thing, said in names_of(world).items() for name in said for text in (name.text, name.plural)
+    }
     sizes = {word: size for size, words in SIZE_WORDS.items() for word in words}
-    found = [
-        Object(plurals.get(match["noun"], match["noun"]), match["colour"] or "", sizes.get(match["size"], "medium"))
-        for match in re.finditer(_group(lexicon), prompt.lower())
-    ]
+    found = []
+    for match in re.finditer(_group(world.lexicon, names), prompt.lower()):
+        thing = names[match["noun"]]
+        colour = match["colour"] or "" if thing in SHAPES else ""
+        found.append(Object(thing, colour, sizes.get(match["size"], "medium")))
     return list(dict.fromkeys(found))
 
 
-def _group(lexicon: Lexicon) -> str:
+def names_of(world: World) -> dict[str, tuple[Name, ...]]:
+    """The English names of every thing of a world, the usual one first."""
+    if world.name == "everyday":
+        return {thing: THINGS[thing].english for thing in world.lexicon.nouns}
+    return {thing: (Name(thing, noun.plural),) for thing, noun in world.lexicon.nouns.items()}
+
+
+def _group(lexicon: Lexicon, nouns: Iterable[str]) -> str:
     """The pattern of an object as people name it: size and colour may be missing."""
-    either = lambda words: "|".join(sorted(map(re.escape, words), key=len, reverse=True))  # noqa: E731
-    nouns = either({*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())} - {""})  # some have no plural
+    either = lambda words: "|".join(sorted(map(re.escape, filter(None, words)), key=len, reverse=True))  # noqa: E731
     sizes = either({word for words in SIZE_WORDS.values() for word in words})
     colour = rf"(?:(?P<colour>{either(lexicon.colours)}) )?" if lexicon.colours else "(?P<colour>)"
-    return rf"(?P<thing>(?:\b(?P<size>{sizes}) )?\b{colour}\b(?P<noun>{nouns}))\b"
+    return rf"(?P<thing>(?:\b(?P<size>{sizes}) )?\b{colour}\b(?P<noun>{either(nouns)}))\b"
 
 
 def _is_stated(check: Check, prompt: str) -> bool:
     """Whether a prompt says what a check checks: a medium size and a white ground may be its defaults."""
-    words = prompt.lower()
+    words, value = prompt.lower(), check.text.rpartition(": ")[2]
     if check.fact == "size":
-        sizes = {word for kinds in (SIZE_WORDS, CHINESE_SIZES) for group in kinds.values() for word in group}
-        return any(word in words for word in sizes)
-    return check.fact != "ground" or any(word in words for word in ("ground", "背景"))
+        return value != "medium" or any(word in words for word in (*SIZE_WORDS["medium"], *CHINESE_SIZES["medium"]))
+    return check.fact != "ground" or bool(re.search(rf"ground|背景|\bon (?:an? )?{value}\b", words))
 
 
 # Colours
 
 
-def _named(sight: Sight, picture: np.ndarray) -> tuple[Sight, set[str]]:
-    """The objects with the names that a person would give their colours, and the names that are doubtful."""
+def _named(sight: Sight, picture: np.ndarray, lexicon: Lexicon) -> tuple[Sight, set[str]]:
+    """The shapes with the names that a person would give their colours, and the names that are doubtful."""
     objects, doubtful = [], set()
     for seen, mask in zip(sight.objects, sight.masks, strict=True):
-        name, doubt = nearest_colour(np.median(picture[mask >= min(0.9, mask.max())], axis=0), COLOURS)
-        objects.append(replace(seen, colour=name))
-        doubtful |= doubt
-    ground, _ = nearest_colour(ground_of(picture, SHAPE_GROUNDS), SHAPE_GROUNDS)
+        if seen.colour:  # emoji have none
+            name, doubt = nearest_colour(np.median(picture[mask >= min(0.9, mask.max())], axis=0), COLOURS)
+            seen = replace(seen, colour=name)
+            doubtful |= doubt
+        objects.append(seen)
+    grounds = {name: EMOJI_GROUNDS[name] for name in lexicon.grounds}
+    ground, _ = nearest_colour(ground_of(picture, grounds), grounds)
     return Sight(tuple(objects), sight.masks, ground), doubtful
 
 
@@ -173,15 +188,19 @@ def _says(check: Check, lexicon: Lexicon) -> Message:
     if check.fact == "count":
         return "verdict.count", {"count": check.text.rpartition(": ")[2]}
     if check.fact == "shape":
-        return "verdict.shape", {"thing": _both(check.text, lexicon)}
-    if check.fact == "relation":
-        relation = next((r for r in CHINESE_RELATIONS if f" {r} " in check.text), None)
-        if relation is None:
-            return "verdict.stated", {"statement": check.text}
-        first, _, second = check.text.partition(f" {relation} ")
-        sides = {"first": _both(first, lexicon), "second": _both(second, lexicon)}
-        return "verdict.relation", sides | {"where": {"en": relation, "zh": CHINESE_RELATIONS[relation][0]}}
+        one = f"{article(check.text)} {check.text}" if lexicon.nouns[check.text].plural else check.text
+        return "verdict.shape", {"thing": _both(check.text, lexicon) | {"en": one[0].upper() + one[1:]}}
     thing, _, value = check.text.partition(": ")
+    if check.fact == "relation" and value:
+        where = {"en": PLACES[value][0], "zh": CHINESE_PLACES[value][0]}
+        return "verdict.place", {"thing": _both(thing, lexicon), "where": where}
+    if check.fact == "relation":
+        relation = next(name for name in TYPED_CHINESE_RELATIONS if f" {name} " in check.text)
+        first, _, others = check.text.partition(f" {relation} ")
+        second = [_both(other, lexicon)["zh"] for other in others.split(" and ")]
+        chinese = ("" if relation in ("beside", "between") else "的") + TYPED_CHINESE_RELATIONS[relation][0]
+        sides = {"first": _both(first, lexicon), "second": {"en": others, "zh": "和".join(second)}}
+        return "verdict.relation", sides | {"where": {"en": relation, "zh": chinese}}
     about = {} if check.fact == "ground" else {"thing": _both(thing, lexicon)}
     return f"verdict.{check.fact}", about | {"value": _both(value, lexicon)}
 

@@ -17,10 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.scenes.captions import COUNT_WORDS, RELATIONS, SIZE_WORDS
 from pipelines.scenes.scene import COLOURS
+from pipelines.scenes.shapes import SHAPES
+from pipelines.scenes.typed import article
+from pipelines.scenes.typed_words import PLACES, TYPED_RELATIONS
 from pipelines.scenes.worlds import WORLDS, World
 from ui.component import component
 from ui.texts import texts_of
-from ui.verdict import nearest_colour
+from ui.verdict import names_of, nearest_colour
 from unet_xattn.words import as_read, unknown_words
 
 EXAMPLES = {
@@ -29,6 +32,12 @@ EXAMPLES = {
         "three small green triangles on a gray background",
         "a large purple star above a small orange heart",
         "一个红色的圆形在蓝色方块的左边",
+    ],
+    "everyday": [
+        "a cat left of two bananas",
+        "a rocket in the top left",
+        "three green hearts and a dog",
+        "猫在两根香蕉的左边",
     ],
     "emoji": [
         "a duck left of a big frog",
@@ -76,17 +85,19 @@ def describe(tokenizer: PreTrainedTokenizerFast, prompts: Iterable[str] = ()) ->
         "en": ", ".join(noun.plural for noun in named if noun.plural),
         "zh": "、".join(noun.chinese[0] for noun in named),
     }
+    lively = world.name == "everyday"  # its captions say where a thing is, and count to four
+    relations = [*TYPED_RELATIONS.values(), *PLACES.values()] if lively else [*RELATIONS.values()]
     groups = [
-        ["vocabulary.things", list(lexicon.nouns)],
+        ["vocabulary.things", [name.text for names in names_of(world).values() for name in names]],
         ["vocabulary.colours", list(lexicon.colours)],
-        ["vocabulary.numbers", ["a", *COUNT_WORDS.values()]],
+        ["vocabulary.numbers", ["a", *COUNT_WORDS.values(), *(["four"] if lively else [])]],
         ["vocabulary.sizes", [word for words in SIZE_WORDS.values() for word in words]],
-        ["vocabulary.relations", [word for words in RELATIONS.values() for word in words]],
+        ["vocabulary.relations", [word for words in relations for word in words]],
         ["vocabulary.grounds", [f"on a {ground} background" for ground in lexicon.grounds]],
         ["vocabulary.chinese", [noun.chinese[0] for noun in lexicon.nouns.values()]],
     ]
     about = {"count": len(lexicon.nouns), "some": some, "colours": len(lexicon.colours)}
-    key = "vocabulary.coloured" if lexicon.colours else "vocabulary.drawn"
+    key = "vocabulary.lively" if lively else "vocabulary.coloured" if lexicon.colours else "vocabulary.drawn"
     shown = [[name, [word for word in words if not unknown_words(word, tokenizer)]] for name, words in groups]
     return {
         "sentence": [key, about],
@@ -109,19 +120,19 @@ def surprise(tokenizer: PreTrainedTokenizerFast, choose: random.Random) -> str:
     first, second = choose.sample(list(lexicon.nouns), 2)
     sizes = ["", "", *(words[0] for size, words in SIZE_WORDS.items() if size != "medium")]
 
-    def thing(noun: str) -> str:
-        return " ".join(filter(None, (choose.choice(sizes), choose.choice([*lexicon.colours] or [""]), noun)))
+    def described(noun: str, name: str) -> str:
+        colours = [colour for colour in lexicon.colours if noun in SHAPES] or [""]  # emoji have colours of their own
+        return " ".join(filter(None, (choose.choice(sizes), choose.choice(colours), name)))
 
-    def with_article(words: str) -> str:
-        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    def one(noun: str) -> str:
+        words = described(noun, noun)
+        return f"{article(words)} {words}" if lexicon.nouns[noun].plural else words
 
-    if choose.random() < 0.3:
+    if (several := lexicon.nouns[first].plural) and choose.random() < 0.3:
         ground = choose.choice(list(lexicon.grounds))
-        return (
-            f"{choose.choice(list(COUNT_WORDS.values()))} {thing(lexicon.nouns[first].plural)} on a {ground} background"
-        )
+        return f"{choose.choice(list(COUNT_WORDS.values()))} {described(first, several)} on a {ground} background"
     relation = choose.choice([words[0] for words in RELATIONS.values()])
-    return f"{with_article(thing(first))} {relation} {with_article(thing(second))}"
+    return f"{one(first)} {relation} {one(second)}"
 
 
 def nearest(word: str, tokenizer: PreTrainedTokenizerFast) -> str | None:
