@@ -19,7 +19,17 @@ from pipelines import TextToImagePipeline, attribute, trace
 from pipelines.any_pipeline import open_pipeline
 from pipelines.evaluation.calibration import Example, apart, calibrate_on, fit_calibration
 from pipelines.evaluation.maps import METHODS, Method
-from pipelines.evaluation.segmentation import evaluate_masks, read_masked_picture, segmentation_table
+from pipelines.evaluation.segmentation import (
+    CONCEPT_METHODS,
+    Maps,
+    Regions,
+    _concepts,
+    _maps,
+    _several,
+    evaluate_masks,
+    read_masked_picture,
+    segmentation_table,
+)
 from pipelines.scenes.shapes import scene
 from pipelines.scenes.worlds import render
 from pipelines.sources.masked import read_masked
@@ -146,6 +156,30 @@ def test_of_several_objects_a_pixel_belongs_to_the_largest_map_or_to_the_backgro
     assert figures["iou"][0] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
 
 
+def test_a_pixel_belongs_to_the_largest_of_all_concepts() -> None:
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, 0], masks[1, 3] = True, True
+    things = torch.tensor([0.5, 0.3, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.1, 0.6])
+    maps = Maps(torch.stack(things)[:, :, None].expand(2, 4, 4), torch.full((1, 4, 4), 0.25))
+    both, either, known = _several(maps, Regions([], masks, torch.ones(4, 4, dtype=torch.bool)), np.array([2, 5]))
+    assert known == 16
+    assert both.tolist() == [4, 0, 4, 0, 0, 4]  # the second row is taken for the first thing
+    assert either.tolist() == [8, 0, 8, 0, 0, 4]
+
+
+def test_concepts_are_the_things_and_a_background(tmp_path: Path) -> None:
+    write_coco(tmp_path, {"a": boxes(0, ["potted plant", "tree"])})
+    masked = read_masked(tmp_path)[0].load()
+    concepts = _concepts(pipeline("sd"), masked)
+    assert concepts == ["potted plant", "tree", "background", "floor", "grass", "sky"]
+    maps = _maps(*read_masked_picture(pipeline("sd"), masked, concepts))["concepts, output"]
+    given = {"draws": 2, "output": True, "concepts": concepts}
+    attention = attribute(pipeline("sd"), masked.picture, masked.caption, **given)
+    torch.testing.assert_close(maps.things[0], attention.heatmap("potted plant", branch="concepts", reduce="output"))
+    assert maps.things.shape[0] == 2 and maps.background.shape[0] == 4
+    torch.testing.assert_close(maps.background[3], attention.heatmap("sky", branch="concepts", reduce="output"))
+
+
 def test_pictures_count_by_their_pixels_and_classes_by_all_pictures(
     tiny_pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +227,7 @@ def test_the_command_measures_a_set_of_each_layout(layout: str, run, tiny_pipe: 
     assert code == 0, err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["settings"]["pictures"] == 2 and report["settings"]["classes"] == 2
-    possible = {name for name, method in METHODS.items() if method.needs != "calibration"}
+    possible = {name for name, method in METHODS.items() if method.needs != "calibration"} | {*CONCEPT_METHODS}
     assert set(report["one object"]) == set(report["several objects"]) == set(report["words"]) == possible
     assert [report[key]["mean"]["n"] for key in ("one object", "several objects", "words")] == [1, 2, 3]
     assert all(len(line) <= 120 for line in out.splitlines()) and "pixel accuracy" in out
@@ -202,7 +236,8 @@ def test_the_command_measures_a_set_of_each_layout(layout: str, run, tiny_pipe: 
 def test_any_pipeline_is_measured(tmp_path: Path) -> None:
     write_coco(tmp_path, {"a": boxes(0, ["potted plant"]), "b": boxes(1, ["cat", "tv monitor"])})
     report = evaluate_masks(pipeline("sd"), read_masked(tmp_path))
-    assert set(report["words"]) == {"mean", "DAAM's rule", "mean, refined"} and report["words"]["mean"]["n"] == 3
+    possible = {name for name, method in METHODS.items() if not method.needs} | {*CONCEPT_METHODS}
+    assert set(report["words"]) == possible and report["words"]["mean"]["n"] == 3
     assert 0 <= report["several objects"]["mean"]["accuracy"][0] <= 1
     assert segmentation_table(report).count("DAAM's rule") == 3
 
@@ -211,7 +246,7 @@ def test_only_the_named_things_are_kept_apart(tmp_path: Path) -> None:
     write_coco(tmp_path, {"a": boxes(0, ["potted plant"])})
     (file,) = read_masked(tmp_path)
     reading, regions = read_masked_picture(pipeline("sd"), file.load())
-    assert len(reading.attention.tokens_of(0)) < 12  # of 77
+    assert len(reading.attention.tokens_of(0)) < 25  # of 77
     whole = attribute(pipeline("sd"), file.load().picture, "a photo of a potted plant", draws=2)
     found = reading.attention.heatmap(regions.words[0])
     torch.testing.assert_close(found, whole.heatmap("potted plant"), atol=1e-5, rtol=1e-4)
