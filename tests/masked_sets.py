@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.scenes.shapes import scene
+from pipelines.scenes.worlds import render
+
 Picture = tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]
 """(h, w, 3) uint8; name of each class -> its mask (h, w) bool; where it is void (h, w) bool."""
 
@@ -99,3 +102,36 @@ def write_own(folder: Path, pictures: dict[str, Picture], captions: dict[str, st
         rows.append(json.dumps({"file_name": f"{name}.png", "text": captions[name], "masks": paths}))
     (folder / "metadata.jsonl").write_text("\n".join(rows))
     return folder
+
+
+def pictures_of_scenes(count: int, kind: str = "two") -> dict[str, tuple[Picture, str]]:
+    """Renders of scenes with the masks of their nouns, and their captions."""
+    found = {}
+    for index in range(count):
+        described = scene(5, index, kind=kind)
+        picture, masks = render(described, 64)
+        words = [w for w in described.words if w.kind == "shape"]
+        regions = {described.caption[w.start : w.end]: masks[list(w.objects)].max(axis=0) >= 0.5 for w in words}
+        if len(regions) == len(words):
+            found[f"{index:02}"] = (picture, regions, np.zeros(picture.shape[:2], bool)), described.caption
+    return found
+
+
+def own_folder(folder: Path, count: int = 6, kind: str = "two") -> Path:
+    scenes = pictures_of_scenes(count, kind)
+    folder.mkdir()
+    pictures, captions = ({name: one[i] for name, one in scenes.items()} for i in (0, 1))
+    return write_own(folder, pictures, captions)  # type: ignore[arg-type]
+
+
+def boxes(seed: int, names: list[str], size: tuple[int, int] = (48, 64)) -> Picture:
+    rng = np.random.default_rng(seed)
+    masks = {}
+    for i, name in enumerate(names):
+        masks[name] = np.zeros(size, bool)
+        masks[name][8:40, 4 + 30 * i : 28 + 30 * i] = True
+    pixels = (100 + 40 * np.sum([(i + 1) * mask for i, mask in enumerate(masks.values())], axis=0)).astype(np.uint8)
+    pixels = np.repeat(pixels[..., None], 3, axis=2) + rng.integers(0, 9, (*size, 3)).astype(np.uint8)
+    unknown = np.zeros(size, bool)
+    unknown[:4] = True
+    return pixels, masks, unknown

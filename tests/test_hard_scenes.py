@@ -23,10 +23,14 @@ def test_a_hard_scene_is_a_function_of_its_number_and_its_caption_names_every_th
     assert first.scene == again.scene and (first.picture == again.picture).all()
     assert first.picture.shape == (64, 64, 3) and not (first.picture == other.picture).all()
     for hard in (first, other):
-        named = parse(hard.scene.caption)
-        assert named is not None and named.data == data and named.ground == hard.scene.ground
+        nouns = [word for word in hard.scene.words if word.kind == "shape"]
+        assert sorted(i for noun in nouns for i in noun.objects) == list(range(len(hard.scene.objects)))
+        named = parse(hard.scene.caption, data)
+        if named is None:  # the grammar of typed captions knows no lists of five
+            assert (data, hardness) == ("everyday", "many")
+            continue
         things = [sorted((o.shape, o.colour, o.size) for o in scene.objects) for scene in (named, hard.scene)]
-        assert things[0] == things[1]
+        assert named.ground == hard.scene.ground and things[0] == things[1]
 
 
 @pytest.mark.parametrize(("data", "hardness"), EVERY)

@@ -19,6 +19,8 @@ def test_each_method_makes_the_map_that_it_names(tiny_pipe: TextToImagePipeline)
     assert list(maps) == list(METHODS) and all(heat.shape == attention.size for heat in maps.values())
     assert torch.equal(maps["calibrated"], attention.heatmap(word, reduce="calibrated"))
     assert torch.equal(maps["mean, refined"], attention.heatmap(word, refine="edges"))
+    assert torch.equal(maps["contrast"], attention.heatmap(word, of="words"))
+    assert torch.equal(maps["output, refined"], attention.heatmap(word, reduce="output", refine="edges"))
     assert set(reading.self_attention) == {"down.1.0", "mid", "up.0.0"}
     on_grid = F.interpolate(maps["calibrated"][None, None], (4, 4), mode="area").flatten()
     spread = (reading.self_attention["up.0.0"] @ on_grid).view(1, 1, 4, 4)
@@ -29,7 +31,7 @@ def test_each_method_makes_the_map_that_it_names(tiny_pipe: TextToImagePipeline)
 
 def test_methods_that_lack_what_they_need_are_left_out(tiny_pipe: TextToImagePipeline) -> None:
     reading, ((_, word, _), *_) = read(tiny_pipe, scene(0, 1))
-    assert set(maps_of(Reading(reading.attention), word)) == {"mean", "DAAM's rule", "mean, refined"}
+    assert set(maps_of(Reading(reading.attention), word)) == {n for n, method in METHODS.items() if not method.needs}
     assert set(maps_of(reading, word, ["mean", "calibrated", "self-attention"])) == {"mean", "self-attention"}
 
 

@@ -24,7 +24,7 @@ FIGURES = ("pointing", "mass", "iou", "ap")
 """Whether the map's peak lies in the mask; the share of the attention inside; IoU of the mask and the region where the
 map has at least half its peak; average precision, which needs no threshold."""
 
-RECORD: dict[str, Any] = {"keep": "head"}
+RECORD: dict[str, Any] = {"keep": "head", "output": True}
 """How the evaluation records, as arguments of `trace` and `attribute`: all that the `METHODS` need."""
 
 DIFFUSED = 1
@@ -115,12 +115,16 @@ METHODS = {
     "mean": Method(heatmap()),
     "DAAM's rule": Method(daam),
     "mean, refined": Method(heatmap(refine="edges")),
+    "contrast": Method(heatmap(of="words")),
+    "contrast, refined": Method(heatmap(of="words", refine="edges")),
+    "output": Method(heatmap(reduce="output")),
+    "output, refined": Method(heatmap(reduce="output", refine="edges")),
     "calibrated": Method(heatmap(reduce="calibrated"), "calibration"),
     "calibrated, refined": Method(heatmap(reduce="calibrated", refine="edges"), "calibration"),
     "self-attention": Method(diffused, "self-attention"),
     "self-attention, refined": Method(diffused_and_refined, "self-attention"),
 }
-"""Another way is another line here, such as "output": Method(heatmap(reduce="output")), and its needs in `RECORD`."""
+"""Another way is another line here, and in `RECORD` what is to be recorded for it."""
 
 
 def maps_of(reading: Reading, word: Word, methods: Collection[str] | None = None) -> dict[str, Tensor]:

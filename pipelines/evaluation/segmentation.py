@@ -9,11 +9,14 @@ to its own mean, is largest there, or to the background where no map is above it
 each class count the pixels of all pictures; mIoU is the mean over classes, background included. mAP is the mean over
 pictures of the average precision of a map and its complement.
 
+The methods are those of `maps`, and ConceptAttention's: the names of the things and of the `BACKGROUND` are concepts,
+and of several objects a pixel belongs to the concept whose map is largest.
+
 Shapes: h×w pixels, N things of a picture, C classes, P pictures, R resamples.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -22,19 +25,25 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
 from pipelines.evaluation.maps import RECORD, Reading, head, judge_map, lines, maps_of, recording_self, summary
 from pipelines.sources.masked_files import Masked, MaskedFile
 from pipelines.text_to_image import TextToImagePipeline
 from pipelines.tracing.attribute import attribute
+from pipelines.tracing.concepts import check_readable
+from pipelines.tracing.watch import denoiser_of
 from unet_xattn import AttentionTrace
 from unet_xattn.grounding import average_precision
-from unet_xattn.words import Word
+from unet_xattn.words import CONCEPTS, WORD, Word
 
 LEVELS, DRAWS = (0.3, 0.5, 0.7), 2
 
-Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
+BACKGROUND = ("background", "floor", "grass", "tree", "sky")
+"""What ConceptAttention's measurements name beside the things of a picture."""
+
+CONCEPT_METHODS = {"concepts": "mean", "concepts, output": "output"}
+"""Name of a method -> how `AttentionTrace.heatmap` reduces the maps of concepts."""
 
 
 class Regions(NamedTuple):
@@ -45,6 +54,13 @@ class Regions(NamedTuple):
     known: Tensor
 
 
+class Maps(NamedTuple):
+    """The maps of a picture's things by one method, (N, h, w), and those of its background: (any number, h, w)."""
+
+    things: Tensor
+    background: Tensor
+
+
 class Counts(NamedTuple):
     """Pixels of one picture, by class: right ones, and those of either the thing or its prediction; (C,) each."""
 
@@ -53,17 +69,20 @@ class Counts(NamedTuple):
     known: int
 
 
-def read_masked_picture(pipe: DiffusionPipeline, masked: Masked) -> tuple[Reading, Regions]:
+def read_masked_picture(
+    pipe: DiffusionPipeline, masked: Masked, concepts: Sequence[str] = ()
+) -> tuple[Reading, Regions]:
     """What the pipeline reads of a picture, and its regions at that size.
 
     Raises:
         ValueError: the caption cannot be read, or a thing's name was cut off.
     """
-    names = [masked.caption[start:end] for start, end in masked.spans]
+    named = list(dict.fromkeys(match.group() for match in WORD.finditer(masked.caption)))  # without padding
     with ExitStack() as stack:
         ours = isinstance(pipe, TextToImagePipeline)
         self_attention = stack.enter_context(recording_self(pipe.unet)) if ours else {}
-        attention = attribute(pipe, masked.picture, masked.caption, LEVELS, DRAWS, words=names, **RECORD)
+        given = {"words": named, "concepts": concepts, **RECORD}
+        attention = attribute(pipe, masked.picture, masked.caption, LEVELS, DRAWS, **given)
     words = [_word(attention, *span) for span in masked.spans]
     fitted = [_fitted(mask, attention.size) for mask in (*masked.masks, ~masked.void)]
     return Reading(attention, self_attention), Regions(words, torch.stack(fitted)[:-1], fitted[-1])
@@ -84,14 +103,37 @@ def _fitted(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.asarray(ImageOps.fit(picture, size[::-1], Image.Resampling.BOX)) >= 128)
 
 
-def evaluate_masks(
-    pipe: DiffusionPipeline, files: Sequence[MaskedFile], progress: Progress | None = None
-) -> dict[str, Any]:
+def _concepts(pipe: DiffusionPipeline, masked: Masked) -> list[str]:
+    """The concepts of a picture, its things first; none for a pipeline that cannot read concepts beside its prompt."""
+    if not isinstance(pipe, TextToImagePipeline):
+        try:
+            check_readable(denoiser_of(pipe))
+        except ValueError:
+            return []
+    things = [masked.caption[start:end] for start, end in masked.spans]
+    known = {thing.casefold() for thing in things}
+    return [*things, *(name for name in BACKGROUND if name not in known)]
+
+
+def _maps(reading: Reading, regions: Regions) -> dict[str, Maps]:
+    """Method -> the maps of a picture's things."""
+    by_word, attention = [maps_of(reading, word) for word in regions.words], reading.attention
+    nothing = torch.empty(0, *attention.size)
+    found = {name: Maps(torch.stack([maps[name] for maps in by_word]), nothing) for name in by_word[0]}
+    if CONCEPTS in attention.recording.texts:
+        for name, reduce in CONCEPT_METHODS.items():
+            concepts = attention.words_of(0, CONCEPTS)
+            heats = torch.stack([attention.heatmap(word, branch=CONCEPTS, reduce=reduce) for word in concepts])
+            found[name] = Maps(heats[: len(by_word)], heats[len(by_word) :])
+    return found
+
+
+def evaluate_masks(pipe: DiffusionPipeline, files: Sequence[MaskedFile]) -> dict[str, Any]:
     """Judge a pipeline's maps on a set of pictures with masks.
 
     Returns:
-        {"settings", "one object", "several objects", "words"}, ready for JSON. The protocols hold for each of
-        `maps.METHODS` n, the number of pictures, and "accuracy", "iou" and for one object "ap" as [mean, low, high],
+        {"settings", "one object", "several objects", "words"}, ready for JSON. The protocols hold for each method that
+        has what it needs n, the number of pictures, and "accuracy", "iou" and for one object "ap" as [mean, low, high],
         with a 95 % interval of 1,000 bootstrap resamples of the pictures. "words" holds for each method the
         `maps.summary` of all things. Protocols without a picture are left out.
 
@@ -102,26 +144,22 @@ def evaluate_masks(
     precisions: dict[str, list[float]] = defaultdict(list)
     rows: dict[str, list[list[float]]] = defaultdict(list)
     classes = ["background"]
-    for done, file in enumerate(files):
-        if progress is not None:
-            progress(done, len(files))
+    for file in tqdm(files, "pictures", disable=None):
         masked = file.load()
         if not masked.labels:
             continue
         try:
-            reading, regions = read_masked_picture(pipe, masked)
+            reading, regions = read_masked_picture(pipe, masked, _concepts(pipe, masked))
         except ValueError as error:
             raise ValueError(f"{file.name}: {error}") from error
         classes += [label for label in dict.fromkeys(masked.labels) if label not in classes]
         numbers = np.array([classes.index(label) for label in masked.labels])
-        by_word = [maps_of(reading, word) for word in regions.words]
-        for method in by_word[0] if regions.known.any() else ():
-            maps = torch.stack([maps[method] for maps in by_word])  # (N, h, w)
+        for method, maps in _maps(reading, regions).items() if regions.known.any() else ():
             counts["several objects"][method].append(_several(maps, regions, numbers))
-            if len(maps) == 1:
-                counts["one object"][method].append(_one(maps[0], regions))
-                precisions[method].append(_precision(maps[0], regions))
-            for heat, mask in zip(maps, regions.masks, strict=True):
+            if len(maps.things) == 1:
+                counts["one object"][method].append(_one(maps.things[0], regions))
+                precisions[method].append(_precision(maps.things[0], regions))
+            for heat, mask in zip(maps.things, regions.masks, strict=True):
                 if (mask & regions.known).any():
                     rows[method].append(judge_map(heat[regions.known][None], mask[regions.known][None].float()))
     if not rows:
@@ -143,12 +181,16 @@ def _one(heat: Tensor, regions: Regions) -> Counts:
     return _counts((heat > heat.mean()).long(), regions.masks[0].long(), regions.known, 2)
 
 
-def _several(maps: Tensor, regions: Regions, numbers: np.ndarray) -> Counts:
+def _several(maps: Maps, regions: Regions, numbers: np.ndarray) -> Counts:
     """Each pixel one class; where masks of several classes overlap it is void. numbers (N,), the things' classes."""
-    relative = maps / maps.mean(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     of_thing = torch.from_numpy(numbers)
-    largest, thing = relative.max(dim=0)
-    predicted = torch.where(largest > 1, of_thing[thing], 0)
+    if len(maps.background):
+        is_thing = maps.things.amax(dim=0) > maps.background.amax(dim=0)
+        thing = maps.things.argmax(dim=0)
+    else:
+        relative, thing = (maps.things / maps.things.mean(dim=(1, 2), keepdim=True).clamp_min(1e-12)).max(dim=0)
+        is_thing = relative > 1
+    predicted = torch.where(is_thing, of_thing[thing], 0)
     true = torch.where(regions.masks, of_thing[:, None, None], 0).amax(dim=0)
     agreed = (~regions.masks | (of_thing[:, None, None] == true)).all(dim=0)
     return _counts(predicted, true, regions.known & agreed, int(numbers.max()) + 1)
