@@ -4,7 +4,8 @@ Shapes: B rows of the batch, H heads, L queries, S keys, E width of a head, G co
 """
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers import DiffusionPipeline
 from tiny_pipelines import FAMILIES, VARIANTS, Family, Variant, pipeline
 from torch import Tensor, nn
 
+from pipelines import TextToImagePipeline
 from pipelines.tracing.kernels import Fused, Kernel
 
 
@@ -201,6 +203,28 @@ def explicit_softmax(
 def for_each_head(x: Tensor, heads: int) -> Tensor:
     """(B, h, S, E) -> (B, H, S, E): neighbouring heads of the queries share one of the keys."""
     return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def outputs_of(pipe: TextToImagePipeline, draw: Callable[[], Any]) -> tuple[Any, dict[str, list[list[Tensor]]]]:
+    """What a call gives, and of each pass of each layer the positions' outputs (B, N, D) and the tokens' values."""
+    found: dict[str, list[list[Tensor]]] = defaultdict(list)
+    hooks = []
+    for layer in pipe.unet.attention_layers:
+        module = pipe.unet.get_submodule(f"{layer}.attention.cross_attention")
+
+        def values(module: nn.Module, args: tuple, out: Any, layer: str = layer) -> None:
+            found[layer][-1].append(module.to_v(args[1]))
+
+        def outputs(module: nn.Module, args: tuple, layer: str = layer) -> None:
+            found[layer].append([args[0]])
+
+        hooks += [module.to_out.register_forward_pre_hook(outputs), module.register_forward_hook(values)]
+    try:
+        given = draw()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return given, found
 
 
 def state_of(pipe: DiffusionPipeline) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import torch
 from tiny_pipelines import FAMILIES, PICTURE, VARIANTS, pipeline
 from torch import Tensor, nn
 
-from pipelines.tracing.families import LAYOUTS, Given, level, read_arguments
+from pipelines.tracing.families import LAYOUTS, Given, _attended, _onward, level, read_arguments
 from pipelines.tracing.kernels import Watch
 
 README = Path(__file__).parents[1] / "pipelines/tracing/README.md"
@@ -236,3 +236,18 @@ def test_several_pictures_in_a_row_are_refused() -> None:
 def test_the_readme_lists_every_pipeline_that_is_tried() -> None:
     listed = re.findall(r"^\| (\w+): `", README.read_text(), re.M)
     assert {*FAMILIES, *VARIANTS} <= set(listed)
+
+
+@pytest.mark.parametrize("leading", [(), (2,)])
+def test_positions_of_a_longer_text_go_on_as_they_did(leading: tuple[int, ...]) -> None:
+    """In Flux all positions of a text are 0, in others the last coordinate counts."""
+    zeros, counted = torch.zeros(*leading, 4, 3), torch.zeros(*leading, 4, 3)
+    counted[..., 2] = torch.arange(4)
+    assert (_onward(zeros, 4, 2) == 0).all() and _onward(zeros, 4, 2).shape == (*leading, 6, 3)
+    assert (_onward(counted, 4, 2)[..., 2] == torch.arange(6)).all() and (_onward(counted, 4, 2)[..., :2] == 0).all()
+
+
+def test_a_mask_of_a_longer_text_is_real_after_the_text() -> None:
+    mask = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 0, 1, 1]])  # three tokens of text, two of a picture
+    assert _attended(mask, 3, 2).tolist() == [[1, 1, 0, 1, 1, 1, 1], [1, 0, 0, 1, 1, 1, 1]]
+    assert _attended(mask.bool(), 5, 1).dtype == torch.bool

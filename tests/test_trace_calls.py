@@ -232,7 +232,7 @@ def test_chosen_words_may_be_in_some_of_the_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "named"), [("sd", [PADDING]), ("z_image", [PADDING, PICTURE]), ("flux", [PADDING, PICTURE])]
+    ("name", "named"), [("sdxl", [PADDING]), ("z_image", [PADDING, PICTURE]), ("flux", [PADDING, PICTURE])]
 )
 def test_shares_of_the_text_alone_leave_everything_else_out(name: str, named: list[str]) -> None:
     attention = traced(name, "a red circle, left of a square!")

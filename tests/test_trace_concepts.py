@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families_of_pipelines import all_of, explicit_softmax, state_of
+from families_of_pipelines import all_of, explicit_softmax, outputs_of, state_of
 from PIL import Image
 from tiny_pipelines import pipeline
 from torch import Tensor
@@ -277,6 +277,19 @@ def test_concepts_leave_our_pictures_as_they_are_bit_for_bit(
         total = attention.maps(layer, branch=CONCEPTS, reduce="output").sum(dim=0)
         torch.testing.assert_close(total, torch.ones_like(total))
         assert attention.heatmap("heart", reduce="output").std() > 0
+
+
+def test_in_output_space_our_concepts_are_compared_with_what_was_written(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe, "step", concepts=["green star", "heart"], output=True) as attention:
+        _, passes = outputs_of(tiny_pipe, lambda: draw_ours(tiny_pipe, guidance_scale=1.0))
+    own = [*attention.recording.texts["prompt"][0].own, 10, 11, 12]  # the concepts follow the prompt's ten tokens
+    for layer, grid in attention.recording.grids.items():
+        for step, (both, alone) in enumerate(zip(passes[layer][::2], passes[layer][1::2], strict=True)):
+            (out, values), (written, _) = both, alone
+            torch.testing.assert_close(out, written, rtol=1e-3, atol=1e-5)  # nothing of a concept
+            expected = (values[0, own] @ out[0].T).softmax(dim=0)[-3:].unflatten(1, grid)
+            found = attention.maps(layer, step=step, branch=CONCEPTS, reduce="output")[:3]
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_concept_that_was_said_is_read_as_our_word_is(tiny_pipe: TextToImagePipeline) -> None:

@@ -4,15 +4,15 @@ Shapes: B rows of the batch, I images, H heads, L queries, N positions, T tokens
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families_of_pipelines import all_of, explicit_softmax, for_each_head
+from families_of_pipelines import all_of, explicit_softmax, for_each_head, outputs_of
 from tiny_pipelines import FAMILIES, pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines import TextToImagePipeline, attribute, trace
 from pipelines.tracing.kernels import Kernel
@@ -44,28 +44,6 @@ def test_a_position_is_similar_to_the_tokens_whose_outputs_point_its_way() -> No
 
 
 # Our pipeline
-
-
-def outputs_of(pipe: TextToImagePipeline, draw: Callable[[], Any]) -> tuple[Any, dict[str, list[list[Tensor]]]]:
-    """What a call gives, and of each pass of each layer the positions' outputs (B, N, D) and the tokens' values."""
-    found: dict[str, list[list[Tensor]]] = defaultdict(list)
-    hooks = []
-    for layer in pipe.unet.attention_layers:
-        module = pipe.unet.get_submodule(f"{layer}.attention.cross_attention")
-
-        def values(module: nn.Module, args: tuple, out: Any, layer: str = layer) -> None:
-            found[layer][-1].append(module.to_v(args[1]))
-
-        def outputs(module: nn.Module, args: tuple, layer: str = layer) -> None:
-            found[layer].append([args[0]])
-
-        hooks += [module.to_out.register_forward_pre_hook(outputs), module.register_forward_hook(values)]
-    try:
-        given = draw()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return given, found
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
