@@ -45,6 +45,13 @@ THEME = gr.themes.Base(
 )
 
 
+CHANGE_LANGUAGE = """() => {
+  const other = document.documentElement.lang.startsWith("zh") ? "en" : "zh-CN";
+  localStorage.setItem("unet-xattn.language", other);
+  location.reload();
+}"""
+"""Gradio and our components read the language when the page is loaded, from `language.js`."""
+
 MOST_UPLOAD_BYTES = 2**30
 """The limit for an uploaded file, for example a zip of pictures to train on."""
 
@@ -102,6 +109,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
                 container=False,
                 elem_classes="model",
             )
+            other_language = gr.Button(I18N("page.language"), size="sm", scale=0, min_width=60)
         with gr.Tabs() as tabs:
             with gr.Tab(I18N("page.generate"), id="generate"):
                 generating = generate_tab(page, models, kept, model_name)
@@ -113,6 +121,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
                 translating = translate_tab(models, model_name)
             with gr.Tab(I18N("page.inspect"), id="inspect"):
                 inspecting = inspect_tab(models, model_name)
+        other_language.click(None, js=CHANGE_LANGUAGE, api_visibility="private")
         # Runs appear while the page is open.
         model_name.focus(
             list_choices, outputs=model_name, queue=False, show_progress="hidden", api_visibility="private"
@@ -185,6 +194,7 @@ def launch(
         run_history=False,
         footer_links=["api", "settings"],
         i18n=I18N,
+        head=f"<script>{files('ui').joinpath('language.js').read_text('utf-8')}</script>",
         theme=THEME,
         css=files("ui").joinpath("page.css").read_text("utf-8"),
         js=files("ui").joinpath("page.js").read_text("utf-8"),
