@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from starlette.middleware import Middleware
 
 from pipelines import TextToImagePipeline
 from pipelines.tracing.overlay import drawn
@@ -16,6 +17,7 @@ from ui.endpoint import offer
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
+from ui.language import CHANGE, Language
 from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
@@ -44,13 +46,6 @@ THEME = gr.themes.Base(
     button_primary_background_fill_hover_dark="*primary_800",
 )
 
-
-CHANGE_LANGUAGE = """() => {
-  const other = document.documentElement.lang.startsWith("zh") ? "en" : "zh-CN";
-  localStorage.setItem("unet-xattn.language", other);
-  location.reload();
-}"""
-"""Gradio and our components read the language when the page is loaded, from `language.js`."""
 
 MOST_UPLOAD_BYTES = 2**30
 """The limit for an uploaded file, for example a zip of pictures to train on."""
@@ -121,7 +116,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
                 translating = translate_tab(models, model_name)
             with gr.Tab(I18N("page.inspect"), id="inspect"):
                 inspecting = inspect_tab(models, model_name)
-        other_language.click(None, js=CHANGE_LANGUAGE, api_visibility="private")
+        other_language.click(None, js=CHANGE, api_visibility="private")
         # Runs appear while the page is open.
         model_name.focus(
             list_choices, outputs=model_name, queue=False, show_progress="hidden", api_visibility="private"
@@ -194,7 +189,7 @@ def launch(
         run_history=False,
         footer_links=["api", "settings"],
         i18n=I18N,
-        head=f"<script>{files('ui').joinpath('language.js').read_text('utf-8')}</script>",
+        app_kwargs={"middleware": [Middleware(Language)]},
         theme=THEME,
         css=files("ui").joinpath("page.css").read_text("utf-8"),
         js=files("ui").joinpath("page.js").read_text("utf-8"),

@@ -157,7 +157,8 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
                     label=I18N("generate.guidance"),
                     info=I18N("generate.guidance.info"),
                 )
-            live_settings = message("generate.live.", visible=False)
+            with gr.Group(visible=False) as while_live:
+                live_settings = message("generate.live.")
             with gr.Accordion(I18N("generate.more"), open=False) as more:
                 negative = gr.Textbox(
                     "", label=I18N("generate.negative"), info=I18N("generate.negative.info"), max_lines=2
@@ -213,10 +214,10 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         try:
             request = live_request(models, "", "0", name)
         except ValueError:  # unknown model; "Generate" shows the error
-            return (gr.skip(),) * 3
+            return (gr.skip(),) * 3 + ([],)
         about: dict[str, Any] = {"steps": request.num_inference_steps, "guidance": f"{request.guidance_scale:g}"}
         line = [("generate.live.settings", about | {"sampler": request.sampler})]
-        return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.HTML(line, visible=on)
+        return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Group(visible=on), line
 
     def if_ready(ready: bool, *values: Any) -> Iterator[Any]:
         yield from show(*values) if ready else iter([gr.skip()])
@@ -252,7 +253,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         [live.change, model.change],
         go_live,
         [live, model],
-        [settings, more, live_settings],
+        [settings, more, while_live, live_settings],
         show_progress="hidden",
         queue=False,
         api_visibility="private",

@@ -106,8 +106,10 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     timer = gr.Timer(2, active=False)
     # What the page shows of the chosen run. Not a gr.State, because a page with one never becomes idle.
     seen = gr.JSON({}, visible=False)
-    sheets = [place, maps, pictures]
-    watched = [state, stop, resume, open_model, training, losses, saved, shares, *sheets, timer, seen]
+    # Which samples the albums show. They change with it, because Gradio forgets the settings of one of our components
+    # that is skipped while its tab is closed.
+    sheet = gr.Textbox("", visible=False)
+    watched = [state, stop, resume, open_model, training, losses, saved, shares, place, sheet, timer, seen]
 
     def check(name: str) -> tuple[Any, ...]:
         found = preview(name, 64)
@@ -146,9 +148,9 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             chosen = find_run(RUNS, name or "")
         except ValueError as error:
             line: list[Message] = [("training.error", {"line": line_of(error)})] if name else NO_RUNS
-            return (line, *[gr.skip()] * (len(watched) - 3), gr.Timer(active=False), {})
+            return (line, *[gr.skip()] * (len(watched) - 4), "", gr.Timer(active=False), {})
         count, known = len(chosen.samples), seen.get("count", 0) if seen.get("name") == name else 0
-        now = as_row(chosen) | {"rows": len(chosen.log), "count": count}
+        now: dict[str, Any] = as_row(chosen) | {"rows": len(chosen.log), "count": count}
         if now == seen:
             return (gr.skip(),) * len(watched)
         index = count if index >= known else index
@@ -159,14 +161,13 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             gr.Button(interactive=str(chosen.folder) in models.names()),
             *(gr.update(value=rows, visible=rows is not None) for rows in plots(chosen)),
             gr.Slider(1, max(count, 2), value=max(index, 1), visible=count > 1),
-            *([gr.skip()] * 2 if count == known and known else show_samples(name, index)),
+            gr.skip() if count == known and known else f"{name} {index} of {count}",
             gr.Timer(active=chosen.active),
             now,
         )
 
     def show_samples(name: str | None, index: int) -> tuple[Any, ...]:
-        chosen = find_run(RUNS, name or "")
-        if not chosen.samples:
+        if not name or not (chosen := find_run(RUNS, name)).samples:
             return None, None
         step, drawn, words = samples_at(chosen, index)
         return album_page(words, step), album_page(drawn, step)
@@ -197,7 +198,8 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     resume.click(partial(act, resume_run), run, **changes).then(**shown)
     run.change(**shown)
     timer.tick(**shown)
-    place.input(show_samples, [run, place], [maps, pictures], trigger_mode="always_last", **private)
+    shown_samples = {"inputs": [run, place], "outputs": [maps, pictures], "trigger_mode": "always_last"}
+    gr.on([place.input, sheet.change], show_samples, **shown_samples, **private)
     _add_endpoints()
     return TrainTab(open_model, run)
 
