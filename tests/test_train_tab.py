@@ -25,6 +25,7 @@ from ui.app import launch
 from ui.data import add_upload, check_data, data_names, preview
 from ui.models import Models
 from ui.runs import find_run
+from ui.texts import Message, text
 from ui.training import delete_run, describe, expected, model_of, plots, rename_run, start_run
 
 MakeZip = Callable[..., Path]
@@ -281,6 +282,10 @@ def write_run(name: str, **more: Any) -> Path:
     return folder
 
 
+def said_of(messages: list[Message], language: str = "en") -> str:
+    return "".join(text(key, language, **values) for key, values in messages)
+
+
 @pytest.mark.parametrize(("rate", "said"), [(0.456, "0.46"), (4.56, "4.6"), (45.6, "46")])
 def test_a_running_run_is_described_by_its_progress_of_a_moment_ago(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, said: str
@@ -288,7 +293,7 @@ def test_a_running_run_is_described_by_its_progress_of_a_moment_ago(
     monkeypatch.chdir(tmp_path)
     progress = {"step": 137, "pictures/s": rate, "seconds left": 263.0}
     with run_lock(write_run("mine", progress_json=progress)):
-        line = describe(find_run(Path("runs"), "mine"))
+        line = said_of(describe(find_run(Path("runs"), "mine")))
     assert line.startswith("mine is running at step 137 of 400, on shapes, 1 min 40 s")
     assert f", {said} pictures/s, 4 min 23 s left" in line
 
@@ -303,10 +308,11 @@ def test_a_curve_has_more_than_one_point(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_expected_time_follows_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert expected(4000, 64, 64) == "About 1 h 0 min on two cores of a CPU."
+    assert said_of(expected(4000, 64, 64)) == "About 1 h 0 min on two cores of a CPU."
     write_run("mine")
-    assert expected(400, 64, 64) == "About 53 min 20 s, at the speed of the run mine."
-    assert expected(400, 64, 32).endswith("on two cores of a CPU.") and expected(None, 64, 64) == ""
+    assert said_of(expected(400, 64, 64)) == "About 53 min 20 s, at the speed of the run mine."
+    assert said_of(expected(400, 64, 32)).endswith("on two cores of a CPU.") and expected(None, 64, 64) == []
+    assert said_of(expected(4000, 64, 128), "zh") == "在 CPU 的两个核上约 4 小时 3 分。"
 
 
 def test_a_run_is_renamed_and_deleted_only_at_rest_and_by_its_name(

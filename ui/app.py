@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from starlette.middleware import Middleware
 
 from pipelines import TextToImagePipeline
 from pipelines.tracing.overlay import drawn
@@ -16,6 +17,7 @@ from ui.endpoint import offer
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
+from ui.language import CHANGE, Language
 from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
@@ -102,6 +104,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
                 container=False,
                 elem_classes="model",
             )
+            other_language = gr.Button(I18N("page.language"), size="sm", scale=0, min_width=60)
         with gr.Tabs() as tabs:
             with gr.Tab(I18N("page.generate"), id="generate"):
                 generating = generate_tab(page, models, kept, model_name)
@@ -113,6 +116,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
                 translating = translate_tab(models, model_name)
             with gr.Tab(I18N("page.inspect"), id="inspect"):
                 inspecting = inspect_tab(models, model_name)
+        other_language.click(None, js=CHANGE, api_visibility="private")
         # Runs appear while the page is open.
         model_name.focus(
             list_choices, outputs=model_name, queue=False, show_progress="hidden", api_visibility="private"
@@ -185,6 +189,7 @@ def launch(
         run_history=False,
         footer_links=["api", "settings"],
         i18n=I18N,
+        app_kwargs={"middleware": [Middleware(Language)]},
         theme=THEME,
         css=files("ui").joinpath("page.css").read_text("utf-8"),
         js=files("ui").joinpath("page.js").read_text("utf-8"),

@@ -19,10 +19,11 @@ from ui.drawing import (
 )
 from ui.endpoint import Seed, offer
 from ui.kept import Kept
+from ui.message import message
 from ui.models import MODEL, Models
 from ui.reading import read, reading
 from ui.request import MOST_PICTURES, MOST_STEPS, Request
-from ui.texts import I18N, text
+from ui.texts import I18N
 from ui.viewer.component import attention_viewer
 from ui.vocabulary import EXAMPLES, describe, surprise, vocabulary
 
@@ -156,7 +157,8 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
                     label=I18N("generate.guidance"),
                     info=I18N("generate.guidance.info"),
                 )
-            live_settings = gr.Markdown(visible=False)
+            with gr.Group(visible=False) as while_live:
+                live_settings = message("generate.live.")
             with gr.Accordion(I18N("generate.more"), open=False) as more:
                 negative = gr.Textbox(
                     "", label=I18N("generate.negative"), info=I18N("generate.negative.info"), max_lines=2
@@ -212,10 +214,10 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         try:
             request = live_request(models, "", "0", name)
         except ValueError:  # unknown model; "Generate" shows the error
-            return (gr.skip(),) * 3
+            return (gr.skip(),) * 3 + ([],)
         about: dict[str, Any] = {"steps": request.num_inference_steps, "guidance": f"{request.guidance_scale:g}"}
-        line = text("generate.live.settings", sampler=request.sampler, **about)
-        return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Markdown(line, visible=on)
+        line = [("generate.live.settings", about | {"sampler": request.sampler})]
+        return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Group(visible=on), line
 
     def if_ready(ready: bool, *values: Any) -> Iterator[Any]:
         yield from show(*values) if ready else iter([gr.skip()])
@@ -251,7 +253,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         [live.change, model.change],
         go_live,
         [live, model],
-        [settings, more, live_settings],
+        [settings, more, while_live, live_settings],
         show_progress="hidden",
         queue=False,
         api_visibility="private",

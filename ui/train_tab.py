@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.i18n import I18nData
 from PIL import Image
 
 from pipelines.training.config import RUNS
@@ -13,9 +14,10 @@ from ui.album import album
 from ui.album import page as album_page
 from ui.data import DEFAULT_DATA, add_upload, data_names, preview
 from ui.endpoint import offer
+from ui.message import message
 from ui.models import Models
 from ui.runs import Run, find_run, list_runs
-from ui.texts import I18N
+from ui.texts import I18N, Message
 from ui.training import (
     FRESH,
     LEVEL_COLOURS,
@@ -36,6 +38,8 @@ from ui.training import (
     usual_size,
 )
 
+NO_RUNS: list[Message] = [("training.none", {})]
+
 
 class TrainTab(NamedTuple):
     """What the page needs of the tab: the button that opens a run's model, and the chosen run (see `model_of`)."""
@@ -54,9 +58,11 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label=I18N("train.data"))
             upload = gr.UploadButton(I18N("train.upload"), file_types=[".zip"], size="sm")
             upload_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
-            examples = album("Examples", 88)
+            examples = album("album.examples", 88)
             findings = gr.Textbox(label=I18N("train.check"), lines=1, max_lines=6, interactive=False)
-            preset = gr.Radio(list(PRESETS), value=next(iter(PRESETS)), label=I18N("train.length"))
+            preset = gr.Radio(
+                [(I18N(key), key) for key in PRESETS], value=next(iter(PRESETS)), label=I18N("train.length")
+            )
             with gr.Accordion(I18N("train.more"), open=False):
                 with gr.Row():
                     steps = gr.Number(200, label=I18N("train.steps"), precision=0, min_width=100)
@@ -67,12 +73,12 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
                     size = gr.Dropdown(list(PICTURE_SIZES), value=64, label=I18N("train.size"), min_width=100)
             begin = gr.Dropdown(_beginnings(), value=FRESH, label=I18N("train.begin"), info=I18N("train.begin.info"))
             name = gr.Textbox("first", label=I18N("train.name"), max_length=64)
-            duration = gr.Markdown(expected(200, 64, 64))
+            duration = message("training.", expected(200, 64, 64))
             start = gr.Button(I18N("train.start"), variant="primary")
             problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
         with gr.Column(scale=3, min_width=320):
             run = gr.Dropdown([], label=I18N("train.run"))
-            state = gr.Textbox(label=I18N("train.state"), value="No runs yet.", interactive=False, lines=1, max_lines=3)
+            state = message("training.", NO_RUNS)
             with gr.Row():
                 stop = gr.Button(I18N("train.stop"), interactive=False, min_width=90)
                 resume = gr.Button(I18N("train.resume"), interactive=False, min_width=90)
@@ -86,22 +92,24 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
                     delete = gr.Button(I18N("train.delete"), min_width=90)
                 manage_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
             with gr.Row():
-                training = _plot("Training loss")
-                losses = _plot("Validation loss by noise level", LEVEL_COLOURS)
+                training = _plot(I18N("train.loss"))
+                losses = _plot(I18N("train.validation"), LEVEL_COLOURS)
             with gr.Row():
-                saved = _plot("Loss reduction by caption", LEVEL_COLOURS, "%")
-                shares = _plot("Correct samples, located words", SHARE_COLOURS, "%", (0, 1))
+                saved = _plot(I18N("train.reduction"), LEVEL_COLOURS, "%")
+                shares = _plot(I18N("train.shares"), SHARE_COLOURS, "%", (0, 1))
     place = gr.Slider(1, 2, 1, step=1, precision=0, label=I18N("train.samples"), visible=False)
     with gr.Row():
         with gr.Column(min_width=320):
-            maps = album("Where the words of the first sample landed", 320)
+            maps = album("album.words", 320)
         with gr.Column(min_width=320):
-            pictures = album("Samples", 80)
+            pictures = album("album.samples", 80)
     timer = gr.Timer(2, active=False)
     # What the page shows of the chosen run. Not a gr.State, because a page with one never becomes idle.
     seen = gr.JSON({}, visible=False)
-    sheets = [place, maps, pictures]
-    watched = [state, stop, resume, open_model, training, losses, saved, shares, *sheets, timer, seen]
+    # Which samples the albums show. They change with it, because Gradio forgets the settings of one of our components
+    # that is skipped while its tab is closed.
+    sheet = gr.Textbox("", visible=False)
+    watched = [state, stop, resume, open_model, training, losses, saved, shares, place, sheet, timer, seen]
 
     def check(name: str) -> tuple[Any, ...]:
         found = preview(name, 64)
@@ -139,10 +147,10 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         try:
             chosen = find_run(RUNS, name or "")
         except ValueError as error:
-            line = line_of(error) if name else "No runs yet: choose data and start one."
-            return (line, *[gr.skip()] * (len(watched) - 3), gr.Timer(active=False), {})
+            line: list[Message] = [("training.error", {"line": line_of(error)})] if name else NO_RUNS
+            return (line, *[gr.skip()] * (len(watched) - 4), "", gr.Timer(active=False), {})
         count, known = len(chosen.samples), seen.get("count", 0) if seen.get("name") == name else 0
-        now = as_row(chosen) | {"rows": len(chosen.log), "count": count}
+        now: dict[str, Any] = as_row(chosen) | {"rows": len(chosen.log), "count": count}
         if now == seen:
             return (gr.skip(),) * len(watched)
         index = count if index >= known else index
@@ -153,18 +161,16 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             gr.Button(interactive=str(chosen.folder) in models.names()),
             *(gr.update(value=rows, visible=rows is not None) for rows in plots(chosen)),
             gr.Slider(1, max(count, 2), value=max(index, 1), visible=count > 1),
-            *([gr.skip()] * 2 if count == known and known else show_samples(name, index)),
+            gr.skip() if count == known and known else f"{name} {index} of {count}",
             gr.Timer(active=chosen.active),
             now,
         )
 
     def show_samples(name: str | None, index: int) -> tuple[Any, ...]:
-        chosen = find_run(RUNS, name or "")
-        if not chosen.samples:
+        if not name or not (chosen := find_run(RUNS, name)).samples:
             return None, None
         step, drawn, words = samples_at(chosen, index)
-        note = f"after step {step:,}"
-        return album_page(words, note), album_page(drawn, note)
+        return album_page(words, step), album_page(drawn, step)
 
     def find() -> tuple[Any, ...]:
         names = _names()
@@ -192,13 +198,14 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     resume.click(partial(act, resume_run), run, **changes).then(**shown)
     run.change(**shown)
     timer.tick(**shown)
-    place.input(show_samples, [run, place], [maps, pictures], trigger_mode="always_last", **private)
+    shown_samples = {"inputs": [run, place], "outputs": [maps, pictures], "trigger_mode": "always_last"}
+    gr.on([place.input, sheet.change], show_samples, **shown_samples, **private)
     _add_endpoints()
     return TrainTab(open_model, run)
 
 
 def _plot(
-    title: str,
+    title: I18nData,
     colours: dict[str, str] | None = None,
     y_format: str | None = None,
     limits: tuple[float, float] | None = None,

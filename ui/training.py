@@ -14,9 +14,10 @@ from ui import runs
 from ui.data import check_data
 from ui.models import Models
 from ui.runs import Run, check_name, find_run, list_runs
+from ui.texts import Message
 
-PRESETS = {"Quick try: 200 steps": (200, 50), "About an hour: 4,000 steps": (4000, 500)}
-"""The label of a preset -> steps, and steps between validations."""
+PRESETS = {"train.quick": (200, 50), "train.hour": (4000, 500)}
+"""The key of a preset -> steps, and steps between validations."""
 
 LIMITS = {
     "steps": (1, 100_000),
@@ -108,16 +109,17 @@ def _at_rest(name: str) -> Run:
     return run
 
 
-def expected(steps: int | None, batch_size: int | None, size: int) -> str:
+def expected(steps: int | None, batch_size: int | None, size: int) -> list[Message]:
     """How long a run will take, by the speed of the latest run with pictures of this size, or the usual one."""
     if not steps or not batch_size:  # a field that is being filled in
-        return ""
+        return []
     pictures = steps * batch_size
     for run in list_runs(RUNS):
         rates = [row["pictures/s"] for row in run.log[1:] if row.get("pictures/s")]
         if rates and run.size == size:
-            return f"About {in_words(pictures / sorted(rates)[len(rates) // 2])}, at the speed of the run {run.name}."
-    return f"About {in_words(pictures / USUAL_SPEED * (size / 64) ** 2)} on two cores of a CPU."
+            time = _duration(pictures / sorted(rates)[len(rates) // 2])
+            return [("training.expected.run", {"time": time, "run": run.name})]
+    return [("training.expected", {"time": _duration(pictures / USUAL_SPEED * (size / 64) ** 2)})]
 
 
 def resume_run(name: str) -> Run:
@@ -158,24 +160,38 @@ def as_row(run: Run) -> dict[str, Any]:
     return row | {"figures": figures}
 
 
-def describe(run: Run) -> str:
-    """The state of a run in one line."""
+def describe(run: Run) -> list[Message]:
+    """The state of a run: parts of one line."""
     if run.state == "starting":
-        return f"{run.name} is starting: it loads libraries and data."
-    line = f"{run.name} has failed" if run.state == "broken" else f"{run.name} is {run.state}"
-    if run.steps:
-        line += f" at step {run.step:,} of {run.steps:,}" if run.state != "finished" else f" after {run.steps:,} steps"
-    line += f", on {run.data}" if run.data else ""
+        return [("training.starting", {"name": run.name})]
+    said: list[Message] = [(f"training.{run.state}", {"name": run.name})]
+    if run.steps and run.state == "finished":
+        said.append(("training.after", {"steps": f"{run.steps:,}"}))
+    elif run.steps:
+        said.append(("training.at", {"step": f"{run.step:,}", "steps": f"{run.steps:,}"}))
+    if run.data:
+        said.append(("training.data", {"data": run.data}))
     if run.log:
         last = run.log[-1]
-        line += f", {in_words(last['seconds'])}, loss {last['loss']:.3f}"
+        said.append(("training.log", {"time": _duration(last["seconds"]), "loss": f"{last['loss']:.3f}"}))
     if run.state == "running" and (rate := run.progress.get("pictures/s")):
-        line += f", {rate:.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} pictures/s"
-        line += f", {in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
+        said.append(("training.rate", {"rate": f"{rate:.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}"}))
+        if run.seconds_left is not None:
+            said.append(("training.left", {"time": _duration(run.seconds_left)}))
     if run.validation and "agreement" in run.validation[-1]:
         last = run.validation[-1]
-        line += f", {round(last['agreement'] * last['judged'])} of {last['judged']} samples correct"
-    return f"{line}. {run.note}".rstrip()
+        correct = round(last["agreement"] * last["judged"])
+        said.append(("training.correct", {"correct": correct, "judged": last["judged"]}))
+    return [*said, ("training.end", {"note": run.note})]
+
+
+def _duration(seconds: float) -> dict[str, str]:
+    """A duration in each language."""
+    english = in_words(seconds)
+    chinese = english
+    for unit, name in (("h", "小时"), ("min", "分"), ("s", "秒")):
+        chinese = chinese.replace(f" {unit}", f" {name}")
+    return {"en": english, "zh": chinese}
 
 
 def plots(run: Run) -> list[pd.DataFrame | None]:

@@ -40,6 +40,32 @@ def test_the_first_tab_speaks_the_language_of_the_browser(open_page: Open) -> No
         assert not ENGLISH.search(page.locator(name).first.get_attribute("aria-label"))
 
 
+def test_the_train_tab_too(open_page: Open) -> None:
+    page = open_page(locale="zh-CN")
+    page.get_by_role("tab", name="训练").click()
+    page.get_by_role("heading", name="示例").wait_for()
+    parts = ".message:visible, .album .title, [role=tabpanel]:visible label > span, [role=tabpanel]:visible button"
+    found = texts(page, parts)
+    assert "还没有运行：请选择数据并开始训练。" in found and "在 CPU 的两个核上约 3 分 3 秒。" in found
+    assert len(found) > 12 and [text for text in found if ENGLISH.search(text)] == []
+
+
+def test_another_language_is_chosen_on_the_page_and_kept_by_the_browser(open_page: Open) -> None:
+    page = open_page(locale="en-GB")
+    page.get_by_role("button", name="中文").click()
+    page.get_by_role("tab", name="生成").wait_for()
+    page.wait_for_selector(".attention-viewer .chip")
+    page.reload()
+    page.get_by_role("tab", name="生成").wait_for()
+    page.wait_for_selector(".attention-viewer .chip")
+    assert page.locator(".sentence").inner_text().startswith("输入想看的内容")
+    assert page.locator("html").get_attribute("lang").startswith("zh")
+    page.get_by_role("button", name="English").click()
+    page.get_by_role("tab", name="Generate").wait_for()
+    page.wait_for_selector(".attention-viewer .chip")
+    assert page.locator(".sentence").inner_text().startswith("Type what to see")
+
+
 def test_translate_and_inspect_too(open_page: Open) -> None:
     page = open_page(locale="zh-CN")
     page.get_by_role("tab", name="翻译").click()

@@ -54,7 +54,8 @@ def open_tab(open_page: Callable[..., "Page"]) -> Callable[..., "Page"]:
 
 def wait_for_state(page: "Page", state: str) -> None:
     page.wait_for_function(
-        "state => [...document.querySelectorAll('textarea')].some((box) => box.value.includes(state))", arg=state
+        "state => [...document.querySelectorAll('.message')].some((line) => line.textContent.includes(state))",
+        arg=state,
     )
 
 

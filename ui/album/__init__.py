@@ -12,19 +12,20 @@ import gradio as gr
 from PIL import Image
 
 from ui.component import component
+from ui.texts import texts_of
 
 
 def album(title: str, side: int, **options: Any) -> gr.HTML:
-    """The component: pictures in as many columns as fit, each at least `side` CSS pixels wide.
+    """The component: pictures in as many columns as fit, each at least `side` CSS pixels wide, below a title.
 
     Its value is a `page`, or None.
     """
-    return component(__name__, None, title=title, side=side, **options)
+    return component(__name__, None, title=title, side=side, texts=texts_of("album."), **options)
 
 
-def page(pictures: Iterable[tuple[Image.Image, str]], note: str = "") -> dict[str, Any]:
-    """The JSON value of an `album`: pictures with their captions, and a note that is added to the title."""
-    return {"pictures": [[_url(picture), caption] for picture, caption in pictures], "note": note}
+def page(pictures: Iterable[tuple[Image.Image, str]], step: int | None = None) -> dict[str, Any]:
+    """The JSON value of an `album`: pictures with their captions, and the step that the title names."""
+    return {"pictures": [[_url(picture), caption] for picture, caption in pictures], "step": step}
 
 
 def _url(picture: Image.Image) -> str:

@@ -16,8 +16,9 @@ function figure([source, text]) {
 }
 
 function show() {
-  const { pictures = [], note = "" } = props.value ?? {};
-  root.querySelector(".title").textContent = note ? `${props.title}, ${note}` : props.title;
+  const { pictures = [], step = null } = props.value ?? {};
+  const title = say(props.title);
+  root.querySelector(".title").textContent = step === null ? title : say("album.after", { title, step: step.toLocaleString("en") });
   root.querySelector(".pictures").replaceChildren(...pictures.map(figure));
   root.hidden = !pictures.length;
 }
