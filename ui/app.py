@@ -17,11 +17,11 @@ from ui.endpoint import offer
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
 from ui.kept import Kept
+from ui.labels import I18N
 from ui.language import CHANGE, Language
 from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab
 from ui.runs import find_run
-from ui.texts import I18N
 from ui.train_tab import train_tab
 from ui.training import model_of
 from ui.translate_tab import translate_tab

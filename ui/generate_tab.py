@@ -19,11 +19,11 @@ from ui.drawing import (
 )
 from ui.endpoint import Seed, offer
 from ui.kept import Kept
+from ui.labels import I18N
 from ui.message import message
 from ui.models import MODEL, Models
 from ui.reading import read, reading
 from ui.request import MOST_PICTURES, MOST_STEPS, Request
-from ui.texts import I18N
 from ui.viewer.component import attention_viewer
 from ui.vocabulary import EXAMPLES, describe, surprise, vocabulary
 

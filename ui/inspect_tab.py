@@ -11,10 +11,10 @@ from pipelines import TextToImagePipeline
 from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.tracing.follow import Query, Trajectory, decoder_layers, draw_states, follow_picture, follow_text
 from ui.endpoint import Seed, offer
+from ui.labels import I18N
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
 from ui.query import picture_payload, query_diagram, text_payload
-from ui.texts import I18N
 from ui.translate_tab import translator
 
 PROMPT = "a red circle left of a blue square"

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ui.request import Request
 from ui.texts import Message
 from unet_xattn import AttentionTrace
 from unet_xattn.words import WORD, split_words, unknown_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from ui.request import Request
 
 CUT_OFF = 0.03
 """The share of a picture that may be cut off without a note: less than a cell of most layers' grids."""
@@ -20,7 +21,7 @@ def text_note(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     return _note([word.text for word in split_words(text, tokenizer)], unknown_words(text, tokenizer))
 
 
-def warnings(request: Request, tokenizer: "PreTrainedTokenizerFast") -> list[Message]:
+def warnings(request: "Request", tokenizer: "PreTrainedTokenizerFast") -> list[Message]:
     """What a person may not expect of a picture with these settings."""
     words = [word.text for word in split_words(request.prompt, tokenizer)]
     unknown = list(dict.fromkeys(unknown_words(request.prompt, tokenizer)))

@@ -15,9 +15,10 @@ from pipelines.picture_files import PictureError
 from pipelines.pixels import read_picture
 from pipelines.scenes.shapes import render, scene
 from ui.kept import Drawing, Kept
+from ui.labels import I18N
 from ui.models import MODEL, Models
 from ui.notes import sentences, trace_notes
-from ui.texts import I18N, Message, lines
+from ui.texts import Message, lines
 from ui.viewer import payload
 from ui.viewer.component import attention_viewer
 

@@ -14,10 +14,11 @@ from ui.album import album
 from ui.album import page as album_page
 from ui.data import DEFAULT_DATA, add_upload, data_names, preview
 from ui.endpoint import offer
+from ui.labels import I18N
 from ui.message import message
 from ui.models import Models
 from ui.runs import Run, find_run, list_runs
-from ui.texts import I18N, Message
+from ui.texts import Message
 from ui.training import (
     FRESH,
     LEVEL_COLOURS,

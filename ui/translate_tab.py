@@ -11,9 +11,9 @@ from pipelines.checks import check_text
 from pipelines.text_to_text import Translation
 from ui.alignment import alignment, payload
 from ui.endpoint import offer
+from ui.labels import I18N
 from ui.models import MODEL, Models
 from ui.notes import sentences, text_note
-from ui.texts import I18N
 
 EXAMPLES = [
     "a red circle left of a blue square",

@@ -1,14 +1,13 @@
 """The texts of the page in all its languages: each .json beside this file maps a key to its text in each language.
 
 A text may have places for values, such as "{steps}". Python writes English, for the API and the command line. The page
-itself writes in the language of its browser: Gradio's parts by `I18N`, our components by the keys that Python sends.
+itself writes in the language of its browser: Gradio's parts by `labels.I18N`, our components by the keys that Python
+sends.
 """
 
 import json
 from importlib.resources import files
 from typing import Any
-
-import gradio as gr
 
 LANGUAGES = ("en", "zh")
 
@@ -22,9 +21,6 @@ TEXTS: dict[str, dict[str, str]] = {
 
 Message = tuple[str, dict[str, Any]]
 """A key with the values of its places: what Python sends to a component."""
-
-I18N = gr.I18n(**{language: {key: texts[language] for key, texts in TEXTS.items()} for language in LANGUAGES})
-"""The texts for Gradio: `I18N(key)` is a label in the language of the browser."""
 
 
 def text(key: str, language: str = "en", **values: Any) -> str:
