@@ -76,8 +76,10 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """The remaining time, as the run estimated it a moment ago; None unless it is running."""
-        return self.progress.get("seconds left") if self.state == "running" else None
+        """The remaining time, as the run estimated it a moment ago, or in its log; None unless it is running."""
+        if self.state != "running":
+            return None
+        return self.progress.get("seconds left", self.log[-1].get("seconds left") if self.log else None)
 
     @property
     def samples(self) -> list[int]:

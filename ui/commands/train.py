@@ -76,7 +76,8 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder that the runs a
     Console().print(listed if listed.row_count else Text(f"no runs in {folder}"))
     for run in found:
         if run.seconds_left is not None:
-            print(f"{run.name}: {run.log[-1]['pictures/s']:.0f} pictures/s, {in_words(run.seconds_left)} left")
+            last = (run.log[-1] if run.log else {}) | run.progress
+            print(f"{run.name}: {last['pictures/s']:.0f} pictures/s, {in_words(run.seconds_left)} left")
 
 
 @app.command("memorised", epilog="Example: unet-xattn memorised runs/emoji --data emoji-data --out memorised.png")
