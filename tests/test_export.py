@@ -158,3 +158,15 @@ def test_what_cannot_be_downloaded_is_said(tiny_pipe: TextToImagePipeline) -> No
 @pytest.mark.parametrize("prompt", ["../../x", "a/b\\c", "CON\0", "红色 圆形", "!!!", "<img src=x>", "a" * 2000])
 def test_a_file_name_is_a_name_and_no_path(prompt: str) -> None:
     assert re.fullmatch(r"[\w-]{1,80}-seed7", stem(prompt, 7))
+
+
+def test_concepts_have_a_sheet_a_tile_and_rows_of_their_own(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
+    with trace(tiny_pipe, concepts=["green star", "sky"]) as attention:
+        tiny_pipe("a red circle", num_inference_steps=1)
+    files = [file.name for file in export(attention, tmp_path / "all")]
+    assert "concepts.png" in files
+    rows = [row for row in measures(attention) if row["layer"] == "all"]
+    assert [row["kind"] for row in rows] == ["word"] * 3 + ["token"] * 2 + ["concept"] * 2
+    assert rows[-1]["mass"] == pytest.approx(float(attention.heatmap("sky").mean()), abs=1e-6)
+    with Image.open(tmp_path / "all/words.png") as sheet:  # six a row: the picture, three words, two concepts; the rest
+        assert sheet.width == 6 * (192 + 8) + 8 and sheet.height > 2 * 192

@@ -17,7 +17,7 @@ from pipelines.tracing.overlay import concept_sheet, drawn, step_frames, step_sh
 from ui.viewer import document
 from unet_xattn import AttentionTrace
 from unet_xattn.trace_maps import Selection
-from unet_xattn.words import Word, shown
+from unet_xattn.words import CONCEPTS, Word, shown
 
 READINGS: dict[str, Selection] = {
     "share": {},
@@ -150,12 +150,14 @@ def measures(attention: AttentionTrace, image: int = 0) -> list[dict[str, str | 
     """The measures of each word (`unet_xattn.grounding.Measures`), one row for all layers and one for each layer.
 
     Rows of the other tokens follow: start and end of the prompt, padding and punctuation. With them, the masses of a
-    layer add up to one. Centres are in pixels.
+    layer add up to one. Concepts, which are another reading, come last. Centres are in pixels.
     """
     words, tokens = attention.words_of(image), attention.tokens_of(image)
     in_words = {token for word in words for token in word.tokens}
     listed: list[tuple[str, str, Word | int]] = [(word.text, "word", word) for word in words]
     listed += [(text, "token", i) for i, text in enumerate(tokens) if i not in in_words]
+    concepts = attention.words_of(image, CONCEPTS) if attention.concepts else []
+    listed += [(word.text, "concept", word) for word in concepts]
     rows: list[dict[str, str | int | float]] = []
     for text, kind, item in listed:
         for layer in (None, *attention.layers):
