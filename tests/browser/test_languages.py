@@ -70,7 +70,7 @@ def test_translate_and_inspect_too(open_page: Open) -> None:
     page = open_page(locale="zh-CN")
     page.get_by_role("tab", name="翻译").click()
     page.wait_for_selector(".alignment .target button")
-    found = texts(page, ".alignment h3, .alignment .caption, .alignment label > span")
+    found = texts(page, ".alignment h2, .alignment .caption, .alignment label > span")
     page.get_by_role("tab", name="剖析").click()
     page.wait_for_selector(".query-diagram .tokens .row")
     found += texts(

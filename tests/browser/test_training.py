@@ -76,13 +76,13 @@ def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[.
     wait_for_state(page, "three is ")
     wait_for_state(page, "three is finished after 3 steps, on shapes")
     page.get_by_role("heading", name="Samples, after step 3").wait_for()
-    assert page.locator("section:has(h3:text('Samples')) img").count() == 16
-    assert page.locator("section:has(h3:text('Where the words')) img").count() == 1
+    assert page.locator("section:has(h2:text('Samples')) img").count() == 16
+    assert page.locator("section:has(h2:text('Where the words')) img").count() == 1
     assert page.locator(".vega-embed svg").count() == 1  # losses of two steps; figures of one step are no curve
     assert page.get_by_role("button", name="Open in Generate").is_enabled()
     assert page.get_by_role("button", name="Stop").is_disabled()
     assert page.get_by_role("button", name="Resume").is_disabled()
-    first = page.locator("section:has(h3:text('Samples')) figcaption").first.inner_text()
+    first = page.locator("section:has(h2:text('Samples')) figcaption").first.inner_text()
     page.get_by_role("tab", name="Generate").click()
     steps = page.get_by_label("number input for Steps")
     steps.fill("5")  # of the model before
@@ -99,7 +99,7 @@ def test_captions_are_shown_as_they_are_and_run_nothing(open_tab: Callable[..., 
     page = open_tab()
     page.get_by_label("Training data").click()
     page.get_by_role("option", name="data/hostile").click()
-    captions = page.locator("section:has(h3:text('Examples')) figcaption")
+    captions = page.locator("section:has(h2:text('Examples')) figcaption")
     captions.filter(has_text="bold").first.wait_for()
     page.wait_for_timeout(200)  # for a script that they might have started
     assert captions.all_text_contents() == HOSTILE

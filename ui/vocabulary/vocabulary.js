@@ -13,7 +13,7 @@ function show(value) {
   if (opener.hidden) toggle(false);
   groups.replaceChildren(...value.groups.map(([heading, words]) => {
     const group = document.createElement("div");
-    group.append(Object.assign(document.createElement("h3"), { textContent: say(heading) }));
+    group.append(Object.assign(document.createElement("h2"), { textContent: say(heading) }));
     group.append(...words.map((word) => button(word, () => trigger("word", { word }))));
     return group;
   }));
