@@ -59,7 +59,7 @@ def evaluate_editing(
     if data not in RADII:
         raise ValueError(f"edits are measured on models of {' and '.join(RADII)}; this one draws {data}")
     kinds = [kind for kind in kinds if kind != "recolour" or WORLDS[data].lexicon.colours]
-    report: dict[str, Any] = {"settings": {"data": data, "asked": count, "strength": "see pipelines/edit_plan.py"}}
+    report: dict[str, Any] = {"settings": {"data": data, "asked": count}}
     report["kinds"] = {}
     for number, kind in enumerate(kinds):
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
