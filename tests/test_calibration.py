@@ -128,6 +128,9 @@ def test_any_pipeline_keeps_it_beside_its_model(run, tmp_path: Path) -> None:
     with trace(pipe, keep="head", layers=["down_blocks.*"]) as some:
         pipe("a cat", num_inference_steps=1, height=64, width=64)
     assert some.recording.calibration is None
+    with torch.no_grad():
+        next(pipe.unet.parameters()).add_(1)  # trained further, it is another model
+    assert saved_calibration(pipe, denoiser_of(pipe)) is None
     code, _, err = run("calibrate", model)
     assert code != 0 and "a StableDiffusionPipeline has no scenes of its own to learn from: give --masks" in err
 

@@ -48,6 +48,12 @@ def test_the_mixed_pixels_of_an_outline_go_to_their_side(contrast: float) -> Non
     assert overlap(found, covered >= 0.5) > 0.98
 
 
+def test_a_pixel_of_a_colour_of_its_own_takes_the_value_of_those_around_it() -> None:
+    heat, picture = disc(64, (0.5, 0.5), 0.3).float(), torch.full((64, 64, 3), 0.5)
+    heat[32, 32], picture[32, 32] = 0.0, torch.tensor([1.0, 0.0, 0.0])
+    assert refine(heat[None], picture, 4.0)[0, 32, 32] > 0.7
+
+
 def test_two_things_of_one_colour_do_not_share_a_map() -> None:
     left, right = disc(64, (0.5, 0.25), 0.15), disc(64, (0.5, 0.75), 0.15)
     picture = torch.where((left | right)[..., None], torch.tensor([0.1, 0.2, 0.9]), torch.ones(3))

@@ -66,7 +66,7 @@ def test_one_object_is_where_the_map_is_above_its_mean(
     mask = np.zeros((32, 32), bool)
     mask[:8] = True  # a quarter
     heat = torch.zeros(32, 32)
-    heat[:8, :16], heat[8:16, :16] = 0.9, 0.5  # half of the thing, and as much of the rest
+    heat[:8, :16], heat[8:16, :16] = 0.9, 0.3  # half of the thing, and less strongly as much of the rest
     planted(monkeypatch, {"circle": heat})
     report = evaluate_masks(tiny_pipe, [file_of(["circle"], mask[None])])
     figures = report["one object"]["planted"]
@@ -79,7 +79,7 @@ def test_one_object_is_where_the_map_is_above_its_mean(
         sum(true[scores >= level].mean() * (true & (scores == level)).sum() for level in np.unique(scores)) / true.sum()
     )
     assert figures["ap"] == pytest.approx([expected] * 3)
-    assert report["words"]["planted"]["iou"][0] == pytest.approx(128 / 384)
+    assert report["words"]["planted"]["iou"][0] == pytest.approx(128 / 256)
     assert report["several objects"]["planted"]["accuracy"] == pytest.approx([0.75] * 3)
 
 
@@ -108,6 +108,14 @@ def test_of_several_objects_a_pixel_belongs_to_the_largest_map_or_to_the_backgro
     figures = report["several objects"]["planted"]
     assert figures["accuracy"][0] == pytest.approx(0.75)
     assert figures["iou"][0] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+
+
+def test_where_masks_of_several_classes_overlap_it_is_void() -> None:
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, 1:3] = True, True
+    maps = Maps(masks.float(), torch.empty(0, 4, 4))
+    both, either, known = _several(maps, Regions([], masks, torch.ones(4, 4, dtype=torch.bool)), np.array([1, 2]))
+    assert known == 12 and both.tolist() == either.tolist() == [4, 4, 4]
 
 
 def test_a_pixel_belongs_to_the_largest_of_all_concepts() -> None:

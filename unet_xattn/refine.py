@@ -53,11 +53,11 @@ def refine(maps: Tensor, picture: Tensor, cell: float) -> Tensor:
 
 
 def _nearness(radius: int, sigma: float) -> Tensor:
-    """Weights of the pixels of a window by their distance from its middle, which has none, (P, 1, 1)."""
+    """Logarithms of the weights of a window's pixels by their distance from its middle, which has none, (P, 1, 1)."""
     steps = torch.arange(-radius, radius + 1.0)
-    weights = torch.exp(-(steps[:, None] ** 2 + steps**2) / (2 * sigma**2))
-    weights[radius, radius] = 0
-    return weights.flatten()[:, None, None]
+    nearness = (steps[:, None] ** 2 + steps**2) / (-2 * sigma**2)
+    nearness[radius, radius] = -torch.inf
+    return nearness.flatten()[:, None, None]
 
 
 def _distances(picture: Tensor, radius: int) -> Tensor:
@@ -77,8 +77,7 @@ def _deviation(picture: Tensor, radius: int) -> Tensor:
 
 def _weights(apart: Tensor, near: Tensor, sigma: Tensor) -> Tensor:
     """Weights of the pixels of each window, with sum 1: those of near and of like colour are large, (P, m, n)."""
-    weights = torch.exp(apart / (-2 * sigma.square())).mul_(near)
-    return weights / weights.sum(dim=0).clamp_min(1e-30)
+    return (apart / (-2 * sigma.square())).add_(near).softmax(dim=0)
 
 
 def _averaged(maps: Tensor, weights: Tensor, radius: int) -> Tensor:
