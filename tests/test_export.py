@@ -148,8 +148,18 @@ def test_every_download_opens_as_what_it_is(tiny_pipe: TextToImagePipeline, tmp_
     assert files["page"].startswith(b"<!doctype html>") and b"data:image/webp;base64,AAAA" in files["page"]
 
 
+def test_a_large_picture_has_squares_or_smooth_steps(tiny_pipe: TextToImagePipeline) -> None:
+    attention = traced(tiny_pipe)
+    small = attention.pictures[0].numpy()
+    large, smooth = (
+        np.asarray(Image.open(io.BytesIO(download(attention, 0, kind, {})))) for kind in ("large", "smooth")
+    )
+    assert (large == small.repeat(4, 0).repeat(4, 1)).all()
+    assert smooth.shape == large.shape and (smooth[:4, :4] != smooth[0, 0]).any()
+
+
 def test_what_cannot_be_downloaded_is_said(tiny_pipe: TextToImagePipeline) -> None:
-    with pytest.raises(ValueError, match="png, large, maps, gif, trace, page"):
+    with pytest.raises(ValueError, match="png, large, smooth, maps, gif, trace, page"):
         download(traced(tiny_pipe), 0, "../../etc/passwd", {})
     with pytest.raises(ValueError, match="nothing to animate"):
         download(traced(tiny_pipe, keep="mean"), 0, "gif", {})

@@ -26,7 +26,7 @@ from ui.data import add_upload, check_data, data_names, preview
 from ui.models import Models
 from ui.runs import find_run
 from ui.texts import Message, text
-from ui.training import delete_run, describe, expected, model_of, plots, rename_run, start_run
+from ui.training import MOST_IN_STRIP, delete_run, describe, expected, model_of, plots, rename_run, start_run, strip
 
 MakeZip = Callable[..., Path]
 ROWS = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(3)]
@@ -304,6 +304,24 @@ def test_a_curve_has_more_than_one_point(tmp_path: Path, monkeypatch: pytest.Mon
     assert plots(find_run(Path("runs"), "mine"))[0] is not None
     (folder / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, "seconds": 1}) + "\n")
     assert plots(find_run(Path("runs"), "mine"))[0] is None
+
+
+def test_the_first_sample_is_a_strip_through_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_run("mine")
+    (folder / "samples").mkdir()
+    rows = ""
+    for step in range(1, 101):
+        sheet = Image.new("RGB", (32, 32), (step, 0, 0))
+        sheet.save(folder / "samples" / f"step-{step:06d}.png")
+        rows += json.dumps({"step": step}) + "\n"
+        if step == 1:
+            (folder / "validation.jsonl").write_text(rows)
+            assert strip(find_run(Path("runs"), "mine")) == []
+    (folder / "validation.jsonl").write_text(rows)
+    shown = strip(find_run(Path("runs"), "mine"))
+    assert len(shown) == MOST_IN_STRIP and [shown[0][1], shown[-1][1]] == ["1", "100"]
+    assert all(picture.getpixel((0, 0)) == (int(step), 0, 0) for picture, step in shown)
 
 
 def test_the_expected_time_follows_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ def stem(prompt: str, seed: int) -> str:
 DOWNLOADS = {
     "png": (".png", "image/png"),
     "large": ("-4x.png", "image/png"),
+    "smooth": ("-4x-smooth.png", "image/png"),
     "maps": ("-words.png", "image/png"),
     "gif": (".gif", "image/gif"),
     "trace": (".safetensors", "application/octet-stream"),
@@ -100,7 +101,10 @@ DOWNLOADS = {
 """The kinds of file of one picture: the end of the file's name, and its media type."""
 
 LARGER = 4
-"""How many times as long the sides of the large picture are."""
+"""How many times as long the sides of a large picture are."""
+
+ENLARGED = {"large": Image.Resampling.NEAREST, "smooth": Image.Resampling.LANCZOS}
+"""The kinds of large pictures: every pixel as a square, or smooth ones between them."""
 
 
 def download(
@@ -109,9 +113,9 @@ def download(
     """The content of one file of a picture.
 
     Args:
-        kind: "png", the picture with its settings as metadata; "large", the same with every pixel as `LARGER`×`LARGER`
-            equal ones; "maps", the heat maps of all words; "gif", the same for
-            each step; "trace"; or "page", the viewer in one file.
+        kind: "png", the picture with its settings as metadata; "large" and "smooth", the same `LARGER` times as large
+            (`ENLARGED`); "maps", the heat maps of all words; "gif", the same for each step; "trace"; or "page", the
+            viewer in one file.
         settings: the settings that the picture was made with.
         frames: the pictures of the steps as data URLs, for "page".
 
@@ -119,14 +123,14 @@ def download(
         ValueError: the kind does not exist, or the steps were not recorded separately, which "gif" needs.
     """
     file = io.BytesIO()
-    if kind in ("png", "large"):
+    if kind in ("png", *ENLARGED):
         metadata = PngInfo()
         for name, value in settings.items():
             metadata.add_itxt(name, str(value))
         metadata.add_itxt("settings", json.dumps(dict(settings), ensure_ascii=False))
         picture = drawn(attention, image)
-        if kind == "large":
-            picture = picture.resize((LARGER * picture.width, LARGER * picture.height), Image.Resampling.NEAREST)
+        if kind in ENLARGED:
+            picture = picture.resize((LARGER * picture.width, LARGER * picture.height), ENLARGED[kind])
         picture.save(file, "PNG", pnginfo=metadata)
     elif kind == "maps":
         word_sheet(attention, image).save(file, "PNG")

@@ -23,7 +23,14 @@ from ui.labels import I18N
 from ui.message import message
 from ui.models import MODEL, Models
 from ui.reading import read, reading
-from ui.request import MOST_PICTURES, MOST_STEPS, Request
+from ui.request import (
+    MOST_PICTURES,
+    MOST_STEPS,
+    Request,
+    interval_problems,
+    negative_problems,
+    seed_problems,
+)
 from ui.viewer.component import attention_viewer
 from ui.vocabulary import EXAMPLES, describe, surprise, vocabulary
 
@@ -138,6 +145,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
             live = gr.Checkbox(label=I18N("generate.live"))
             # A textbox, because numbers in a browser are exact only up to 2**53.
             seed = gr.Textbox("0", label=I18N("generate.seed"), info=I18N("generate.seed.info"))
+            seed_problem = message("problem.")
             own = own_settings(models.get(models.first))
             with gr.Group() as settings:
                 steps = gr.Slider(
@@ -163,8 +171,10 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
                 negative = gr.Textbox(
                     "", label=I18N("generate.negative"), info=I18N("generate.negative.info"), max_lines=2
                 )
+                negative_problem = message("problem.")
                 low = gr.Slider(0, 1, 0, step=0.05, label=I18N("generate.low"), info=I18N("generate.interval.info"))
                 high = gr.Slider(0, 1, 1, step=0.05, label=I18N("generate.high"))
+                interval_problem = message("problem.")
                 sampler = gr.Dropdown(
                     [OWN, *SAMPLERS], value=OWN, label=I18N("generate.sampler"), info=I18N("generate.sampler.info")
                 )
@@ -231,6 +241,12 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     viewer.select(revisit, **taken)
     gr.on([button.click, prompt.submit, seed.submit], show, **drawing)
     viewer.go(show, **drawing)
+    for fields, check, problem in (
+        ([seed], seed_problems, seed_problem),
+        ([negative], negative_problems, negative_problem),
+        ([low, high], interval_problems, interval_problem),
+    ):
+        gr.on([field.change for field in fields], check, fields, problem, trigger_mode="always_last", **at_once)
     dice.click(new_seed, outputs=seed, api_visibility="private").then(show, **drawing)
     words.select(take_example, model, prompt, **at_once).then(show, **drawing)
     words.word(add_word, prompt, prompt, **at_once)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.samplers import OWN
+from ui.texts import Message
 
 MOST_STEPS = 100
 MOST_PICTURES = 8
@@ -59,3 +60,26 @@ class Request:
     def settings(self, image: int) -> dict[str, Any]:
         """The settings that generate one of the pictures again, as a link can carry them."""
         return asdict(self) | {"seed": str(self.seeds[image]), "num_images_per_prompt": 1}
+
+
+# What is wrong with a field, beside it on the page; nothing if it can be used.
+
+
+def seed_problems(seed: str) -> list[Message]:
+    try:
+        parse_seed(seed)
+    except ValueError:
+        return [("problem.seed", {})]
+    return []
+
+
+def negative_problems(negative_prompt: str) -> list[Message]:
+    try:
+        check_text(negative_prompt, "negative prompt")
+    except ValueError as error:
+        return [("problem.line", {"line": str(error)})]
+    return []
+
+
+def interval_problems(low: float, high: float) -> list[Message]:
+    return [] if low < high else [("problem.interval", {})]

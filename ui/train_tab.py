@@ -36,6 +36,7 @@ from ui.training import (
     samples_at,
     start_run,
     stop_run,
+    strip,
     usual_size,
 )
 
@@ -98,6 +99,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             with gr.Row():
                 saved = _plot(I18N("train.reduction"), LEVEL_COLOURS, "%")
                 shares = _plot(I18N("train.shares"), SHARE_COLOURS, "%", (0, 1))
+    through_time = album("album.strip", 64)
     place = gr.Slider(1, 2, 1, step=1, precision=0, label=I18N("train.samples"), visible=False)
     with gr.Row():
         with gr.Column(min_width=320):
@@ -169,9 +171,9 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
 
     def show_samples(name: str | None, index: int) -> tuple[Any, ...]:
         if not name or not (chosen := find_run(RUNS, name)).samples:
-            return None, None
+            return None, None, None
         step, drawn, words = samples_at(chosen, index)
-        return album_page(words, step), album_page(drawn, step)
+        return album_page(strip(chosen)), album_page(words, step), album_page(drawn, step)
 
     def find() -> tuple[Any, ...]:
         names = _names()
@@ -199,7 +201,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     resume.click(partial(act, resume_run), run, **changes).then(**shown)
     run.change(**shown)
     timer.tick(**shown)
-    shown_samples = {"inputs": [run, place], "outputs": [maps, pictures], "trigger_mode": "always_last"}
+    shown_samples = {"inputs": [run, place], "outputs": [through_time, maps, pictures], "trigger_mode": "always_last"}
     gr.on([place.input, sheet.change], show_samples, **shown_samples, **private)
     _add_endpoints()
     return TrainTab(open_model, run)

@@ -213,6 +213,20 @@ def plots(run: Run) -> list[pd.DataFrame | None]:
     ]
 
 
+MOST_IN_STRIP = 24
+"""The most pictures in the strip of one sample through time."""
+
+
+def strip(run: Run) -> list[tuple[Image.Image, str]]:
+    """The first sample of a run at its validations, evenly chosen if there are many, with their steps."""
+    count = len(run.samples)
+    if count < 2:
+        return []
+    places = sorted({round(1 + i * (count - 1) / (MOST_IN_STRIP - 1)) for i in range(MOST_IN_STRIP)})
+    found = [samples_at(run, place) for place in places]
+    return [(drawn[0][0], f"{step:,}") for step, drawn, _ in found if drawn]
+
+
 def samples_at(run: Run, index: int) -> tuple[int, list[tuple[Image.Image, str]], list[tuple[Image.Image, str]]]:
     """The step of the saved samples with an index, from 1; its pictures with their prompts; and its maps of words."""
     step = run.samples[min(max(index, 1), len(run.samples)) - 1]

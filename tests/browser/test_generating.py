@@ -216,3 +216,19 @@ def test_text_has_the_contrast_of_aa(
     found = contrasts(page)
     assert len(found) > 40
     assert [(text, contrast) for text, contrast in found if contrast < 4.5] == []
+
+
+def test_an_error_stands_beside_its_field(open_page: Open) -> None:
+    page = open_page()
+    seed, line = page.get_by_role("textbox", name="Seed"), page.get_by_text("The seed must be a whole number")
+    seed.fill("seven")
+    line.wait_for()
+    field, said = seed.bounding_box(), line.bounding_box()
+    assert 0 <= said["y"] - field["y"] - field["height"] < 80 and abs(said["x"] - field["x"]) < 60
+    seed.fill("7")
+    line.wait_for(state="detached")
+    page.get_by_role("button", name="More settings").click()
+    lowest = page.get_by_label("number input for Guidance interval: lowest noise level")
+    lowest.fill("1")
+    lowest.press("Tab")
+    page.get_by_text("The lowest noise level must be below the highest.").wait_for()

@@ -1,9 +1,10 @@
 // The body of a function of (element, props, trigger, watch), which gr.HTML calls once.
 
 const line = element.querySelector(".message");
+line.classList.toggle("problem", props.alarm);
 
 function show() {
-  line.textContent = (props.value ?? []).map(([key, values]) => say(key, values)).join("");
+  line.textContent = (props.value || []).map(([key, values]) => say(key, values)).join("");
 }
 
 watch("value", show);
