@@ -10,6 +10,7 @@ from pathlib import Path
 import elsewhere
 import pytest
 import torch
+from masked_sets import own_folder
 from PIL import Image
 from test_frozen import folders  # noqa: F401
 from torch import Tensor
@@ -17,9 +18,13 @@ from torch import Tensor
 from pipelines import TextToImagePipeline, TranslationPipeline, attribute, trace, verify
 from pipelines.bench.speed import bench_sample
 from pipelines.evaluation.agreement import evaluate, fixed_scenes
+from pipelines.evaluation.calibration import calibrate_on
 from pipelines.evaluation.faithfulness import evaluate_faithfulness
 from pipelines.evaluation.grounding import draw_and_locate, read
+from pipelines.evaluation.segmentation import evaluate_masks
 from pipelines.runs.processes import find_device
+from pipelines.sources.masked import read_masked
+from pipelines.tracing.calibrations import fingerprint
 from pipelines.tracing.follow import draw_states, follow_picture, follow_text
 from ui.cli import main
 
@@ -125,13 +130,17 @@ def test_translations_are_trained(run, tmp_path: Path) -> None:
     run("train-text", "--pairs", pairs, "--out", tmp_path / "text", "--steps", "2", "--batch-size", "4")
 
 
-def test_pictures_and_maps_are_judged(pipes) -> None:
+def test_pictures_and_maps_are_judged(pipes, tmp_path: Path) -> None:
     _, pipe = pipes
     scene = fixed_scenes(1, held_out=False)[0]
     read(pipe, scene)
     draw_and_locate(pipe, scene, seed=0)
     evaluate(pipe, 2, num_inference_steps=1, guidance_scale=1.0)
     evaluate_faithfulness(pipe, 1)
+    files = read_masked(own_folder(tmp_path / "set", 2))
+    evaluate_masks(pipe, files)
+    calibrate_on(pipe, files)
+    fingerprint(pipe.unet)
 
 
 def test_speed_is_measured_on_the_device(pipes) -> None:

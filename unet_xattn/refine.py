@@ -96,20 +96,15 @@ def _enlarged(maps: Tensor, small: Tensor, large: Tensor) -> Tensor:
 
     maps (K, m, n), small (3, m, n), large (3, h, w) -> (K, h, w)
     """
-    size = large.shape[1:]
-    total, sum_of_weights = torch.zeros(len(maps), *size), torch.full(size, 1e-12)
+    (height, width), size, count = small.shape[1:], large.shape[1:], len(maps)
+    padded = F.pad(torch.cat([maps, small])[None], (1,) * 4, mode="replicate")
+    total, sum_of_weights = torch.zeros(count, *size), torch.full(size, 1e-12)
     for y in (-1, 0, 1):
         for x in (-1, 0, 1):
-            moved, guide = (F.interpolate(_moved(part, y, x)[None], size, mode="nearest")[0] for part in (maps, small))
-            weight = torch.exp(-(guide - large).square().sum(dim=0) / (2 * COLOUR**2)) + 1e-6
-            weight = weight * math.exp(-(y * y + x * x) / 2)
-            total.addcmul_(moved, weight)
+            moved = padded[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+            near = F.interpolate(moved, size, mode="nearest")[0]  # (K + 3, h, w)
+            apart = (near[count:] - large).square_().sum(dim=0)
+            weight = apart.div_(-2 * COLOUR**2).exp_().add_(1e-6).mul_(math.exp(-(y * y + x * x) / 2))
+            total.addcmul_(near[:count], weight)
             sum_of_weights += weight
     return total / sum_of_weights
-
-
-def _moved(x: Tensor, rows: int, columns: int) -> Tensor:
-    """The last two dimensions moved, with the border repeated."""
-    height, width = x.shape[-2:]
-    padded = F.pad(x[None], (1,) * 4, mode="replicate")[0]
-    return padded[..., 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]

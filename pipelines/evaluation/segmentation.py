@@ -225,15 +225,16 @@ def _rates(counts: Sequence[Counts]) -> dict[str, Any]:
 def _resampled(part: np.ndarray, whole: np.ndarray, resamples: int = 1000) -> list[float]:
     """Sum over pictures of the part over that of the whole, (P, C) each, as a mean over classes that occur.
 
-    [mean, low, high], with the 95 % interval of resamples of the pictures.
+    [mean, low, high], with the 95 % interval of resamples of the pictures. It is centred on the mean, because resamples
+    lack rare classes.
     """
     rng, count = np.random.default_rng(0), len(part)
     times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)  # (R, P)
     times = np.concatenate([np.ones((1, count), times.dtype), times])
     wholes = times @ whole  # (1 + R, C)
-    rates = np.where(wholes > 0, times @ part / np.maximum(wholes, 1e-12), np.nan)
-    means = np.nanmean(rates, axis=1)
-    return [float(means[0]), *np.quantile(means[1:], [0.025, 0.975]).tolist()]
+    rates = np.where(wholes > 0, times @ part / np.maximum(wholes, 1), np.nan)
+    mean, *others = np.nanmean(rates, axis=1)
+    return [float(mean), *(np.quantile(others, [0.025, 0.975]) - np.mean(others) + mean).clip(0, 1).tolist()]
 
 
 def segmentation_table(report: Mapping[str, Any]) -> str:
