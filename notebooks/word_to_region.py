@@ -171,13 +171,61 @@ for name in ("mean", "DAAM's rule", "calibrated", "calibrated, refined"):
     print(f"{name:20} pointing {pointing:.2f}  mass inside {mass:.2f}  IoU {iou:.2f}  average precision {ap:.2f}")
 
 # %% [markdown]
-# ## 6. Is the recording what the model computed?
+# ## 6. Outlines
+#
+# A map has the grid of its layers, here 16×16. `mask` spreads it along the picture's own colours and keeps what is at
+# least half of the peak. So it holds the picture's edges as well as the attention. `masks` gives each pixel one word;
+# `unet-xattn export --masks` writes them as pictures, as a map of numbers and in COCO's format.
+
+# %%
+words = [word for word, _ in located]
+show(
+    [picture, *(seen.heatmap(word, refine="edges", scale="peak") for word in words)],
+    ["picture", *(f"{word}, refined" for word in words)],
+    cmap="inferno",
+)
+labels = seen.masks()
+show([picture, *(seen.mask(word) for word in words), labels], ["picture", *map(str, words), "all words"], cmap="gray")
+print({word.text: f"{(labels == number).float().mean():.1%}" for number, word in enumerate(seen.words)})
+
+# %% [markdown]
+# ## 7. Sinks, and what tells words apart
+#
+# Start and end tokens take what no word needs. `of="text"` leaves them out; `dropped` is what was left out.
+# `of="words"` is a word's map against the maps of all words.
+
+# %%
+print({name: f"{seen.heatmap(name).mean():.0%}" for name in seen.columns_of() if name.startswith("[")})
+word = words[0]
+show(
+    [seen.heatmap(word), seen.heatmap(word, of="text"), seen.heatmap(word, of="words").clamp_min(0), seen.dropped()],
+    [str(word), "of the text's share", "against all words", "start and end tokens"],
+    cmap="inferno",
+)
+
+# %% [markdown]
+# ## 8. Words that were not said
+#
+# Concepts are read beside the prompt and never written: a drawn picture would stay the same. With an empty caption this
+# finds things in a picture by their names. Two concepts may claim one thing, each with its own `mask`; `masks` gives each
+# pixel to the one with the largest share there, or to none.
+
+# %%
+names = [f"{thing.colour} {thing.shape}" for thing in described.objects] + ["purple star", "orange ring"]
+asked = attribute(pipe, picture, "", concepts=names)
+show([picture, *(asked.mask(name) for name in names)], ["picture", *names], cmap="gray")
+found = asked.masks(branch="concepts")
+print({name: f"{(found == number).float().mean():.1%} of the picture" for number, name in enumerate(names)})
+print(f"none: {(found == -1).float().mean():.1%}")
+
+# %% [markdown]
+# ## 9. Is the recording what the model computed?
 
 # %%
 print(verify(pipe))
 
 # %% [markdown]
-# ## 7. Is a map faithful?
+# ## 10. Is a map faithful?
 #
 # Withhold one word from every layer, draw again from the same seed, and see where the picture changes. The curves show,
 # for many prompts, how much of the change lies in the part of the picture where the map is strongest.
@@ -203,7 +251,7 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## 8. Save it
+# ## 11. Save it
 #
 # One safetensors file holds the maps, the picture, the prompt, the tokens and the settings. It opens without a model.
 # `export` writes pictures, an animation of the steps, a table and a self-contained HTML page from it.
