@@ -207,8 +207,8 @@ show(
 # ## 8. Words that were not said
 #
 # Concepts are read beside the prompt and never written: a drawn picture would stay the same. With an empty caption this
-# finds things in a picture by their names. Two concepts may claim one thing, each with its own `mask`; `masks` gives each
-# pixel to the one with the largest share there, or to none.
+# finds things in a picture by their names. Two concepts may claim one thing, each by its own `mask`; `masks` gives
+# each pixel to the one with the largest share there, or to none.
 
 # %%
 names = [f"{thing.colour} {thing.shape}" for thing in described.objects] + ["purple star", "orange ring"]
