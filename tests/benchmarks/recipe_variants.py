@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import AdamW
 
 import pipelines.training.train
@@ -23,6 +24,8 @@ from pipelines.tokenizer import train_tokenizer
 from pipelines.training.objective import TextToImageModel, text_loss
 from pipelines.training.train import TrainConfig
 from unet_xattn import CrossAttentionUNet, Transformer, flow, grounding
+from unet_xattn import unet as unet_module
+from unet_xattn.attention import MultiHeadAttention, Record
 
 SIZE = 16
 UNET = {
@@ -208,7 +211,88 @@ def curriculum(index: int) -> Sequence[float]:
     return [late * own + (1 - late) * first for own, first in zip(MIXTURE, (0.7, 0.2, 0.1, 0.0, 0.0), strict=True)]
 
 
+class WithNull(MultiHeadAttention):
+    """Cross-attention that may also read one learnt vector, which is no token: a home for "attend to nothing"."""
+
+    def __init__(self, width: int, heads: int, memory_width: int | None = None, **rest: Any):
+        super().__init__(width, heads, memory_width, **rest)
+        self.null = None if memory_width is None else nn.Parameter(torch.zeros(memory_width))
+
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, record: Record | None = None
+    ) -> Tensor:
+        if memory is None or self.null is None:
+            return super().forward(x, memory, mask, record)
+        memory = torch.cat([memory, self.null.to(memory.dtype).expand(len(memory), 1, -1)], dim=1)
+        mask = None if mask is None else F.pad(mask, (0, 1), value=True)
+
+        def of_tokens(weights: Tensor) -> None:
+            assert record is not None
+            record(weights[..., :-1])
+
+        return super().forward(x, memory, mask, None if record is None else of_tokens)
+
+
+def null_key() -> Settings:
+    """One learnt key and value in each layer of cross-attention, beside those of the tokens."""
+    unet_module.MultiHeadAttention = WithNull  # type: ignore[misc]
+    return {}
+
+
+def direction(weight: float) -> Callable[[], Settings]:
+    """The cosine of predicted and true velocity in the loss, beside their squared difference (arXiv 2410.10356)."""
+
+    def change() -> Settings:
+        plain = flow.loss
+
+        def loss(prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+            cosine = F.cosine_similarity(prediction.float().flatten(1), target.float().flatten(1))
+            return plain(prediction, target, t) + weight * (1 - cosine) * (t / flow.LEAST_TIME).clamp_max(1).square()
+
+        flow.loss = loss
+        return {}
+
+    return change
+
+
+def dispersed(weight: float) -> Callable[[], Settings]:
+    """Features of the middle block are pushed apart between the pictures of a batch (arXiv 2506.09027)."""
+
+    def change() -> Settings:
+        plain, forward, latest = flow.loss, unet_module.UNetBlock.forward, {}
+
+        def noting(self: Any, x: Tensor, *rest: Any) -> Tensor:
+            out = forward(self, x, *rest)
+            if self.level == len(UNET["block_out_channels"]) - 1:
+                latest["coarsest"] = out
+            return out
+
+        def loss(prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+            found = latest["coarsest"].float().flatten(1)
+            distances = torch.cdist(found, found).square() / found.shape[1]
+            return plain(prediction, target, t) + weight * (-distances / 0.5).exp().mean().log()
+
+        unet_module.UNetBlock.forward = noting  # type: ignore[method-assign]
+        flow.loss = loss
+        return {}
+
+    return change
+
+
 three_that_pay = settings(mask_weight=0.3, learning_rate=4e-3, caption_dropout=0.0)
+
+
+def today(*changes: Callable[[], Settings]) -> Callable[[], Settings]:
+    """Changes to the recipe of today instead: three settings, and times shifted by half as much."""
+
+    def change() -> Settings:
+        found = three_that_pay() | times(1.5)()
+        for another in changes:
+            found |= another()
+        return found
+
+    return change
+
 
 VARIANTS: dict[str, Callable[[], Settings]] = {
     "as it is": settings(),
@@ -251,7 +335,11 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "8 heads": networks(heads=8),
     "caption dropout 0": settings(caption_dropout=0.0),
     "masks ×3, learning rate ×2, caption dropout 0": three_that_pay,
-    "masks ×3, learning rate ×2, caption dropout 0, times shifted by 1.5": lambda: three_that_pay() | times(1.5)(),
+    "masks ×3, learning rate ×2, caption dropout 0, times shifted by 1.5": today(),
+    "today, a null key": today(null_key),
+    "today, cosine of the velocity": today(direction(0.05)),
+    "today, features dispersed": today(dispersed(0.02)),
+    "today, a wider finest level": today(networks(block_out_channels=(48, 64, 96))),
 }
 
 SAME_COST = {
