@@ -189,7 +189,7 @@ def _agreement(pipe: Callable[..., Any], count: int, guidance_scale: float = 1.0
 
 def _shares(entries: dict[str, Any]) -> dict[str, Any]:
     """The shares in a report of `evaluate`."""
-    flat = {tag: entry for tag, entry in entries.items() if tag != "kinds"} | entries["kinds"]
+    flat = {tag: entry for tag, entry in entries.items() if tag not in ("kinds", "atoms")} | entries["kinds"]
     return {tag: round(entry["share"], 4) for tag, entry in flat.items()}
 
 
