@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines import TextToImagePipeline
 from pipelines.scenes.judge import judge
 from pipelines.scenes.scene import parse_caption
+from pipelines.scenes.worlds import world_of
+from unet_xattn.words import unknown_words
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
+import gpu  # noqa: E402
 from recipe_variants import VARIANTS  # noqa: E402
 from told_apart import share, told_apart  # noqa: E402
 
@@ -63,3 +67,12 @@ def test_captions_are_told_apart_by_the_smaller_error(right: float, wrong: float
 
     found = told_apart(errors, 64, 4)
     assert {share(found, swap) for swap in ("colours", "relation")} == {expected}
+
+
+def test_the_parts_for_a_gpu_know_a_prompt_for_every_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in gpu.bundled_models():
+        tokenizer = TextToImagePipeline.from_pretrained(name).tokenizer
+        assert not unknown_words(gpu.PROMPTS[world_of(tokenizer)], tokenizer)
+    monkeypatch.setattr(gpu, "bundled_models", lambda: ["shapes-fast"])
+    report = gpu.draw()["shapes-fast"]
+    assert report["largest difference of a map"] == 0 and report["translation"]

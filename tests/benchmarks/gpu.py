@@ -28,13 +28,20 @@ from pipelines.runs.folder import LOG
 from pipelines.runs.machine import machine
 from pipelines.runs.processes import find_device
 from pipelines.runs.rows import read_rows
+from pipelines.scenes.worlds import world_of
 from pipelines.text_to_image import bundled_models
 from pipelines.training.config import TextConfig
 from pipelines.training.recipe import bf16_is_fast
 from pipelines.training.train import TrainConfig, train
 from pipelines.training.train_text import train_text
 
-PROMPTS = {"shapes": "a red circle left of a blue square", "emoji": "a dog and a rocket"}
+PROMPTS = {
+    "shapes": "a red circle left of a blue square",
+    "emoji": "a dog and a rocket",
+    "everyday": "a cat and a moon",
+}
+"""World -> a prompt for its models."""
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,8 +53,9 @@ def draw() -> dict[str, Any]:
         for device in (torch.device("cpu"), find_device()):
             pipe = TextToImagePipeline.from_pretrained(name).to(device)
             pipe.set_progress_bar_config(disable=True)
+            prompt = PROMPTS[world_of(pipe.tokenizer)]
             with trace(pipe, keep="full") as attention:
-                picture = pipe(PROMPTS[name], generator=torch.Generator().manual_seed(0), output_type="pt").images.cpu()
+                picture = pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="pt").images.cpu()
             found.append((picture, torch.stack([attention.heatmap(word) for word in attention.words])))
         (here, maps), (there, their_maps) = found
         report[name] = {
@@ -59,8 +67,8 @@ def draw() -> dict[str, Any]:
             ),
         }
         pixels = (there[0].permute(1, 2, 0) * 255).round().byte().numpy()
-        attribute(pipe, Image.fromarray(pixels), PROMPTS[name])
-        report[name]["translation"] = TranslationPipeline(pipe.tokenizer, pipe.text_encoder)(PROMPTS[name])[0].text
+        attribute(pipe, Image.fromarray(pixels), prompt)
+        report[name]["translation"] = TranslationPipeline(pipe.tokenizer, pipe.text_encoder)(prompt)[0].text
     return report
 
 
