@@ -63,7 +63,7 @@ def draw() -> dict[str, Any]:
             "largest difference of a map": (maps - their_maps).abs().max().item(),
             "verified": str(verify(pipe, steps=4)),
             "verified in bf16": str(
-                verify(TextToImagePipeline.from_pretrained(name, torch_dtype=torch.bfloat16).to(device), steps=4)
+                verify(TextToImagePipeline.from_pretrained(name).to(device, torch.bfloat16), steps=4)
             ),
         }
         pixels = (there[0].permute(1, 2, 0) * 255).round().byte().numpy()
