@@ -72,6 +72,59 @@ def test_where_teacher_and_critic_agree_only_the_critic_learns(distillation: Dis
     assert all(p.grad is None for p in frozen)
 
 
+def test_the_two_losses_are_those_of_the_paper(distillation: Distillation, batch: Batch) -> None:
+    """Eq. 3 of DMD2 with the scale of its eq. 8 in DMD (arXiv 2311.18828), written out for one picture at a time."""
+    torch.manual_seed(3)
+    for network in (distillation.unet, distillation.teacher, distillation.critic):  # three that differ
+        for parameter in network.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    mask, times, students = batch.token_mask, batch.times, len(batch.noise)
+
+    def clean(network: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
+        row = slice(i, i + 1)
+        return noisy - t * network(noisy[None], 1000 * t[None], memory[row], mask[row]).sample[0]
+
+    def gradients(loss: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
+
+    torch.manual_seed(4)
+    made = distillation(batch)
+    torch.manual_seed(4)  # the same draws again: the way, then the noise of the critic's lesson, then that of the pull
+    with torch.no_grad():
+        memory = distillation.memory(batch)
+        noisy, levels = distillation.underway(batch.noise, memory, mask)
+    lesson, noise = torch.randn_like(noisy), torch.randn_like(noisy)
+    student, critic = torch.zeros(()), torch.zeros(())
+    for i in range(students):
+        drawn, t = clean(distillation.unet, noisy[i], levels[i], i), times[i]
+        fixed = drawn.detach()
+        noised = (1 - t) * fixed + t * noise[i]
+        real, fake = (clean(n, noised, t, i).detach() for n in (distillation.teacher, distillation.critic))
+        wanted = fixed + (real - fake) / (fixed - real).abs().mean()
+        student = student - (drawn * (wanted - fixed)).mean() / students
+        told = clean(distillation.critic, (1 - t) * fixed + t * lesson[i], t, i)
+        error = ((told - fixed) / t).square().mean()  # of the velocity
+        critic = critic + error * min(1, float(t) / flow.LEAST_TIME) ** 2 / students
+    torch.testing.assert_close(made.flow, critic, rtol=1e-4, atol=1e-6)  # the student's value is 0
+    torch.testing.assert_close(
+        gradients(made.flow, distillation.unet), gradients(student, distillation.unet), rtol=1e-3, atol=1e-6
+    )
+    torch.testing.assert_close(
+        gradients(made.flow, distillation.critic), gradients(critic, distillation.critic), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_the_frozen_networks_of_a_distillation_never_use_dropout(distillation: Distillation) -> None:
+    frozen = (distillation.teacher, distillation.text_encoder)
+    for mode in (True, False):
+        assert distillation.train(mode) is distillation
+        assert distillation.unet.training == distillation.critic.training == mode
+        assert not any(network.training for network in frozen if network is not None)
+    made = Distillation(distillation.text_encoder, distillation.unet, 2)
+    assert made.unet.training and not made.teacher.training
+
+
 def test_the_student_learns_to_draw_like_its_teacher(distillation: Distillation, batch: Batch) -> None:
     """With a teacher that predicts brighter pictures, the student's become brighter."""
     predict = distillation.teacher.forward
