@@ -31,6 +31,7 @@ from pipelines.components import to_tensor
 from pipelines.data.batches import Batch, Collator
 from pipelines.data.pictures import PictureExamples
 from pipelines.data.scenes import SceneExamples
+from pipelines.data.stream import seed_of
 from pipelines.runs.checkpoint import checkpoints, last_state, save_checkpoint
 from pipelines.runs.failures import DivergedError
 from pipelines.runs.resume import check_unchanged
@@ -714,6 +715,45 @@ def test_validation_reports_every_level_with_right_and_with_shuffled_captions(
     for level in LEVELS:
         expected = pictures.square().mean().item() / max(level, flow.LEAST_TIME) ** 2
         assert report[f"loss {level}"] == report[f"loss {level} shuffled"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_validation_is_the_mean_of_what_each_picture_gives_alone(model: TextToImageModel, collator: Collator) -> None:
+    torch.manual_seed(0)
+    text = Transformer(**{**model.text_encoder.config, "dropout": 0.3})  # type: ignore[union-attr]
+    unet = CrossAttentionUNet(**{**model.unet.config, "dropout": 0.3})
+    for parameter in unet.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))  # it would predict an empty picture
+    model, examples = TextToImageModel(text, unet), SceneExamples(32, 0).validation(4)
+    report = validate(model, collator, examples, CPU)
+    model.eval()  # without dropout
+    pictures = to_tensor(np.stack([e.picture for e in examples]))
+    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed_of(0)))  # of the first picture
+    inside, overlaps = [], []
+    for level in LEVELS:
+        for name, ahead in (("", 0), (" shuffled", 1)):
+            errors = []
+            for i, example in enumerate(examples):
+                ids, mask, masks = collator.read([examples[(i + ahead) % 4].caption], [example.regions], (32, 32))
+                maps = []
+
+                def note(layer: str, weights: Tensor, grid: tuple[int, int], maps: list[Tensor] = maps) -> None:
+                    of_tokens = weights[0].mean(dim=0).T.unflatten(1, grid)
+                    maps.append(F.interpolate(of_tokens[None], (8, 8), mode="bilinear")[0])
+
+                noisy = (1 - level) * pictures[i] + level * noise[i]
+                with torch.no_grad():
+                    time = torch.tensor([1000.0 * level])
+                    velocity = unet(noisy[None], time, text.encode(ids, mask), mask, record=note).sample[0]
+                error = (noise[i] - pictures[i] - velocity).square().mean()
+                errors.append(error * min(1, level / flow.LEAST_TIME) ** 2)
+                for heat, true in zip(torch.stack(maps).mean(dim=0), masks[0] >= 0.5, strict=True):
+                    if level == 0.3 and not ahead and true.any():
+                        inside.append(bool(true.flatten()[heat.argmax()]))
+                        seen = heat >= heat.max() / 2
+                        overlaps.append(float((seen & true).sum() / (seen | true).sum()))
+            assert report[f"loss {level}{name}"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    assert 0 < sum(inside) < len(inside)
+    assert report["pointing"] == pytest.approx(np.mean(inside)) and report["iou"] == pytest.approx(np.mean(overlaps))
 
 
 def test_the_loss_is_higher_with_shuffled_captions_once_the_text_is_read(
