@@ -43,6 +43,7 @@ def test_a_region_of_any_size_is_inside_where_it_covers_the_grid(side: int) -> N
     region[: side // 2] = 1  # the upper half
     inside = Bias((0,), 8.0, -8.0, region).over(GRID).unflatten(0, GRID)
     assert (inside[:2] == 8).all() and (inside[2:] == -8).all()
+    assert (Bias((0,), 8.0, region=region).over(GRID).unflatten(0, GRID)[2:] == 0).all()
 
 
 def test_a_thing_smaller_than_a_position_is_inside_of_one() -> None:
@@ -66,6 +67,8 @@ def test_the_hook_changes_the_rows_of_the_prompt_only() -> None:
     changed = hook("mid", weights, GRID)
     assert changed is not None and (changed[1, ..., 0] == 0).all()
     assert changed[0].equal(weights[0])
+    fewer = hook("up.0.0", weights[:, :1], GRID)  # a layer of the same grid, with fewer heads
+    assert fewer is not None and torch.equal(fewer, changed[:, :1])
     assert bias_hook({"prompt": slice(0, 2)}, [[], []], 0.5)("mid", weights, GRID) is None
 
 

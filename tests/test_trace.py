@@ -244,6 +244,18 @@ def test_a_heat_map_of_a_grid_as_fine_as_the_picture_is_the_map_itself(tokenizer
     torch.testing.assert_close(attention.heatmap("red"), attention.maps("pixel")[2])
 
 
+@pytest.mark.parametrize(("drawn", "rows", "columns"), [((32, 96), (0, 32), (24, 72)), ((96, 48), (32, 64), (0, 48))])
+def test_of_a_picture_that_is_the_middle_of_what_was_drawn_the_map_is_the_middle_too(
+    tokenizer: PreTrainedTokenizerFast, drawn: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    grid = (drawn[0] // 4, drawn[1] // 4)
+    attention = started(tokenizer, drawn=drawn, grids={"fine": grid}, heads={"fine": H})
+    torch.manual_seed(0)
+    attention.recorder(0, {"prompt": slice(0, 1)})("fine", random_weights(grid), grid)
+    whole = F.interpolate(attention.maps("fine")[None, 2:3], drawn, mode="bilinear")[0, 0]
+    torch.testing.assert_close(attention.heatmap("red"), whole[slice(*rows), slice(*columns)])
+
+
 def test_the_negative_prompts_attention_is_kept_by_name(tokenizer: PreTrainedTokenizerFast) -> None:
     torch.manual_seed(0)
     weights = random_weights(GRIDS["fine"], images=2)
@@ -540,6 +552,8 @@ def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokeniz
         ({"branch": "positive"}, "branch 'positive' was not recorded; recorded: negative, prompt"),
         ({"image": 1}, "image 1 does not exist: 1 image"),
         ({"image": -1}, "image -1 does not exist"),
+        ({"refine": "edge"}, "refine is 'none' or 'edges', not 'edge'"),
+        ({"scale": "max"}, "scale is 'absolute' or 'peak', not 'max'"),
     ],
 )
 def test_what_was_not_recorded_is_said_with_what_was(
@@ -716,8 +730,9 @@ def test_a_word_without_tokens_was_cut_off(saved: Any) -> None:
     save_file(tensors, path, {"format": FORMAT, "trace": json.dumps(header)})
     attention = AttentionTrace.load(path)
     assert "red" not in map(str, attention.words) and [str(word) for word in attention.cut_off()] == ["red"]
-    with pytest.raises(ValueError, match="'red' was cut off or left out"):
-        attention.heatmap("red")
+    for red in ("red", *attention.cut_off()):
+        with pytest.raises(ValueError, match="'red' was cut off or left out"):
+            attention.heatmap(red)
 
 
 @pytest.mark.parametrize("form", OLDER)
