@@ -3,7 +3,7 @@
 Shapes: B pictures, C channels, h×w positions of a picture or of a VAE's latent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.draw_request import AfterStep, Change
 from pipelines.drawing import colour_map
 from pipelines.edit_plan import Plan, plan
 from pipelines.edits import Edit, check_known
 from pipelines.request import Request
 from unet_xattn import AttentionTrace
-from unet_xattn.attention import RecordLayer
 from unet_xattn.bias import bias_hook
 
 if TYPE_CHECKING:
@@ -41,14 +41,7 @@ class EditedPictures(ImagePipelineOutput):
 
 
 Draw = Callable[..., Any]
-"""`TextToImagePipeline._draw`."""
-
-Change = Callable[[int, float, Mapping[str, slice]], RecordLayer | None]
-"""Called before each pass with its step, its noise level, and the rows of its batch that are the "prompt" or the
-"negative" of each picture; returns the `record` argument of the pass, which may change its attention."""
-
-AfterStep = Callable[[int, Tensor], Tensor]
-"""Called after each step with its number and the latents (B, C, h/f, w/f); returns those to continue with."""
+"""`draw_request` for a pipeline, with what a call gives it."""
 
 active_edits: ContextVar[tuple[tuple[DiffusionPipeline, Sequence[Edit]], ...]] = ContextVar("active_edits", default=())
 """The open `tracing.edit.edit` blocks of this thread (or task), innermost last: each pipeline and its edits."""

@@ -49,6 +49,7 @@ def integrate(
     on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
     progress: Callable[[Tensor], Iterable[Tensor]] = iter,
     stop: Callable[[], bool] = lambda: False,
+    move: Denoiser | None = None,
 ) -> Tensor:
     """Integrate a rectified flow from noise (B, C, h, w) to the end of the flow (B, C, h, w).
 
@@ -58,6 +59,7 @@ def integrate(
             `clean` (B, C, h, w) is the prediction of x0 that the step used.
         progress: wraps the timesteps as tqdm does.
         stop: asked after each step; where it is True, the latents so far are returned.
+        move: called as `denoise` is, before each step; returns the latents to take it from.
     """
     scheduler = deepcopy(scheduler)  # it counts its steps, and another thread may be drawing with the same one
     sigmas = {}
@@ -70,6 +72,7 @@ def integrate(
     noise = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
     for step, timestep in enumerate(progress(scheduler.timesteps)):
         sigma = float(timestep) / scheduler.config.num_train_timesteps
+        latents = latents if move is None else move(latents, timestep, sigma, step)
         velocity = denoise(latents, timestep, sigma, step)
         clean = latents - sigma * velocity
         latents = scheduler.step(velocity, timestep, latents, return_dict=False, **noise)[0]
