@@ -28,8 +28,9 @@ BeforeStep = Callable[[float, Tensor, Read], Tensor]
 """Called before each step with its noise level, the latents (B, C, h, w) and a `Read`; returns the latents to take it
 from."""
 
-AfterStep = Callable[[int, Tensor], Tensor]
-"""Called after each step with its number and the latents (B, C, h, w); returns those to continue with."""
+AfterStep = Callable[[int, float, Tensor], Tensor]
+"""Called after each step with its number, and with the latents (B, C, h, w) and the noise level that they have now;
+returns those to continue with."""
 
 
 def draw_request(
@@ -98,9 +99,9 @@ def draw_request(
         rows, own = {"prompt": slice(0, count)}, memory[-count:]
         return pipe.unet(x, timestep, own, mask[-count:], **hooks(step, sigma, rows, own)).sample
 
-    def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:
+    def on_step(step: int, timestep: Tensor, sigma: float, latents: Tensor, clean: Tensor) -> Tensor:
         nonlocal memory
-        latents = after_step(step, latents) if after_step else latents
+        latents = after_step(step, sigma, latents) if after_step else latents
         if callback is None:
             return latents
         now = {"latents": latents, "prompt_embeds": memory}

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -214,6 +215,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         change_self: Change | None = None,
         edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
         regions: Mapping[str, Region] | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
     ) -> ImagePipelineOutput:
         """Draw pictures.
 
@@ -245,6 +247,8 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             change_self: likewise for the attention of positions to one another.
             edits: of `pipelines.edits`, for all prompts, or a list for each: the picture is drawn twice from the same
                 noise, without them and with them, and the output is an `EditedPictures`. A trace records the latter.
+            image: a picture to edit, or one for each prompt, in a size that the model draws; the prompt describes it. It
+                takes the place of the picture without edits.
             regions: phrases of the prompt and where to draw them: a box (x0, y0, x1, y1) or a mask (height, width).
 
         Returns:
@@ -265,6 +269,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             num_images_per_prompt,
             generator,
             latents,
+            image,
         )
         callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
