@@ -247,7 +247,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             change_self: likewise for the attention of positions to one another.
             edits: of `pipelines.edits`, for all prompts, or a list for each: the picture is drawn twice from the same
                 noise, without them and with them, and the output is an `EditedPictures`. A trace records the latter.
-            image: a picture to edit, or one for each prompt, in a size that the model draws; the prompt describes it. It
+            image: a picture to edit, or one for each prompt, which describes it; in a size that the model draws. It
                 takes the place of the picture without edits.
             regions: phrases of the prompt and where to draw them: a box (x0, y0, x1, y1) or a mask (height, width).
 

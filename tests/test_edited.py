@@ -93,7 +93,9 @@ def test_a_picture_that_exists_is_edited_and_the_rest_of_it_stays(
     assert caption == "a yellow square is above a small blue circle against a turquoise background."
     edited = draw(shapes, replace("yellow", "red"), prompt=caption, image=picture)
     before, after = as_bytes(edited.before), as_bytes(edited.images)  # type: ignore[arg-type]
-    assert np.abs(before.astype(int) - np.asarray(picture)).max() <= 1 and edited.inexact == [pytest.approx(0, abs=1e-3)]
+    assert np.abs(before.astype(int) - np.asarray(picture)).max() <= 1 and edited.inexact == [
+        pytest.approx(0, abs=1e-3)
+    ]
     target = parse(edited.prompts[0])
     assert target is not None and judge(target, after).all_correct
     circle = edited.trace.mask("circle").numpy()
@@ -275,12 +277,32 @@ def test_the_command_writes_both_pictures_their_words_and_the_change(
     assert np.array_equal(pictures[2], picture_of_change(pictures[0], pictures[1]))
 
 
+def test_the_command_edits_a_picture_file_of_any_size_and_says_how_exactly_it_is_kept(
+    tmp_path: Path,
+    rendered: tuple[str, Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caption, picture = rendered
+    picture.resize((150, 128)).save(tmp_path / "mine.png")
+    line = ["unet-xattn", "edit", caption, "--image", str(tmp_path / "mine.png"), "--replace", "yellow=red"]
+    monkeypatch.setattr("sys.argv", [*line, "--steps", "4", "--device", "cpu", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    printed = capsys.readouterr()
+    before, after = (np.asarray(Image.open(printed.out.split()[i]), int) for i in (0, 2))
+    assert before.shape == after.shape == (64, 80, 3) and (before != after).any()
+    assert "note: before any edit, the picture is kept to within 0.0" in printed.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "error: nothing to edit: give --replace"),
         (["--replace", "circle"], "error: --replace 'circle' has no '=': write it like circle=star"),
         (["--paint", "circle=1,2,3"], "error: a box is four whole numbers X0,Y0,X1,Y1 in pixels, not '1,2,3'"),
+        (["--withhold", "red", "--image", "no.png"], "error: [Errno 2] No such file or directory"),
+        (["--withhold", "red", "--image", "pyproject.toml"], "error: pyproject.toml cannot be used"),
         (["--reweight", "red=loud"], "error: a weight is a number such as 2 or 0.5, not 'loud'"),
     ],
 )
