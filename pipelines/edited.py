@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.draw_request import AfterStep, BeforeStep, Change
+from pipelines.draw_request import AfterStep, BeforeStep, Change, Read
 from pipelines.drawing import colour_map
 from pipelines.edit_plan import Plan, plan
 from pipelines.edits import Edit, check_known
@@ -91,20 +90,20 @@ def draw_edited(
         check_known(text, own, tokenizer)
     if asked.generator is None and asked.latents is None:
         asked = with_changes(asked, generator=torch.Generator().manual_seed(torch.seed()))
-    if asked.clean is not None and asked.latents is None:
-        clean = asked.clean
-        noise = randn_tensor(clean.shape, generator=asked.generator, device=clean.device, dtype=clean.dtype)
-        asked = with_changes(asked, latents=noise)
     again = with_changes(asked, generator=_copied(asked.generator))
-    first, path = AttentionTrace("head"), []
+    first, path, noise = AttentionTrace("head"), list[Tensor](), list[Tensor]()
+
+    def begin(sigma: float, latents: Tensor, read: Read) -> Tensor:
+        noise.append(latents)
+        return latents
 
     def keep(step: int, sigma: float, latents: Tensor) -> Tensor:
-        if asked.clean is not None and asked.latents is not None:
-            latents = flow.interpolate(asked.clean, asked.latents.to(asked.clean), asked.clean.new_tensor([sigma]))
+        if asked.clean is not None:
+            latents = flow.interpolate(asked.clean, noise[0], latents.new_tensor([sigma]))
         path.append(latents)
         return latents
 
-    before = draw(asked, attention=first, callback=None, after_step=keep)
+    before = draw(asked, attention=first, callback=None, before_step=begin, after_step=keep)
     plans = [
         plan(own, text, asked.size, tokenizer, first, image)
         for image, (own, text) in enumerate(zip(edits, asked.prompts, strict=True))

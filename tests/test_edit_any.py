@@ -100,6 +100,11 @@ def test_what_cannot_be_excited_is_refused_and_nothing_stays(name: str, more: di
     assert "\n" not in str(raised.value) and state_of(pipe) == before
 
 
+def test_layers_that_read_no_text_cannot_excite() -> None:
+    with pytest.raises(ValueError, match=r"^none of the layers and heads that excite names reads the text"):
+        recorded("sd", excite("circle", layers=["*attn1"]))
+
+
 def test_excite_needs_gradients() -> None:
     with torch.inference_mode(), pytest.raises(ValueError, match=r"^excite needs gradients: draw outside of torch"):
         recorded("sd", excite("circle"))

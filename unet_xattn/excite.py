@@ -51,14 +51,20 @@ class Peaks:
     def __call__(self, layer: str, weights: Tensor, grid: tuple[int, int]) -> None:
         for row, own in enumerate(self.excited):
             for number, words in enumerate(own):
-                if words.layers is None or any(fnmatchcase(layer, pattern) for pattern in words.layers):
-                    of_heads = weights[row] if words.heads is None else weights[row, list(words.heads)]
-                    share = of_heads[..., list(words.tokens)].sum(dim=-1).mean(dim=0)  # (N,)
+                heads = [h for h in range(weights.shape[1]) if words.heads is None or h in words.heads]
+                if heads and (words.layers is None or any(fnmatchcase(layer, pattern) for pattern in words.layers)):
+                    share = weights[row, heads][..., list(words.tokens)].sum(dim=-1).mean(dim=0)  # (N,)
                     self._maps.setdefault((row, number), []).append(share.float().unflatten(0, grid))
 
     def least(self) -> Tensor:
-        """The peak of the most neglected words of each row that has words, (rows,)."""
-        finest = max((own.shape for maps in self._maps.values() for own in maps), default=(1, 1))
+        """The peak of the most neglected words of each row that has words, (rows,).
+
+        Raises:
+            ValueError: no layer has been read that the words act on.
+        """
+        if not self._maps:
+            raise ValueError("none of the layers and heads that excite names reads the text: name others, or none")
+        finest = max(own.shape for maps in self._maps.values() for own in maps)
         peaks: dict[int, list[Tensor]] = {}
         for (row, _), maps in self._maps.items():
             alike = [F.interpolate(own[None, None], finest, mode="bilinear") for own in maps]  # (1, 1, h, w)
@@ -85,6 +91,11 @@ def excite(
             if not (least < ENOUGH).any():
                 break
             (slope,) = torch.autograd.grad(least.clamp_max(ENOUGH).sum(), x)
-        sizes = slope.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        latents = latents + REACH * sigma * slope / sizes.clamp_min(torch.finfo(slope.dtype).tiny)
+        latents = latents + (REACH * sigma * of_size_one(slope)).to(latents)
     return latents
+
+
+def of_size_one(slope: Tensor) -> Tensor:
+    """A gradient (B, ...) with a mean square of 1 in each row, in fp32; a row of zeros stays."""
+    sizes = slope.float().flatten(1).square().mean(dim=1).sqrt()
+    return slope / sizes.clamp_min(torch.finfo(sizes.dtype).tiny).view(-1, *[1] * (slope.ndim - 1))

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from unet_xattn.excite import ENOUGH, REACH, Excited, Peaks
+from unet_xattn.excite import ENOUGH, REACH, Excited, Peaks, of_size_one
 
 
 def check_excitable(pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
@@ -55,10 +55,9 @@ def find_moves(
         x = arguments[name].detach().clone().requires_grad_()
         peaks = Peaks(excited)
         run(arguments | {name: x}, peaks)
-        (slope,) = torch.autograd.grad(peaks.least().clamp_max(ENOUGH).sum(), x)
-    slope = slope[list(rows)].float()
-    sizes = slope.flatten(1).square().mean(dim=1).sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
-    return REACH * level * slope / sizes.view(-1, *[1] * (slope.ndim - 1))
+        large = 1024 * peaks.least().clamp_max(ENOUGH).sum()  # fp16 would round small gradients to zero
+        (slope,) = torch.autograd.grad(large, x)
+    return REACH * level * of_size_one(slope[list(rows)])
 
 
 def moved(latents: Tensor, moves: Tensor) -> Tensor:
