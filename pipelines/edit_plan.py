@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from pipelines.edits import LAYOUT, Edit, edited_prompt
 from unet_xattn import AttentionTrace
 from unet_xattn.bias import NEVER, Bias
+from unet_xattn.excite import Excited
 from unet_xattn.grounding import region_mask
 from unet_xattn.words import Word, as_read, find_phrase, phrase_spans, split_words
 
@@ -185,6 +186,7 @@ class Plan:
 
     prompt: str
     biases: list[Bias]
+    excited: list[Excited]
     kept: Tensor
 
 
@@ -208,11 +210,16 @@ def plan(
     after = edited_prompt(prompt, edits)
     layout = lay_out(prompt, after, tokenizer, first, image)
     biases: list[Bias] = []
+    excited: list[Excited] = []
     changed, opened, named = list(layout.gone), list(layout.gone), set()
     for edit in edits:
         if edit.kind in ("replace", "refine"):
             continue
         about = layout.find(edit.word)
+        if edit.kind == "excite":
+            excited.append(Excited(_tokens(about), edit.layers, edit.heads, edit.noise))
+            named.update(about)
+            continue
         if edit.kind == "reweight":
             biases.append(_bias(about, math.log(edit.value) if edit.value else NEVER, 0.0, None, edit))
             continue
@@ -229,25 +236,28 @@ def plan(
             changed += [region, *own]
             named.update(about)
     if first is None or all(edit.kind == "reweight" for edit in edits):  # what a word does alone
-        return Plan(after, biases, torch.zeros(size, dtype=torch.bool))
+        return Plan(after, biases, excited, torch.zeros(size, dtype=torch.bool))
     held = {word: place for word, place in layout.places.items() if word not in named}
     touched = _union(changed, size)
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     biases += [_bias([word], STRENGTH, -STRENGTH, place) for word, place in held.items()]
     biases += [_bias([word], -STRENGTH, 0.0, staying) for word in layout.new if word not in named and staying.any()]
     if any(edit.kind == "within" for edit in edits):
-        return Plan(after, biases, ~_grown(_union(opened, size)))
-    return Plan(after, biases, staying | _grown(staying) & ~_grown(touched))
+        return Plan(after, biases, excited, ~_grown(_union(opened, size)))
+    return Plan(after, biases, excited, staying | _grown(staying) & ~_grown(touched))
 
 
 def _bias(
     words: Sequence[Word], inside: float, outside: float, region: Tensor | None, edit: Edit | None = None
 ) -> Bias:
-    tokens = tuple(sorted({token for word in words for token in word.tokens}))
     where: dict[str, Any] = {"noise": LAYOUT}
     if edit is not None:
         where = {"layers": edit.layers, "heads": edit.heads, "noise": edit.noise}
-    return Bias(tokens, inside, outside, region, **where)
+    return Bias(_tokens(words), inside, outside, region, **where)
+
+
+def _tokens(words: Sequence[Word]) -> tuple[int, ...]:
+    return tuple(sorted({token for word in words for token in word.tokens}))
 
 
 def _union(places: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

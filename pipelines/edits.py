@@ -79,6 +79,11 @@ def within(word: str) -> Edit:
     return Edit("within", _word(word))
 
 
+def excite(word: str, **where: Any) -> Edit:
+    """A word or phrase that the first picture neglects: the latents are moved until a place reads it."""
+    return Edit("excite", _word(word), **_where({"noise": LAYOUT} | where))
+
+
 def _word(word: Any) -> str:
     if not isinstance(word, str) or not word.strip():
         raise ValueError(f"an edit is about a word or a phrase of the prompt, not {shown(word)!r}")

@@ -8,7 +8,19 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline, trace
 from pipelines.edit_plan import align, lay_out, plan
-from pipelines.edits import Edit, check_known, edited_prompt, paint, pin, refine, replace, reweight, withhold, within
+from pipelines.edits import (
+    Edit,
+    check_known,
+    edited_prompt,
+    excite,
+    paint,
+    pin,
+    refine,
+    replace,
+    reweight,
+    withhold,
+    within,
+)
 
 PROMPT = "a red circle left of a blue square"
 
@@ -95,6 +107,15 @@ def test_a_weight_alone_holds_nothing(shapes: TextToImagePipeline, first) -> Non
     planned = plan([reweight("red", 2.0), withhold("blue")], PROMPT, (64, 64), shapes.tokenizer, first)
     assert not planned.kept.any() and len(planned.biases) == 2
     assert [round(bias.inside, 3) for bias in planned.biases] == [0.693, -float("inf")]
+
+
+def test_an_excited_word_is_held_nowhere_and_the_others_are(shapes: TextToImagePipeline, first) -> None:
+    planned = plan([excite("circle", layers=["up.*"])], PROMPT, (64, 64), shapes.tokenizer, first)
+    (circle,) = [word for word in first.words if word.text == "circle"]
+    (excited,) = planned.excited
+    assert excited.tokens == circle.tokens and excited.layers == ("up.*",) and excited.noise == (0.5, 1.0)
+    assert planned.biases and not any(set(circle.tokens) & set(bias.tokens) for bias in planned.biases)
+    assert planned.kept[first.mask("square")].all()
 
 
 def test_a_word_is_found_in_the_first_prompt_too(shapes: TextToImagePipeline, first) -> None:
