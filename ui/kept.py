@@ -9,6 +9,7 @@ from threading import Event, Lock
 from typing import Any
 
 from cachetools import LRUCache
+from torch import Tensor
 
 from ui.export import DOWNLOADS, download, stem
 from ui.viewer import all_heads, view
@@ -20,11 +21,15 @@ KEPT_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Drawing:
-    """A trace; for each of its pictures a frame per step (data URLs), and the settings that generate it."""
+    """A trace; for each of its pictures a frame per step (data URLs), and the settings that generate it.
+
+    before: what edited pictures were before the edits, (B, h, w, 3) uint8, with their prompt.
+    """
 
     attention: AttentionTrace
     frames: list[list[str]]
     settings: Sequence[Mapping[str, Any]]
+    before: tuple[str, Tensor] | None = None
 
     @property
     def bytes(self) -> int:

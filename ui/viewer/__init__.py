@@ -99,7 +99,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         words: the tokens of each word.
         unknown: the words that the model does not know.
         tokens: all tokens as the tokenizer spells them, without padding.
-        picture: a PNG as a data URL. image: its index in the batch.
+        picture: a PNG as a data URL. size: its height and width. image: its index in the batch.
         layers: name -> (rows, columns) of each layer's grid.
         heads: the number of heads recorded separately, or 1. steps: the number of steps recorded separately, or 0.
         calibrated: whether the trace has a calibrated average.
@@ -114,6 +114,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         "unknown": list(attention.recording.settings.get("unknown_words", ())),
         "tokens": [attention.tokens_of(image)[i] for i in _real(attention, image)],
         "picture": data_url(drawn(attention, image)),
+        "size": list(attention.size),
         "image": image,
         "layers": {layer: attention.recording.grids[layer] for layer in attention.layers},
         "heads": _heads(attention) if "head" in attention.keep else 1,

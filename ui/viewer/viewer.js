@@ -92,7 +92,7 @@ function render() {
   const maps = shown.map((target) => sharesOfTarget(target));
   const dominant = dominance.checked && !pointed;
   const outlined = shown.length > 1 && !dominant;
-  heat.hidden = !shown.length && !dominant;
+  heat.hidden = Boolean(boxing) || (!shown.length && !dominant);
   scale.style.visibility = shown.length === 1 && !dominant ? "visible" : "hidden";
   heat.classList.toggle("cells", dominant);
   heat.style.opacity = outlined ? 1 : opacity.value / 100;
@@ -206,6 +206,7 @@ function receive(value) {
 
 // A picture that is being made: nothing of another picture stands beside it.
 function form({ ticket, prompt: text, step: done, steps, frame: source }) {
+  restPanel();
   if (data) before = data;
   if (data) for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = part.getBoundingClientRect().height + "px";
   clear();
@@ -225,6 +226,8 @@ function form({ ticket, prompt: text, step: done, steps, frame: source }) {
 // Nothing is shown. What was there keeps its room, so that the page does not jump.
 function clear() {
   pause();
+  leaveBoxes();
+  placePanel.hidden = differences.hidden = true;
   data = view = pointed = cell = region = null;
   [targets, words] = [[], []];
   views = new Map();
@@ -273,6 +276,8 @@ function show(payload) {
   setUpVerdict();
   setUpChoices();
   setUpHeads();
+  setUpGoingOn();
+  showEdits();
   choose();
   fetchSteps();
   markShown();
@@ -305,12 +310,21 @@ const SIGNS = { true: ["✓", "right"], false: ["✗", "wrong"], null: ["?", "un
 
 function setUpVerdict() {
   judging.hidden = !data.verdict?.length;
-  verdict.replaceChildren(...(data.verdict ?? []).map(({ says, ok }) => {
-    const [sign, kind] = SIGNS[ok];
-    const line = item(`${sign} ${sayAll([says])}`, kind);
-    if (ok === null) line.title = say("viewer.unsure");
-    return line;
-  }));
+  verdict.replaceChildren(...(data.verdict ?? []).map(checkLine));
+}
+
+function checkLine({ says, ok }) {
+  const [sign, kind] = SIGNS[ok];
+  const line = item(`${sign} ${sayAll([says])}`, kind);
+  if (ok === null) line.title = say("viewer.unsure");
+  return line;
+}
+
+// Only a picture that its prompt and seed alone draw can be followed.
+function setUpGoingOn() {
+  const follow = find("going-on").querySelector("[data-event=follow]");
+  follow.disabled = Boolean(data.edit || data.settings?.regions);
+  follow.title = say(follow.disabled ? "viewer.follow.not" : "viewer.follow.title");
 }
 
 // The pictures of one request, to choose from.
