@@ -207,7 +207,7 @@ function showEdits() {
   editHint.hidden = Boolean(list.length || placed.length);
   editHint.textContent = say(data?.settings?.stopped ? "viewer.edit.hint.stopped" : "viewer.edit.hint");
   editList.replaceChildren(
-    ...placed.map(({ phrase }) => item(say("viewer.edit.paint.tag", { word: phrase }), "kept")),
+    ...placed.map(({ phrase }) => item(say("viewer.tag.paint", { word: phrase }), "kept")),
     ...list.map((edit, i) => editTag(edit, i, list)).filter(Boolean),
   );
   editChecks.replaceChildren(...(data?.edit?.checks ?? []).map(checkLine));
@@ -228,7 +228,7 @@ function editTag(edit, i, list) {
   if (edit.kind === "keep") return null;
   const value = edit.kind === "reweight" ? "× " + edit.value : edit.value;
   const kind = edit.kind === "withhold" ? "reweight" : edit.kind;
-  const line = item(say(`viewer.edit.${kind}.tag`, { word: edit.word, value: value ?? say("viewer.edit.silent") }));
+  const line = item(say("viewer.tag." + kind, { word: edit.word, value: value ?? say("viewer.edit.silent") }));
   if (i < fence(list)) return Object.assign(line, { className: "kept", title: say("viewer.edit.kept") });
   const off = Object.assign(document.createElement("button"), { type: "button", textContent: "✕" });
   off.setAttribute("aria-label", say("viewer.edit.off", { edit: line.textContent }));
