@@ -76,7 +76,7 @@ def test_placed_phrases_are_read_with_their_boxes_and_are_the_prompt_if_it_lacks
     placed = read_regions("red circle=4,4,28,28; a = b=30,30,60,60")
     assert placed == {"red circle": (4, 4, 28, 28), "a = b": (30, 30, 60, 60)}
     for wrong in ("=1,2,3,4", "1,2,3,4", "duck=1,2,3", "duck=1,2,3,4; duck=1,2,3,4"):
-        with pytest.raises(ValueError, match="^[^\n]+$"):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
             read_regions(wrong)
     box = (1, 1, 9, 9)
     assert placed_prompt(PROMPT, {"blue square": box, "red circle": box}) == PROMPT

@@ -129,7 +129,9 @@ def test_a_word_is_made_louder_and_silent_by_the_keyboard(open_page: Open) -> No
     wait_for_edits(page, "red × 2")
     slider = page.get_by_role("slider", name="How loud the word is")
     page.wait_for_function("document.activeElement.className === 'loudness'")  # one may turn further
-    assert slider.get_attribute("aria-valuetext") == "× 2" and chip(page, "red").get_attribute("aria-expanded") == "true"
+    assert (
+        slider.get_attribute("aria-valuetext") == "× 2" and chip(page, "red").get_attribute("aria-expanded") == "true"
+    )
     page.keyboard.press("Home")
     wait_for_edits(page, "red not read")
     page.wait_for_function("document.activeElement.className === 'loudness'")

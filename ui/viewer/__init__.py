@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.drawing import colour_map
+from pipelines.tracing.masks import mask_entries
 from pipelines.tracing.overlay import drawn
 from ui.template import sources
 from ui.texts import texts_of
@@ -43,11 +44,12 @@ def document(
 ) -> str:
     """The viewer with one recorded picture as a single HTML file that needs no server and fetches nothing.
 
-    It holds every layer, head and step that was recorded separately, but not single heads at single steps. `frames` are
+    It holds every layer, head and step that was recorded separately, but not single heads at single steps, and the mask
+    of every word. `frames` are
     the pictures of the steps, `settings` those that the picture was made with.
     """
     template, style, script = sources(__name__)
-    picture = payload(attention, image) | {"frames": list(frames) or None}
+    picture = payload(attention, image) | {"frames": list(frames) or None, "masks": mask_entries(attention, image)}
     for name in view_names(attention):
         picture["views"][name] = view(attention, image, name, steps=not name.split("|")[2])
     props: dict[str, Any] = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS, "texts": texts_of(*SAID)}

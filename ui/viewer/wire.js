@@ -109,11 +109,11 @@ function goOn(event) {
 
 // Saving
 
-async function save(kind, button) {
+async function save(kind, button, word = null) {
   const [at, line] = [data, note.textContent];
   button.disabled = true;
   if (kind === "gif") notify(say("viewer.save.making"));
-  const answer = await server.save({ key: at.key, image: at.image, kind });
+  const answer = await server.save({ key: at.key, image: at.image, kind, word });
   if (at === data) {
     button.disabled = false;
     notify(answer.error ?? line, Boolean(answer.error));
