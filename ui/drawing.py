@@ -177,12 +177,13 @@ def edited(request: Request, drawing: Drawing, image: int, data: str) -> dict[st
 
     Returns:
         listed: see `Changes`. before, change: the picture before the edits, and what changed, as data URLs; None if all
-        edits are kept. checks: whether it is as asked for and the rest unchanged, or None.
+        edits are kept. divide: the middle of the change, in per cent of the width from the left, where a line between
+        the two pictures shows both. checks: whether it is as asked for and the rest unchanged, or None.
     """
     changes = read_changes(request.edits, request.prompt, data)
     if not changes.edits:
         return None
-    shown: dict[str, Any] = {"listed": changes.listed, "before": None, "change": None, "checks": None}
+    shown: dict[str, Any] = {"listed": changes.listed, "before": None, "change": None, "divide": 50, "checks": None}
     if drawing.before is None:
         return shown
     assert drawing.attention.pictures is not None
@@ -191,9 +192,12 @@ def edited(request: Request, drawing: Drawing, image: int, data: str) -> dict[st
     prompts = prompt, drawing.attention.prompts[image]
     checks = edit_verdict(prompts, (before, after), changes.new, data)
     first, last = Image.fromarray(before), Image.fromarray(after)
+    columns = np.abs(before.astype(float) - after).sum(axis=(0, 2))
+    middle = np.average(np.arange(len(columns)) + 0.5, weights=columns) / len(columns) if columns.any() else 0.5
     return shown | {
         "before": data_url(first),
         "change": data_url(picture_of_change(first, last)),
+        "divide": round(100 * middle),
         "checks": None if checks is None else [check.as_json() for check in checks],
     }
 

@@ -9,6 +9,7 @@ const [changes, editList, editHint, editChecks, panel, loudness, weight, replace
 const WEIGHTS = [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4]; // of the positions of the slider
 const BY_WORD = ["replace", "reweight", "withhold", "paint", "pin", "within"]; // edits whose word has this name afterwards
 let chosen = null; // the word whose panel is open
+const madeFrom = new Map(); // address of an edited picture -> the edits that it was first made from
 let refocus = null; // the control of the panel that had the focus when the picture began to change
 
 const canEdit = () => Boolean(props.past && data?.settings && !data.settings.stopped);
@@ -45,7 +46,7 @@ function withEdit(list, edit) {
   if (edit.kind !== "replace") return [...kept, ...own, edit];
   const moved = own.map((one) => (one.word === edit.word && BY_WORD.includes(one.kind) ? { ...one, word: edit.value } : one));
   const earlier = moved.findIndex((one) => one.kind === "replace" && one.value === edit.word);
-  if (earlier < 0) return [...kept, edit, ...moved];
+  if (earlier < 0) return [...kept, ...moved, edit];
   const back = moved[earlier].word === edit.value; // the word that was there at first
   moved.splice(earlier, 1, ...(back ? [] : [{ ...moved[earlier], value: edit.value }]));
   return [...kept, ...moved];
@@ -61,6 +62,7 @@ function withoutEdit(list, at) {
 // Shows the picture with these edits: one that this page has shown already, or a new one.
 function drawEdited(list) {
   const settings = { ...data.settings, edits: list.map(textOf).join("; ") };
+  if (!madeFrom.has(addressOf(settings))) madeFrom.set(addressOf(settings), listOf(data));
   const one = visited.find((other) => other.payload && addressOf(other.settings) === addressOf(settings));
   if (one) return revisit(one);
   trigger("redraw", settings);
@@ -86,7 +88,7 @@ function openPanel(target) {
   replacement.value = replacementNote.textContent = "";
   const word = phraseOf(target);
   const last = listOf(data).findLast((one) => loud(one) && one.word === word);
-  loudness.value = last ? WEIGHTS.indexOf(last.kind === "withhold" ? 0 : last.value) : 4;
+  loudness.value = last ? positionOf(last.kind === "withhold" ? 0 : last.value) : positionOf(1);
   sayWeight();
   markOpen();
   putPanel(panel);
@@ -128,6 +130,8 @@ function putPanel(one) {
   one.style.width = (beside ? side : main).offsetWidth + "px";
   one.style.top = (beside ? changes.offsetTop + changes.offsetHeight : prompt.offsetTop + prompt.offsetHeight) + "px";
 }
+
+const positionOf = (value) => WEIGHTS.filter((weight) => weight < value).length;
 
 function sayWeight() {
   const value = WEIGHTS[loudness.value];
@@ -256,7 +260,7 @@ find("replacing").addEventListener("submit", replaceWord);
 find("remove").addEventListener("click", () => change({ kind: "remove", word: phraseOf(chosen) }));
 find("paint").addEventListener("click", paintWord);
 find("paint-not").addEventListener("click", () => openPanel(chosen));
-find("undo").addEventListener("click", () => drawEdited(listOf(data).slice(0, -1)));
+find("undo").addEventListener("click", () => drawEdited(madeFrom.get(addressOf(data.settings)) ?? listOf(data).slice(0, -1)));
 find("keep").addEventListener("click", () => drawEdited([...listOf(data), { kind: "keep" }]));
 find("differ").addEventListener("click", () => showDifferences(differences.hidden));
 for (const one of [panel, find("place-panel")]) {

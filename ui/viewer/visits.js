@@ -107,7 +107,7 @@ function compareWith(one) {
     ? [say("viewer.edit.before"), say("viewer.edit.after")]
     : [`${data?.prompt ?? ""} (${data?.settings?.seed ?? ""})`, `${one.settings.prompt} (${one.settings.seed})`];
   [find("left-name").textContent, find("right-name").textContent] = [shown, second];
-  divideAt(50);
+  divideAt(isBefore ? data.edit.divide : 50);
 }
 
 function divideAt(percentage) {
