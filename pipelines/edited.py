@@ -24,6 +24,7 @@ from pipelines.request import Request
 from unet_xattn import AttentionTrace, flow
 from unet_xattn.bias import bias_hook
 from unet_xattn.excite import excite
+from unet_xattn.words import phrase_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,23 +69,29 @@ def draw_changed(
     if asked.clean is not None and not any(edits):
         raise ValueError("a picture is given, but no edits of it: give edits, such as replace('circle', 'star')")
     if any(edits):
-        return draw_edited(draw, asked, [[*own, *painted] for own in edits], tokenizer)
+        return draw_edited(draw, asked, edits, painted, tokenizer)
     if painted:
         change = changed_by([plan(painted, text, asked.size, tokenizer) for text in asked.prompts])
     return ImagePipelineOutput(draw(asked, change=change))
 
 
 def draw_edited(
-    draw: Draw, asked: Request, edits: Sequence[Sequence[Edit]], tokenizer: "PreTrainedTokenizerBase"
+    draw: Draw,
+    asked: Request,
+    edits: Sequence[Sequence[Edit]],
+    painted: Sequence[Edit],
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> EditedPictures:
     """Draw what is asked for, and then with the edits of each picture; only the latter is traced and called back.
 
     A picture that exists is not drawn but read: the first path is that of the picture as it is noised, from noise to
-    itself.
+    itself. Both have the painted words in their regions, except for the words that an edit paints in another one.
 
     Raises:
         ValueError: an edit cannot be made of its prompt, mostly before anything is drawn.
     """
+    laid_out = changed_by([plan(painted, text, asked.size, tokenizer) for text in asked.prompts]) if painted else None
+    edits = [[*own, *_not_painted_anew(painted, own)] for own in edits]
     for own, text in zip(edits, asked.prompts, strict=True):
         plan(own, text, asked.size, tokenizer)
         check_known(text, own, tokenizer)
@@ -103,7 +110,7 @@ def draw_edited(
         path.append(latents)
         return latents
 
-    before = draw(asked, attention=first, callback=None, before_step=begin, after_step=keep)
+    before = draw(asked, attention=first, callback=None, change=laid_out, before_step=begin, after_step=keep)
     plans = [
         plan(own, text, asked.size, tokenizer, first, image)
         for image, (own, text) in enumerate(zip(edits, asked.prompts, strict=True))
@@ -122,6 +129,12 @@ def draw_edited(
 def _inexact(asked: Request, first: AttentionTrace) -> list[float]:
     assert asked.pictures is not None and first.pictures is not None
     return ((asked.pictures.float() - first.pictures.float()).abs().mean(dim=(1, 2, 3)) / 255).tolist()
+
+
+def _not_painted_anew(painted: Sequence[Edit], own: Sequence[Edit]) -> list[Edit]:
+    """The painted phrases without those that have a word that one of a picture's own edits paints."""
+    anew = [edit.word for edit in own if edit.kind == "paint"]
+    return [edit for edit in painted if not any(phrase_spans(word, edit.word) for word in anew)]
 
 
 def changed_by(plans: Sequence[Plan]) -> Change:

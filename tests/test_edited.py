@@ -145,6 +145,21 @@ def test_regions_draw_things_where_they_are_asked(shapes: TextToImagePipeline) -
     assert len(seen.objects) == 3
 
 
+def test_an_edited_layout_keeps_its_regions_but_for_what_is_painted_anew(shapes: TextToImagePipeline) -> None:
+    boxes = {"red circle": (2, 2, 22, 22), "blue square": (40, 4, 60, 24)}
+    there = (20, 36, 44, 60)
+    how: dict[str, Any] = {"regions": boxes, "output_type": "np"}
+    edits = [replace("square", "star"), paint("circle", there)]
+    alone, edited = (
+        shapes("a red circle and a blue square", generator=torch.Generator().manual_seed(0), **how | more)
+        for more in ({}, {"edits": edits})
+    )
+    assert np.array_equal(as_bytes(edited.before), as_bytes(alone.images))  # type: ignore[arg-type]
+    found = {o.shape: o for o in WORLDS["shapes"].see(as_bytes(edited.images)).objects}  # type: ignore[arg-type]
+    for shape, (x0, y0, x1, y1) in {"star": boxes["blue square"], "circle": there}.items():
+        assert x0 < found[shape].x * 64 < x1 and y0 < found[shape].y * 64 < y1
+
+
 def test_a_withheld_word_is_read_nowhere_and_the_trace_says_so(shapes: TextToImagePipeline) -> None:
     with trace(shapes) as attention:
         draw(shapes, withhold("red"), num_inference_steps=2)

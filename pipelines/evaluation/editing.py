@@ -168,8 +168,8 @@ def judge_edit(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, A
     """
     world = WORLDS[task.scene.data]
     old, new = world.see(before), world.see(after)
-    first = {i: found for i, o in enumerate(task.scene.objects) if (found := _find(old, o)) is not None}
-    then = {i: found for i, o in enumerate(task.target.objects) if (found := _find(new, o)) is not None}
+    first = {i: found for i, o in enumerate(task.scene.objects) if (found := find_one(old, o)) is not None}
+    then = {i: found for i, o in enumerate(task.target.objects) if (found := find_one(new, o)) is not None}
     success = judge(task.target, after).all_correct and len(then) == len(task.target.objects)
     if success:
         for number, box in task.boxes.items():
@@ -179,14 +179,14 @@ def judge_edit(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, A
     staying = [number for number in range(len(task.scene.objects)) if number not in task.named]
     overlaps, stay = [], True
     for number in staying:
-        found = _find(new, task.scene.objects[number])
+        found = find_one(new, task.scene.objects[number])
         if found is None:
             overlaps.append(0.0)
             stay = False
             continue
-        a, b = old.masks[first[number]], new.masks[found]
-        overlaps.append(float(np.minimum(a, b).sum() / np.maximum(a, b).sum()))
-        stay &= overlaps[-1] >= 0.9 and _distance(old, first[number], new, found) <= CLOSE
+        overlap, is_same = how_it_stayed(old, first[number], new, found)
+        overlaps.append(overlap)
+        stay &= is_same
     outside = np.ones(before.shape[:2], bool)
     for sight, found_in, numbers in ((old, first, task.named), (new, then, task.becomes)):
         for number in numbers:
@@ -201,7 +201,14 @@ def judge_edit(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, A
     }
 
 
-def _find(sight: Sight, wanted: Any) -> int | None:
+def how_it_stayed(old: Sight, i: int, new: Sight, j: int) -> tuple[float, bool]:
+    """The overlap (IoU) of an object before and after an edit, and whether it stayed where it was."""
+    a, b = old.masks[i], new.masks[j]
+    overlap = float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
+    return overlap, overlap >= 0.9 and _distance(old, i, new, j) <= CLOSE
+
+
+def find_one(sight: Sight, wanted: Any) -> int | None:
     """The one object of this shape and colour, by its number."""
     found = [i for i, o in enumerate(sight.objects) if (o.shape, o.colour) == (wanted.shape, wanted.colour)]
     return found[0] if len(found) == 1 else None

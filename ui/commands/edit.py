@@ -65,6 +65,7 @@ def edit(
     from pipelines.pictures import fit_picture
     from pipelines.tracing.attribute import reading_shape
     from pipelines.tracing.overlay import word_sheet
+    from ui.edit_text import read_box, read_weight
     from ui.export import stem
     from ui.notes import trace_notes
 
@@ -72,9 +73,9 @@ def edit(
     check_prompt(prompt)
     asked: list[Edit] = [edits.refine(refine)] if refine is not None else []
     asked += [edits.replace(*_pair(text, "replace", "circle=star")) for text in replace]
-    asked += [edits.reweight(word, _number(value)) for word, value in _pairs(reweight, "reweight", "red=2")]
+    asked += [edits.reweight(word, read_weight(value)) for word, value in _pairs(reweight, "reweight", "red=2")]
     asked += [edits.withhold(word) for word in withhold]
-    asked += [edits.paint(word, _box(value)) for word, value in _pairs(paint, "paint", "circle=8,8,40,40")]
+    asked += [edits.paint(word, read_box(value)) for word, value in _pairs(paint, "paint", "circle=8,8,40,40")]
     asked += [edits.excite(word) for word in excite] + [edits.pin(word) for word in pin]
     asked += [edits.within(word) for word in within]
     if not asked:
@@ -115,20 +116,3 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 def _pairs(texts: list[str], option: str, example: str) -> list[tuple[str, str]]:
     return [_pair(text, option, example) for text in texts]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"a weight is a number such as 2 or 0.5, not {text!r}") from None
-
-
-def _box(text: str) -> tuple[int, ...]:
-    try:
-        box = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        box = ()
-    if len(box) != 4:
-        raise ValueError(f"a box is four whole numbers X0,Y0,X1,Y1 in pixels, not {text!r}")
-    return box

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.drawing import colour_map
+from pipelines.tracing.masks import mask_entries
 from pipelines.tracing.overlay import drawn
 from ui.template import sources
 from ui.texts import texts_of
@@ -43,11 +44,12 @@ def document(
 ) -> str:
     """The viewer with one recorded picture as a single HTML file that needs no server and fetches nothing.
 
-    It holds every layer, head and step that was recorded separately, but not single heads at single steps. `frames` are
+    It holds every layer, head and step that was recorded separately, but not single heads at single steps, and the mask
+    of every word. `frames` are
     the pictures of the steps, `settings` those that the picture was made with.
     """
     template, style, script = sources(__name__)
-    picture = payload(attention, image) | {"frames": list(frames) or None}
+    picture = payload(attention, image) | {"frames": list(frames) or None, "masks": mask_entries(attention, image)}
     for name in view_names(attention):
         picture["views"][name] = view(attention, image, name, steps=not name.split("|")[2])
     props: dict[str, Any] = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS, "texts": texts_of(*SAID)}
@@ -99,7 +101,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         words: the tokens of each word.
         unknown: the words that the model does not know.
         tokens: all tokens as the tokenizer spells them, without padding.
-        picture: a PNG as a data URL. image: its index in the batch.
+        picture: a PNG as a data URL. size: its height and width. image: its index in the batch.
         layers: name -> (rows, columns) of each layer's grid.
         heads: the number of heads recorded separately, or 1. steps: the number of steps recorded separately, or 0.
         calibrated: whether the trace has a calibrated average.
@@ -114,6 +116,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         "unknown": list(attention.recording.settings.get("unknown_words", ())),
         "tokens": [attention.tokens_of(image)[i] for i in _real(attention, image)],
         "picture": data_url(drawn(attention, image)),
+        "size": list(attention.size),
         "image": image,
         "layers": {layer: attention.recording.grids[layer] for layer in attention.layers},
         "heads": _heads(attention) if "head" in attention.keep else 1,
