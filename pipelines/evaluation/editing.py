@@ -54,10 +54,10 @@ def evaluate_editing(
 
     Args:
         seed: of the scenes and of what is asked for. The noise of a picture has the number of its scene as seed.
-        save: called with the report so far after each batch of scenes of all kinds.
+        save: called with the report so far after each batch of scenes of a kind; the kinds take turns.
 
     Returns:
-        {"settings", "kinds": {kind: {method: figures}}}, ready for JSON; "scenes" in the settings are drawn so far.
+        {"settings", "kinds": {kind: {method: figures}}}, ready for JSON; the settings have the scenes so far.
         Figures are {"success", "locality", "both", "iou", "outside", "seen", "held_out"}. The first three are shares
         with Wilson's interval; locality counts scenes with things that no edit is about. "iou", of the masks of such a
         thing before and after, and "outside", the mean difference of pixels outside the things that it is about, in
@@ -66,7 +66,7 @@ def evaluate_editing(
     data = world_of(pipe.tokenizer)
     if not WORLDS[data].lexicon.colours:
         kinds = [kind for kind in kinds if kind != "recolour"]
-    settings = {"data": data, "seed": seed, "scenes": 0}
+    settings: dict[str, Any] = {"data": data, "seed": seed, "scenes": dict.fromkeys(kinds, 0)}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {method: [] for method in methods} for kind in kinds}
     report: dict[str, Any] = {"settings": settings, "kinds": {}}
     for start in range(0, count, batch_size):
@@ -77,12 +77,10 @@ def evaluate_editing(
                 after = EDITORS[method](pipe, tasks, first)
                 for task, number, before, picture in zip(tasks, first.seeds, first.pictures, after, strict=True):
                     rows[kind][method].append(judge_edit(task, before, picture) | {"held_out": number % 2 == 1})
-        settings["scenes"] = numbers[-1] + 1
-        report["kinds"] = {
-            kind: {method: _figures(found) for method, found in own.items() if found} for kind, own in rows.items()
-        }
-        if save is not None:
-            save(report)
+            settings["scenes"][kind] = numbers[-1] + 1
+            report["kinds"][kind] = {method: _figures(found) for method, found in rows[kind].items() if found}
+            if save is not None:
+                save(report)
     return report
 
 
@@ -268,7 +266,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def editing_table(report: dict[str, Any]) -> str:
     """The report of `evaluate_editing` as two Markdown tables: of all methods, and of edits of each split."""
     lines = [
-        f"Edits of {report['settings']['scenes']} scenes a kind, {report['settings']['data']}; % (95 % interval).",
+        f"Edits of {report['settings']['data']}; % (95 % interval).",
         "",
         "| edit: method | n | success | locality | both | IoU of the rest | difference outside |",
         "|:--|--:|--:|--:|--:|--:|--:|",
