@@ -1,9 +1,11 @@
 """The evaluation of edits: what is asked for, and how it is judged."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipelines import TextToImagePipeline
 from pipelines.data.scenes import SceneExamples
-from pipelines.evaluation.edit_tasks import RADII, SCENES, SIDE, Task, make_task, scenes_to_edit
+from pipelines.evaluation.edit_tasks import RADII, SCENES, SIDE, Task, box_iou, box_of, make_task, scenes_to_edit
 from pipelines.evaluation.editing import editing_table, evaluate_editing, judge_edit
 from pipelines.scenes.captions import OPPOSITE
 from pipelines.scenes.everyday_words import all_names
@@ -20,6 +22,9 @@ from pipelines.scenes.scene import REVERSED, Object, Scene
 from pipelines.scenes.worlds import WORLDS, parse, render
 from pipelines.tokenizer import train_tokenizer
 from unet_xattn import CrossAttentionUNet, Transformer
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+import edit_curves
 
 KINDS = [(data, kind) for data in RADII for kind in SCENES if (data, kind) != ("emoji", "recolour")]
 
@@ -91,13 +96,19 @@ def test_half_of_the_scenes_of_each_kind_show_held_out_pairs() -> None:
 
 
 @pytest.fixture(scope="module")
-def report() -> tuple[dict[str, Any], list[list[int]]]:
-    """Of a model of four steps; with the numbers of scenes at each save."""
+def fast() -> TextToImagePipeline:
+    """A model of four steps."""
     pipe = TextToImagePipeline.from_pretrained("shapes-fast")
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def report(fast: TextToImagePipeline) -> tuple[dict[str, Any], list[list[int]]]:
+    """With the numbers of scenes at each save."""
     saved: list[list[int]] = []
     found = evaluate_editing(
-        pipe,
+        fast,
         6,
         ("recolour", "move"),
         batch_size=3,
@@ -138,3 +149,33 @@ def test_a_model_of_everyday_things_is_measured_too(make_unet: Callable[..., Cro
     assert found["settings"]["data"] == "everyday" and list(found["kinds"]) == list(SCENES)
     assert not any(found["kinds"].values())  # untrained: no first picture is right
     assert editing_table(found)
+
+
+def test_a_louder_word_takes_more_attention_and_without_it_its_thing_is_missing(
+    fast: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edit_curves, "WEIGHTS", (0.0, 1.0, 4.0))
+    (found,) = edit_curves.doses(fast, 4)
+    silent, usual, loud = (point[0] for point in found["curves"]["mass"])
+    assert found["scenes"] > 0 and silent == 0 < usual < loud and found["falls"]["mass"] == []
+    assert found["curves"]["presence"][0][0] < found["curves"]["presence"][1][0] == 1
+    assert edit_curves.table({"doses": found}).startswith("| | × 0 | × 1 | × 4 |")
+
+
+def test_falling_means_are_reported() -> None:
+    rows = {weight: [{"area": -weight, "presence": 1.0, "mass": weight}] for weight in edit_curves.WEIGHTS}
+    falls = edit_curves.summary(rows)["falls"]
+    assert len(falls["area"]) == len(rows) - 1 and falls["presence"] == falls["mass"] == []
+
+
+def test_layouts_overlap_where_they_should_and_regions_draw_them(
+    fast: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count, overlapping in ((5, False), (3, True)):
+        scene = edit_curves.placed("shapes", count, overlapping, (0, count))
+        boxes = [box_of(mask) for mask in render(scene, SIDE)[1]]
+        pairs = [box_iou(a, b) > 0 for i, a in enumerate(boxes) for b in boxes[:i]]
+        assert len(set(scene.objects)) == count and any(pairs) == overlapping
+    monkeypatch.setattr(edit_curves, "LAYOUTS", {"2": 2})
+    (found,) = edit_curves.layouts(fast, 3)
+    assert found["2"]["things"]["share"] >= 0.8 and found["2"]["iou_found"][0] > 0.5

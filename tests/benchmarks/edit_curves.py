@@ -3,7 +3,8 @@
     python tests/benchmarks/edit_curves.py shapes --out tests/benchmarks/results/edit-curves-shapes.json
     python tests/benchmarks/edit_curves.py shapes --picture .github/edit-curves.png
 
-The first command measures, and writes as it goes; the second draws what the first one wrote to `results/`.
+The first command measures, and writes as it goes; the second draws what the first one, and `evaluate --editing`, left
+in `results/`.
 
 Doses: the words of one thing ("red circle") of a test scene weigh 0 to 4 times as much, from the same noise. Only
 scenes whose picture is right at weight 1 count. Area: pixels of the thing, 0 where it is missing. Presence: whether the
@@ -37,6 +38,7 @@ from unet_xattn import AttentionTrace
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 FIGURES = ("area", "presence", "mass")
+BOUNDS = ("share", "low", "high")
 BATCH = 20
 RESULTS = Path(__file__).parent / "results"
 
@@ -156,18 +158,31 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+COLOURS = {"edited": "#0072b2", "prompt-to-prompt": "#56b4e9", "anew": "#999999"}
+"""Way to edit -> its colour: Okabe and Ito's, which the colour-blind can tell."""
+
+
 def picture(model: str, out: Path) -> None:
-    """The curves of the doses."""
+    """How often edits are right and leave the rest as it was, with Wilson's intervals, and the curves of the doses."""
     import matplotlib.pyplot as plt
 
+    kinds = json.loads((RESULTS / f"editing-{model}.json").read_text())["kinds"]
     dose = json.loads((RESULTS / f"edit-curves-{model}.json").read_text())["doses"]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    figure, (bars, *axes) = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained", width_ratios=(2.4, 1, 1, 1))
+    for i, (method, colour) in enumerate(COLOURS.items()):
+        shares, low, high = (100 * np.array([own[method]["both"][key] for own in kinds.values()]) for key in BOUNDS)
+        at = np.arange(len(kinds)) + 0.27 * (i - 1)
+        bars.bar(at, shares, 0.25, color=colour, label=method, yerr=(shares - low, high - shares), ecolor="#444444")
+    bars.set_xticks(range(len(kinds)), list(kinds))
+    bars.set(title="right, and the rest as it was, %", ylim=(0, 101))
+    bars.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, -0.1), ncols=3)
     titles = {"area": "area, pixels", "presence": "presence, %", "mass": "mass of the words, %"}
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         mean, low, high = (1 if name == "area" else 100) * np.array(dose["curves"][name]).T
         ax.fill_between(dose["weights"], low, high, color="#0072b2", alpha=0.2, linewidth=0)
         ax.plot(dose["weights"], mean, color="#0072b2", marker=".")
         ax.set(title=title, xlabel="weight of the words", ylim=(0, None))
+    for ax in (bars, *axes):
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=110)
 
