@@ -17,7 +17,7 @@ from unet_xattn.words import WORD, as_read, is_index, items, phrase_spans, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LAYOUT = (0.5, 1.0)
+LAYOUT = (0.3, 1.0)
 """Noise levels at which words are held in regions. Below, places hardly change any more."""
 
 LOUDEST = 100.0
