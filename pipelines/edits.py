@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LAYOUT = (0.3, 1.0)
 """Noise levels at which words are held in regions. Below, places hardly change any more."""
 
+EXCITED = (0.5, 1.0)
+"""Noise levels at which latents are moved for a neglected word: those where things find their places."""
+
 LOUDEST = 100.0
 
 
@@ -81,7 +84,7 @@ def within(word: str) -> Edit:
 
 def excite(word: str, **where: Any) -> Edit:
     """A word or phrase that the first picture neglects: the latents are moved until a place reads it."""
-    return Edit("excite", _word(word), **_where({"noise": LAYOUT} | where))
+    return Edit("excite", _word(word), **_where({"noise": EXCITED} | where))
 
 
 def _word(word: Any) -> str:
