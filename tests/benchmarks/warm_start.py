@@ -1,10 +1,10 @@
-"""A model to begin the training of the everyday things from: `emoji`, with their vocabulary and 128×128 pixels.
+"""A model to begin the training of the everyday things from: `emoji`, with their vocabulary, at 64×64 or 128×128 pixels.
 
-What `emoji` knows of layout, number, size and of its 66 things is kept. Its UNet reads 2×2 patches; each value of a
-patch becomes 2×2 equal ones, so that the new UNet draws what the old one draws, enlarged. A token that both
-vocabularies have keeps its vector; a new one starts at random.
+What `emoji` knows of layout, number, size and of its 66 things is kept. Its UNet reads 2×2 patches; for 128×128 pixels
+each value of a patch becomes 2×2 equal ones, so that the new UNet draws what the old one draws, enlarged. A token that
+both vocabularies have keeps its vector; a new one starts at random.
 
-    python tests/benchmarks/warm_start.py runs/start
+    python tests/benchmarks/warm_start.py runs/start --size 128
     unet-xattn train --data everyday --size 128 --from runs/start --out runs/everyday
 """
 
@@ -37,10 +37,12 @@ def main() -> None:
     """Write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--size", type=int, choices=(64, 128), default=128, help="side of its pictures in pixels")
+    arguments = parser.parse_args()
+    out, size = arguments.out, arguments.size
     torch.manual_seed(0)
     pipe = TextToImagePipeline.from_pretrained("emoji")
-    old, new = pipe.tokenizer, train_tokenizer(SceneExamples(128, 0, "everyday").captions())
+    old, new = pipe.tokenizer, train_tokenizer(SceneExamples(size, 0, "everyday").captions())
     encoder = Transformer(**{**pipe.text_encoder.config, "vocab_size": len(new)})
     weights = pipe.text_encoder.state_dict()
     vectors, known = encoder.state_dict(), old.get_vocab()
@@ -52,7 +54,7 @@ def main() -> None:
             if token in known:
                 vectors[name][row] = value[known[token]]
     encoder.load_state_dict(vectors)
-    pipe.register_modules(tokenizer=new, text_encoder=encoder, unet=enlarged(pipe.unet))
+    pipe.register_modules(tokenizer=new, text_encoder=encoder, unet=enlarged(pipe.unet) if size == 128 else pipe.unet)
     pipe.save_pretrained(out)
     print(f"{len(set(known) & set(new.get_vocab()))} of {len(new)} tokens were known")
 
