@@ -1,4 +1,4 @@
-"""A model to begin the training of the everyday things from: `emoji`, with their vocabulary, at 64×64 or 128×128 pixels.
+"""A model to begin the training of the everyday things from: `emoji`, with their vocabulary, for 64 or 128 pixels.
 
 What `emoji` knows of layout, number, size and of its 66 things is kept. Its UNet reads 2×2 patches; for 128×128 pixels
 each value of a patch becomes 2×2 equal ones, so that the new UNet draws what the old one draws, enlarged. A token that
