@@ -2,9 +2,9 @@
 
 Where the words of a prompt act at high noise decides the layout. So an edited picture is drawn from the same noise
 while each word that has a place in the first picture, its mask, is held there by a bias on its scores. A word that
-replaces another is held in the other's place, a painted one in its region. A thing that becomes another one is held in
-the box of its place, because it has another outline. Things that no edit is about also follow the
-first picture's path (blended latents, arXiv 2206.02779).
+replaces another is held in the other's place, a painted one in its region. A thing that becomes another one has another
+outline: it is held in the box of its place, if the old outline leaves it no room. Things that no edit is about also
+follow the first picture's path (blended latents, arXiv 2206.02779).
 
 Shapes: h×w pixels of the picture.
 """
@@ -42,6 +42,10 @@ SAME_THING = 0.3
 
 MARGIN = 2
 """So many pixels around a thing that stays as it was stay, too: its smooth edge."""
+
+
+SPARSE = 0.65
+"""A thing that fills less of its box, such as a star, has an outline that leaves other things no room."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +263,7 @@ def plan(
     touched = _union(changed, size)
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     for word, place in held.items():
-        biases.append(_bias([word], STRENGTH, -STRENGTH, _boxes(place) if word in layout.renewed else place))
+        biases.append(_bias([word], STRENGTH, -STRENGTH, _with_room(place) if word in layout.renewed else place))
     biases += [_bias([word], -STRENGTH, 0.0, staying) for word in layout.new if word not in named and staying.any()]
     if any(edit.kind == "within" for edit in edits):
         return Plan(after, biases, excited, ~_grown(_union(opened, size)))
@@ -283,12 +287,13 @@ def _union(places: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([torch.zeros(size, dtype=torch.bool), *places]).any(dim=0)
 
 
-def _boxes(place: Tensor) -> Tensor:
-    """The boxes of the connected parts of a place (h, w), which have room for another outline."""
-    boxes = torch.zeros_like(place)
-    for rows, columns in ndimage.find_objects(ndimage.label(place.numpy())[0]):
-        boxes[rows, columns] = True
-    return boxes
+def _with_room(place: Tensor) -> Tensor:
+    """A place (h, w) with room for another outline: the boxes of its connected parts that fill little of theirs."""
+    roomy, (parts, _) = place.clone(), ndimage.label(place.numpy())
+    for rows, columns in ndimage.find_objects(parts):
+        if place[rows, columns].float().mean() < SPARSE:
+            roomy[rows, columns] = True
+    return roomy
 
 
 def _iou(a: Tensor, b: Tensor) -> float:
