@@ -122,7 +122,10 @@ def _places(words: Sequence[Word], first: AttentionTrace, image: int) -> dict[in
     """The masks of the words that have a place, by number."""
     if not words:
         return {}
-    maps = torch.stack([first.heatmap(word, image=image, refine="edges", reduce=first.best_reduce()) for word in words])
+    counts = [len(word.tokens) for word in words]
+    heats = first.heatmaps([t for word in words for t in word.tokens], image=image, reduce=first.best_reduce())
+    maps = torch.stack([own.sum(dim=0).clamp(0, 1) for own in heats.split(counts)])
+    maps = first.refined(maps, image)  # all at once: each call looks at the picture anew
     places, strengths = {}, {}
     for i, own in enumerate(maps):
         mask = own >= own.max() / 2

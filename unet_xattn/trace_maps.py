@@ -202,7 +202,7 @@ class TraceMaps(TraceRecorder):
         )
         total = heat.sum(dim=0).clamp(0, 1)
         if refine == "edges":
-            total = self._refined(total[None], image)[0]
+            total = self.refined(total[None], image)[0]
         return total / total.max().clamp_min(1e-12) if scale == "peak" else total
 
     def heatmaps(
@@ -252,8 +252,8 @@ class TraceMaps(TraceRecorder):
         scale = max(height / drawn_height, width / drawn_width)
         return max(height, int(drawn_height * scale)), max(width, int(drawn_width * scale))
 
-    def _refined(self, maps: Tensor, image: int) -> Tensor:
-        """Maps (K, height, width) spread along the edges of a picture."""
+    def refined(self, maps: Tensor, image: int) -> Tensor:
+        """Maps (K, height, width) spread along the edges of a picture, as `heatmap` has them by refine="edges"."""
         if self.pictures is None:
             raise ValueError("this trace holds no picture, whose edges could refine a map")
         finest = max(height for height, _ in self.recording.grids.values())
