@@ -14,10 +14,11 @@ from pipelines.checks import check_text
 from pipelines.picture_files import PictureError
 from pipelines.pixels import read_picture
 from pipelines.scenes.shapes import render, scene
+from ui.any_model import OneModel
 from ui.kept import Drawing, Kept
 from ui.labels import I18N
-from ui.models import MODEL, Models
-from ui.notes import sentences, trace_notes
+from ui.models import Models
+from ui.notes import trace_messages
 from ui.texts import Message, lines
 from ui.viewer import payload
 from ui.viewer.component import attention_viewer
@@ -29,7 +30,7 @@ MOST_PIXELS = 40_000_000
 """The limit for an upload: as many as a large camera has. A decompression bomb has more."""
 
 
-def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) -> dict[str, Any]:
+def look(models: Models | OneModel, kept: Kept, file: str | None, caption: str, name: str) -> dict[str, Any]:
     """The viewer's value for a caption's words in an uploaded picture (see `pipelines.attribute`).
 
     Args:
@@ -50,7 +51,7 @@ def look(models: Models, kept: Kept, file: str | None, caption: str, name: str) 
     attention = attribute_words(pipe, picture, caption, keep="full")
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
     notes: list[Message] = [("viewer.attributed", {})]
-    warnings = [("picture.note", {"line": sentences([line])}) for line in trace_notes(attention)]
+    warnings = trace_messages(attention)
     shown = payload(attention) | {"key": key, "settings": None}
     return {"pictures": [shown], "notes": notes, "warnings": warnings, "note": lines([*notes, *warnings])}
 
@@ -68,7 +69,7 @@ class PictureTab(NamedTuple):
     read_after: Callable[[Dependency], Dependency]
 
 
-def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> PictureTab:
+def picture_tab(models: Models | OneModel, kept: Kept, model: gr.components.Component) -> PictureTab:
     """Build the tab in the current Gradio context."""
 
     def show(picture: str | None, caption: str, name: str) -> dict[str, Any]:
@@ -110,12 +111,12 @@ def picture_tab(models: Models, kept: Kept, model: gr.Dropdown) -> PictureTab:
         "outputs": viewer,
         "show_progress_on": caption,
         "api_visibility": "private",
-        **MODEL,
+        **models.events,
     }
     gr.on([button.click, caption.submit], show, **reading)
     sample.click(take_sample, outputs=[picture, caption], api_visibility="private").then(show, **reading)
     named = gr.Textbox("", visible=False)  # clients name any model, or none
-    asked = {"inputs": [picture, caption, named], "outputs": answer, **MODEL}
+    asked = {"inputs": [picture, caption, named], "outputs": answer, **models.events}
     gr.Button(visible=False).click(attribute, api_name="attribute", **asked)
 
     def read_after(event: Dependency) -> Dependency:

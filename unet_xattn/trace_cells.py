@@ -40,7 +40,9 @@ class TraceCells(TraceMaps):
         total = torch.zeros(len(groups), *grid)
         for (h, w), share in maps.items():
             down, across = self._spread(0, h), self._spread(1, w)
-            rows, columns = (F.adaptive_avg_pool1d(m.T[None], n)[0].T for m, n in zip((down, across), grid, strict=True))
+            rows, columns = (
+                F.adaptive_avg_pool1d(m.T[None], n)[0].T for m, n in zip((down, across), grid, strict=True)
+            )
             total += rows @ share @ columns.T
         return total
 
@@ -56,9 +58,11 @@ class TraceCells(TraceMaps):
     ) -> Tensor:
         """The largest value of the heat map of each group of tokens, (K,); arguments as for `heatmaps`."""
         maps = self._by_grid(groups, step, layer, head, image, reduce)
-        # Between the centres of cells a map is linear along rows and along columns: at its largest pixel it is next to a
+        # Between the centres of cells a map is linear along rows and along columns, so its largest pixel is next to a
         # centre in both.
-        rows, columns = ({pixel for grid in maps for pixel in self._next_to_centres(side, grid[side])} for side in (0, 1))
+        rows, columns = (
+            {pixel for grid in maps for pixel in self._next_to_centres(side, grid[side])} for side in (0, 1)
+        )
         total = torch.zeros(len(groups), len(rows), len(columns))
         for (h, w), share in maps.items():
             total += self._spread(0, h)[sorted(rows)] @ share @ self._spread(1, w)[sorted(columns)].T

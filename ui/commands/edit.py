@@ -46,7 +46,7 @@ def edit(
     from pipelines.edited import picture_of_change
     from pipelines.tracing.overlay import word_sheet
     from ui.export import stem
-    from ui.notes import trace_notes
+    from ui.notes import notes, trace_messages
 
     number = parse_seed(seed)
     check_prompt(prompt)
@@ -67,7 +67,7 @@ def edit(
     given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "edits": asked}
     with trace(pipe, "head") as attention:
         edited = pipe(prompt, **given, generator=torch.Generator().manual_seed(number))
-    print_notes(trace_notes(attention))
+    print_notes(notes(trace_messages(attention)))
     out.mkdir(parents=True, exist_ok=True)
     pictures = [
         edited.before[0],

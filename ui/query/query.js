@@ -121,7 +121,7 @@ function render() {
     row.valueTerm.textContent = part ? `·${numbered("v", at)} ${part}` : "";
   });
   const list = [...masked].map(quoted).join(", ");
-  message.textContent = error ?? (list ? say("query.what if", { tokens: list }) : data.note);
+  message.textContent = error ?? (list ? say("query.what if", { tokens: list }) : sayAll(data.notes ?? []));
   mark();
   renderAsker(shown);
   renderWorked(shown ?? found.weights.indexOf(most));

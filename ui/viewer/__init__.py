@@ -27,15 +27,18 @@ from unet_xattn.words import Word
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The content security policy of `document`: the file may run its own script and fetch nothing."""
 
-SAID = ("viewer.", "verdict.", "warning.", "picture.")
+SAID = ("viewer.", "verdict.", "warning.", "note.")
 """The prefixes of the texts that the viewer shows."""
 
 COLOUR_STOPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
 """The colour map of all heat maps as evenly spaced stops, between which the browser interpolates."""
 
 PIXELS = 256
-"""The longest side of a picture that is shown pixel by pixel. Larger ones are shown as WEBP with its usual loss, because a
-PNG of 1024×1024 pixels has two million bytes; saved files have every pixel."""
+"""The longest side of a picture that is shown pixel by pixel. Larger ones are shown as WEBP with loss, because a PNG of
+1024×1024 pixels has two million bytes; saved files have every pixel."""
+
+QUALITIES, SHOWN_BYTES = (90, 75, 50, 25, 5), 150_000
+"""The qualities of WEBP, of which the first is taken whose file has at most so many bytes, or else the last."""
 
 
 def document(
@@ -88,9 +91,15 @@ def _heading(prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     today = date.today().isoformat()
     if "num_inference_steps" not in settings:
         return {"prompt": prompt, "about": ["viewer.about.yours", {"date": today}]}
-    made = {"model": settings["model"], "seed": settings["seed"], "steps": settings["num_inference_steps"]}
-    made |= {"guidance": f"{settings['guidance_scale']:g}", "date": today}
-    return {"prompt": prompt, "about": ["viewer.about", made]}
+    made = {
+        "model": settings["model"],
+        "seed": settings["seed"],
+        "steps": settings["num_inference_steps"],
+        "date": today,
+    }
+    if "guidance_scale" not in settings:
+        return {"prompt": prompt, "about": ["viewer.about.plain", made]}
+    return {"prompt": prompt, "about": ["viewer.about", made | {"guidance": f"{settings['guidance_scale']:g}"}]}
 
 
 def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
@@ -101,8 +110,9 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         pieces: the prompt cut into (text, index of the word), index -1 between words; joined they are the prompt.
         words: the tokens of each word, as indices into `tokens`.
         unknown: the words that the model does not know.
-        tokens: the names of what has a map, see `columns_of`: all tokens as the tokenizer spells them, without padding.
-        picture: a data URL. pixels: whether it is a PNG, shown pixel by pixel, see `PIXELS`. image: its index in the batch.
+        tokens: the names of what has a map, see `columns_of`: all tokens without padding, as the tokenizer spells them.
+        picture: a data URL. pixels: whether it is a PNG, shown pixel by pixel, see `PIXELS`.
+        image: its index in the batch.
         layers: name -> (rows, columns) of each layer's grid.
         heads: the number of heads recorded separately, or 1. steps: the number of steps recorded separately, or 0.
         calibrated: whether the trace has a calibrated average.
@@ -118,7 +128,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         "words": columns.words,
         "unknown": list(attention.recording.settings.get("unknown_words", ())),
         "tokens": columns.names,
-        "picture": data_url(picture) if pixels else data_url(picture, "WEBP"),
+        "picture": data_url(picture) if pixels else _small(picture),
         "pixels": pixels,
         "image": image,
         "layers": {layer: attention.recording.grids[layer] for layer in attention.layers},
@@ -213,6 +223,15 @@ def all_heads(attention: AttentionTrace, image: int, tokens: Any) -> list[dict[s
             maps.append({"peak": float(f"{peak:.5g}"), "map": base64.b64encode(levels.numpy().tobytes()).decode()})
         shown.append({"name": layer, "grid": list(attention.recording.grids[layer]), "maps": maps})
     return shown
+
+
+def _small(picture: Image.Image) -> str:
+    """A large picture as a data URL, see `PIXELS`."""
+    for quality in QUALITIES:
+        url = data_url(picture, "WEBP", quality=quality)
+        if 3 * len(url) <= 4 * SHOWN_BYTES:
+            break
+    return url
 
 
 def data_url(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:

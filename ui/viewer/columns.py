@@ -1,4 +1,4 @@
-"""What has a map of its own in the viewer: every token, or, where that would be too much to send at first, every word."""
+"""What has a map of its own in the viewer: every token, or, where that is too much to send at first, every word."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from torch import Tensor
 from unet_xattn import AttentionTrace
 from unet_xattn.words import OTHER
 
-FIRST_BYTES = 220_000
-"""The most bytes of maps that come with a picture, one for each cell of each map. As text they are a third more; with the
-picture they stay below 500,000."""
+FIRST_BYTES = 200_000
+"""The most bytes of maps that come with a picture, one for each cell of each map. As text they are a third more; with
+the picture they stay below 500,000."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def columns_of(attention: AttentionTrace, image: int = 0) -> Columns:
     """
     text, words = attention.recording.texts["prompt"][image], attention.words_of(image)
     if _fits(_finest(attention), len(text.tokens)):
-        each = [(i,) for i in range(len(text.tokens))]
+        each: list[tuple[int, ...]] = [(i,) for i in range(len(text.tokens))]
         return Columns(list(text.tokens), each, [list(word.tokens) for word in words])
     groups = [(str(word), word.tokens) for word in words]
     groups += list(text.named.items())

@@ -200,7 +200,7 @@ function notify(line, error = false) {
 // What Python sends
 
 function receive(value) {
-  if (!value) return show(null);
+  if (!value) return show(null), notify(props.past ? say("viewer.blank") : "");
   if (value.drawing) return form(value.drawing);
   if (value.error) {
     if (before) show(before); // the last picture stays, whole
@@ -263,7 +263,7 @@ function show(payload) {
   notify(sayAll(data?.notes ?? []));
   multiples.hidden = closer.hidden = !data || Boolean(data.live);
   saving.hidden = !data?.key || !server?.save;
-  find("going-on").hidden = saving.hidden || !props.past;
+  find("going-on").hidden = saving.hidden || !props.past || props.reach?.length === 0;
   find("link").hidden = !data?.settings || Boolean(data.settings.stopped);
   if (!data) return;
   views = new Map(Object.entries(data.views).map(([name, one]) => [name, decodeView(one)]));

@@ -152,6 +152,7 @@ for (const button of saving.querySelectorAll("[data-kind]")) {
   button.addEventListener("click", () => save(button.dataset.kind, button));
 }
 for (const button of find("going-on").children) {
+  button.hidden = Boolean(props.reach) && !props.reach.includes(button.dataset.event);
   button.addEventListener("click", () => goOn(button.dataset.event));
 }
 find("link").addEventListener("click", shareLink);
