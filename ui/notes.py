@@ -40,7 +40,8 @@ def warnings(request: "Request", tokenizer: "PreTrainedTokenizerFast") -> list[M
 
 
 def trace_messages(attention: AttentionTrace, image: int = 0) -> list[Message]:
-    """What the prompt of a recorded picture lacks for its model, and how much of an attributed picture was cut off."""
+    """What the prompt of a recorded picture lacks for its model, and how much of an attributed picture was cut off
+    or padded."""
     settings, (height, width) = attention.recording.settings, attention.size
     words = [word.text for word in attention.words_of(image)]
     words += [found.group() for name in attention.concepts for found in WORD.finditer(name)]
@@ -50,6 +51,8 @@ def trace_messages(attention: AttentionTrace, image: int = 0) -> list[Message]:
         found.append(("note.cut words", {"words": _listed(map(str, cut))}))
     if (share := settings.get("cut_off", 0.0)) > CUT_OFF:
         found.append(("note.cropped", {"share": f"{share:.0%}", "width": width, "height": height}))
+    if (share := settings.get("padded", 0.0)) > CUT_OFF:
+        found.append(("note.padded", {"share": f"{share:.0%}"}))
     return found
 
 

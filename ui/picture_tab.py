@@ -30,12 +30,15 @@ MOST_PIXELS = 40_000_000
 """The limit for an upload: as many as a large camera has. A decompression bomb has more."""
 
 
-def look(models: Models | OneModel, kept: Kept, file: str | None, caption: str, name: str) -> dict[str, Any]:
+def look(
+    models: Models | OneModel, kept: Kept, file: str | None, caption: str, name: str, whole: bool
+) -> dict[str, Any]:
     """The viewer's value for a caption's words in an uploaded picture (see `pipelines.attribute`).
 
     Args:
         file: the path of the upload, or None.
         name: the model; "" is the page's first.
+        whole: whether to pad a picture that does not fit the shape at which it is read, instead of cropping it.
 
     Raises:
         ValueError: the picture is missing, damaged or too large, or the caption cannot be used.
@@ -48,7 +51,7 @@ def look(models: Models | OneModel, kept: Kept, file: str | None, caption: str, 
         picture = read_picture(Path(file).read_bytes(), most_pixels=MOST_PIXELS)
     except (PictureError, OSError) as error:
         raise ValueError(f"the picture cannot be used, or its file is damaged: {error}") from None
-    attention = attribute_words(pipe, picture, caption, keep="full")
+    attention = attribute_words(pipe, picture, caption, keep="full", fit="pad" if whole else "crop")
     key = kept.add(Drawing(attention, [[]], [{"prompt": caption}]))
     notes: list[Message] = [("viewer.attributed", {})]
     warnings = trace_messages(attention)
@@ -72,16 +75,16 @@ class PictureTab(NamedTuple):
 def picture_tab(models: Models | OneModel, kept: Kept, model: gr.components.Component) -> PictureTab:
     """Build the tab in the current Gradio context."""
 
-    def show(picture: str | None, caption: str, name: str) -> dict[str, Any]:
+    def show(picture: str | None, caption: str, name: str, whole: bool) -> dict[str, Any]:
         try:
-            return look(models, kept, picture, caption, name)
+            return look(models, kept, picture, caption, name, whole)
         except ValueError as error:
             return {"error": str(error)}
 
-    def attribute(picture: str | None, caption: str, model: str = "") -> dict[str, Any]:
+    def attribute(picture: str | None, caption: str, model: str = "", whole: bool = False) -> dict[str, Any]:
         """Find where the words of a caption lie in a picture: the answer of /generate, without settings and verdict."""
         try:
-            return look(models, kept, picture, caption, model)
+            return look(models, kept, picture, caption, model, whole)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -101,22 +104,24 @@ def picture_tab(models: Models | OneModel, kept: Kept, model: gr.components.Comp
             )
             picture.preprocess = path_of
             caption = gr.Textbox(label=I18N("picture.caption"), placeholder=I18N("picture.placeholder"), max_lines=4)
+            whole = gr.Checkbox(label=I18N("picture.whole"), info=I18N("picture.whole.info"))
             button = gr.Button(I18N("picture.go"), variant="primary")
             sample = gr.Button(I18N("picture.sample"), size="sm")
         with gr.Column(scale=3, min_width=300):
             viewer = attention_viewer(kept.functions())
     answer = gr.JSON(visible=False, label="answer")
     reading: dict[str, Any] = {
-        "inputs": [picture, caption, model],
+        "inputs": [picture, caption, model, whole],
         "outputs": viewer,
         "show_progress_on": caption,
         "api_visibility": "private",
         **models.events,
     }
-    gr.on([button.click, caption.submit], show, **reading)
+    gr.on([button.click, caption.submit, whole.input], show, **reading)
     sample.click(take_sample, outputs=[picture, caption], api_visibility="private").then(show, **reading)
     named = gr.Textbox("", visible=False)  # clients name any model, or none
-    asked = {"inputs": [picture, caption, named], "outputs": answer, **models.events}
+    padded = gr.Checkbox(False, label="whole", visible=False)
+    asked = {"inputs": [picture, caption, named, padded], "outputs": answer, **models.events}
     gr.Button(visible=False).click(attribute, api_name="attribute", **asked)
 
     def read_after(event: Dependency) -> Dependency:
