@@ -199,7 +199,7 @@ function word(text, name = "") {
 // The parts of a payload
 
 function show(payload) {
-  error = payload?.error ?? null;
+  error = payload?.error ? sayError(payload.error) : null;
   message.classList.toggle("error", Boolean(error));
   message.textContent = error ?? say("query.loading");
   if (!payload || error) return; // the last query stays

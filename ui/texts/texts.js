@@ -7,6 +7,20 @@ function say(key, values = {}) {
   return props.texts[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]?.[language] ?? values[name]);
 }
 
+// An error as Python sends it, in English and in one line, in the language of the page: the texts "error." are the lines
+// that are known, with their places. What stands at a place may be such a line, or a name among them, itself.
+function sayError(line) {
+  const known = language === "en" ? null : knownErrors.find(([form]) => form.test(line));
+  if (!known) return language === "en" ? line[0].toUpperCase() + line.slice(1) : line;
+  const parts = Object.entries(line.match(known[0]).groups ?? {});
+  return say(known[1], Object.fromEntries(parts.map(([name, part]) => [name, part && sayError(part)])));
+}
+
+const knownErrors = Object.entries(props.texts.en ?? {}).filter(([key]) => key.startsWith("error.")).map(([key, text]) => {
+  const form = text.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{(\w+)\}/g, "(?<$1>.+?)");
+  return [new RegExp(`^${form}$`, "s"), key];
+});
+
 const sayAll = (messages) => messages.map(([key, values]) => say(key, values)).join(language === "zh" ? "" : " ");
 
 for (const part of element.querySelectorAll("[data-text]")) part.textContent = say(part.dataset.text);

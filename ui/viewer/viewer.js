@@ -204,7 +204,7 @@ function receive(value) {
   if (value.drawing) return form(value.drawing);
   if (value.error) {
     if (before) show(before); // the last picture stays, whole
-    return notify(value.error[0].toUpperCase() + value.error.slice(1), true);
+    return notify(sayError(value.error), true);
   }
   const { notes, warnings, live } = value;
   const pictures = value.pictures.map((one) => ({ ...one, notes, warnings, live })); // Gradio watches its own

@@ -111,7 +111,7 @@ async function save(kind, button) {
   const answer = await server.save({ key: at.key, image: at.image, kind });
   if (at === data) {
     button.disabled = false;
-    notify(answer.error ?? line, Boolean(answer.error));
+    notify(answer.error ? sayError(answer.error) : line, Boolean(answer.error));
   }
   if (!answer.error) download(answer);
 }
