@@ -28,7 +28,7 @@ def alignment(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
     Its value is a `payload`, with optional "notes", messages about the translation; or {"error": a line}, and the last
     translation stays.
     """
-    return component(__name__, value, colours=COLOUR_STOPS, texts=texts_of("alignment.", "note.", "error."), **options)
+    return component(__name__, value, colours=COLOUR_STOPS, texts=texts_of("alignment.", "note."), **options)
 
 
 def payload(

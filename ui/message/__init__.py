@@ -14,4 +14,4 @@ def message(prefix: str, value: Sequence[Message] | None = None, **options: obje
     A value called "line" is an error of Python. Messages of "problem." are written in the colour of errors, and take no
     room while there are none.
     """
-    return component(__name__, value, texts=texts_of(prefix, "error."), alarm=prefix == "problem.", **options)
+    return component(__name__, value, texts=texts_of(prefix), alarm=prefix == "problem.", **options)

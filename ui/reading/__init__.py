@@ -18,7 +18,7 @@ def reading(value: dict[str, Any] | None = None) -> gr.HTML:
 
     Its event "select" carries {"prompt": text} when a person takes a word in place of another, or {"model": name}.
     """
-    return component(__name__, value, texts=texts_of("reading.", "error."))
+    return component(__name__, value, texts=texts_of("reading."))
 
 
 def read(

@@ -7,18 +7,19 @@ function say(key, values = {}) {
   return props.texts[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]?.[language] ?? values[name]);
 }
 
-// An error as Python sends it, in English and in one line, in the language of the page: the texts "error." are the lines
-// that are known, with their places. What stands at a place may be such a line, or a name among them, itself.
+// An error as Python sends it, in English and in one line, in the language of the page. `knownErrors` of the page's first
+// script are the lines that are known, with their places, in both languages. What stands at a place may be such a line,
+// or a name among them, itself.
 function sayError(line) {
-  const known = language === "en" ? null : knownErrors.find(([form]) => form.test(line));
-  if (!known) return language === "en" ? line[0].toUpperCase() + line.slice(1) : line;
-  const parts = Object.entries(line.match(known[0]).groups ?? {});
-  return say(known[1], Object.fromEntries(parts.map(([name, part]) => [name, part && sayError(part)])));
+  if (language === "en") return line[0].toUpperCase() + line.slice(1);
+  const [form, text] = errorForms().find(([known]) => known.test(line)) ?? [/^/, line];
+  const parts = line.match(form).groups ?? {};
+  return text.replace(/\{(\w+)\}/g, (place, name) => (parts[name] === undefined ? place : sayError(parts[name])));
 }
 
-const knownErrors = Object.entries(props.texts.en ?? {}).filter(([key]) => key.startsWith("error.")).map(([key, text]) => {
-  const form = text.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{(\w+)\}/g, "(?<$1>.+?)");
-  return [new RegExp(`^${form}$`, "s"), key];
+const errorForms = () => (window.knownErrors ?? []).map((texts) => {
+  const form = texts.en.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{(\w+)\}/g, "(?<$1>.+?)");
+  return [new RegExp(`^${form}$`, "s"), texts[language]];
 });
 
 const sayAll = (messages) => messages.map(([key, values]) => say(key, values)).join(language === "zh" ? "" : " ");

@@ -27,7 +27,7 @@ from unet_xattn.words import Word
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The content security policy of `document`: the file may run its own script and fetch nothing."""
 
-SAID = ("viewer.", "verdict.", "warning.", "note.", "error.")
+SAID = ("viewer.", "verdict.", "warning.", "note.")
 """The prefixes of the texts that the viewer shows."""
 
 COLOUR_STOPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
