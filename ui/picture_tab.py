@@ -75,7 +75,7 @@ class PictureTab(NamedTuple):
 def picture_tab(models: Models | OneModel, kept: Kept, model: gr.components.Component) -> PictureTab:
     """Build the tab in the current Gradio context."""
 
-    def show(picture: str | None, caption: str, name: str, whole: bool) -> dict[str, Any]:
+    def show(picture: str | None, caption: str, name: str, whole: bool = False) -> dict[str, Any]:
         try:
             return look(models, kept, picture, caption, name, whole)
         except ValueError as error:

@@ -154,9 +154,11 @@ function renderMark() {
 function paintMultiples() {
   for (const target of words) {
     const [tile, top] = [target.tile.firstChild, topOf(target)];
-    if (changed(tile, view, frameShown(), top)) paintMap(tile, view, sharesOfTarget(target), top, Math.max(view.rows, view.columns));
+    if (changed(tile, view, frameShown(), top)) {
+      paintMap(tile, view, sharesOfTarget(target), top, Math.max(view.rows, view.columns));
+      target.tile.lastChild.textContent = `${target.text} ${percent(largestShare(view, frameShown(), target))}`;
+    }
     target.tile.classList.toggle("shown", pinned.includes(target) || pointed === target);
-    target.tile.lastChild.textContent = `${target.text} ${percent(largestShare(view, frameShown(), target))}`;
   }
 }
 
