@@ -31,7 +31,7 @@ MOST_PIXELS = 40_000_000
 
 
 def look(
-    models: Models | OneModel, kept: Kept, file: str | None, caption: str, name: str, whole: bool
+    models: Models | OneModel, kept: Kept, file: str | None, caption: str, name: str, whole: bool = False
 ) -> dict[str, Any]:
     """The viewer's value for a caption's words in an uploaded picture (see `pipelines.attribute`).
 
@@ -75,7 +75,7 @@ class PictureTab(NamedTuple):
 def picture_tab(models: Models | OneModel, kept: Kept, model: gr.components.Component) -> PictureTab:
     """Build the tab in the current Gradio context."""
 
-    def show(picture: str | None, caption: str, name: str, whole: bool = False) -> dict[str, Any]:
+    def show(picture: str | None, caption: str, name: str, whole: bool) -> dict[str, Any]:
         try:
             return look(models, kept, picture, caption, name, whole)
         except ValueError as error:
