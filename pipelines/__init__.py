@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.edits import paint, pin, refine, replace, reweight, withhold, within
+    from pipelines.edits import excite, paint, pin, refine, replace, reweight, withhold, within
     from pipelines.text_to_image import TextToImagePipeline
     from pipelines.text_to_text import TranslationPipeline
     from pipelines.tracing.attribute import attribute
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from pipelines.tracing.edit import edit
     from pipelines.tracing.verify import verify
 
-_EDITS = ("paint", "pin", "refine", "replace", "reweight", "withhold", "within")
+_EDITS = ("excite", "paint", "pin", "refine", "replace", "reweight", "withhold", "within")
 
 __all__ = [
     "TextToImagePipeline",
     "TranslationPipeline",
     "attribute",
     "edit",
+    "excite",
     "paint",
     "pin",
     "refine",

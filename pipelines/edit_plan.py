@@ -2,7 +2,8 @@
 
 Where the words of a prompt act at high noise decides the layout. So an edited picture is drawn from the same noise
 while each word that has a place in the first picture, its mask, is held there by a bias on its scores. A word that
-replaces another is held in the other's place, a painted one in its region. Things that no edit is about also follow the
+replaces another is held in the other's place, a painted one in its region. A thing that becomes another one is held in
+the box of its place, because it has another outline. Things that no edit is about also follow the
 first picture's path (blended latents, arXiv 2206.02779).
 
 Shapes: h×w pixels of the picture.
@@ -15,12 +16,14 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.edits import LAYOUT, Edit, edited_prompt
 from unet_xattn import AttentionTrace
 from unet_xattn.bias import NEVER, Bias
+from unet_xattn.excite import Excited
 from unet_xattn.grounding import region_mask
 from unet_xattn.words import Word, as_read, find_phrase, phrase_spans, split_words
 
@@ -47,6 +50,7 @@ class Layout:
 
     after: the words of the edited prompt. before: each word of the first prompt, with those that it is or becomes.
     places: word of the edited prompt -> (h, w) bool. gone: the places of words that are replaced or left out.
+    renewed: the words of things whose last word, their name, is replaced. Those have other outlines.
     """
 
     prompts: tuple[str, str]
@@ -54,6 +58,7 @@ class Layout:
     before: dict[Word, list[Word]]
     places: dict[Word, Tensor]
     gone: list[Tensor]
+    renewed: set[Word]
 
     @property
     def new(self) -> list[Word]:
@@ -91,14 +96,19 @@ def lay_out(
     known = {} if first is None else _places(old, first, image)
     things = [[i for i in known if _iou(known[i], place) >= SAME_THING] for place in known.values()]
     become = align([as_read(word.text) for word in old], [as_read(word.text) for word in new], things)
-    layout = Layout((prompt, edited), new, {}, {}, [])
+    layout = Layout((prompt, edited), new, {}, {}, [], set())
     for i, word in enumerate(old):
         layout.before[word] = [new[j] for j in become[i]]
+
+    def is_replaced(i: int) -> bool:
+        return bool(become[i]) and [as_read(new[j].text) for j in become[i]] != [as_read(old[i].text)]
+
     for (i, place), thing in zip(known.items(), things, strict=True):
         is_left_out = sum(not become[other] for other in thing) > len(thing) / 2  # also the "red" of a square left out
-        is_replaced = bool(become[i]) and [as_read(new[j].text) for j in become[i]] != [as_read(old[i].text)]
-        if is_left_out or is_replaced:
+        if is_left_out or is_replaced(i):
             layout.gone.append(place)
+        if is_replaced(max(thing)):
+            layout.renewed.update(layout.before[old[i]])
         for word in () if is_left_out else layout.before[old[i]]:
             layout.places[word] = layout.places[word] | place if word in layout.places else place
     return layout
@@ -109,13 +119,22 @@ def _places(words: Sequence[Word], first: AttentionTrace, image: int) -> dict[in
     if not words:
         return {}
     maps = torch.stack([first.heatmap(word, image=image, refine="edges", reduce=first.best_reduce()) for word in words])
-    places = {}
+    places, strengths = {}, {}
     for i, own in enumerate(maps):
         mask = own >= own.max() / 2
         shares = (maps * mask).sum(dim=(1, 2))  # of each word there
         if mask.float().mean() <= LARGEST and shares[i] >= DOMINANT * shares.max():
-            places[i] = mask
-    return places
+            places[i], strengths[i] = mask, float(own[mask].mean())
+    # Some articles fill the ground around a thing.
+    around = {i for i in places for j in places if strengths[i] < strengths[j] / 2 and _surrounds(places[i], places[j])}
+    return {i: place for i, place in places.items() if i not in around}
+
+
+def _surrounds(place: Tensor, other: Tensor) -> bool:
+    """Whether a place lies around another one: the box of it has nearly all of that, and itself has not."""
+    rows, columns = (place.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+    inside = other[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].sum()
+    return bool(inside > 0.9 * other.sum()) and _iou(place, other) < 0.5
 
 
 def align(old: Sequence[str], new: Sequence[str], things: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -185,6 +204,7 @@ class Plan:
 
     prompt: str
     biases: list[Bias]
+    excited: list[Excited]
     kept: Tensor
 
 
@@ -208,11 +228,16 @@ def plan(
     after = edited_prompt(prompt, edits)
     layout = lay_out(prompt, after, tokenizer, first, image)
     biases: list[Bias] = []
+    excited: list[Excited] = []
     changed, opened, named = list(layout.gone), list(layout.gone), set()
     for edit in edits:
         if edit.kind in ("replace", "refine"):
             continue
         about = layout.find(edit.word)
+        if edit.kind == "excite":
+            excited.append(Excited(_tokens(about), edit.layers, edit.heads, edit.noise))
+            named.update(about)
+            continue
         if edit.kind == "reweight":
             biases.append(_bias(about, math.log(edit.value) if edit.value else NEVER, 0.0, None, edit))
             continue
@@ -229,29 +254,41 @@ def plan(
             changed += [region, *own]
             named.update(about)
     if first is None or all(edit.kind == "reweight" for edit in edits):  # what a word does alone
-        return Plan(after, biases, torch.zeros(size, dtype=torch.bool))
+        return Plan(after, biases, excited, torch.zeros(size, dtype=torch.bool))
     held = {word: place for word, place in layout.places.items() if word not in named}
     touched = _union(changed, size)
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
-    biases += [_bias([word], STRENGTH, -STRENGTH, place) for word, place in held.items()]
+    for word, place in held.items():
+        biases.append(_bias([word], STRENGTH, -STRENGTH, _boxes(place) if word in layout.renewed else place))
     biases += [_bias([word], -STRENGTH, 0.0, staying) for word in layout.new if word not in named and staying.any()]
     if any(edit.kind == "within" for edit in edits):
-        return Plan(after, biases, ~_grown(_union(opened, size)))
-    return Plan(after, biases, staying | _grown(staying) & ~_grown(touched))
+        return Plan(after, biases, excited, ~_grown(_union(opened, size)))
+    return Plan(after, biases, excited, staying | _grown(staying) & ~_grown(touched))
 
 
 def _bias(
     words: Sequence[Word], inside: float, outside: float, region: Tensor | None, edit: Edit | None = None
 ) -> Bias:
-    tokens = tuple(sorted({token for word in words for token in word.tokens}))
     where: dict[str, Any] = {"noise": LAYOUT}
     if edit is not None:
         where = {"layers": edit.layers, "heads": edit.heads, "noise": edit.noise}
-    return Bias(tokens, inside, outside, region, **where)
+    return Bias(_tokens(words), inside, outside, region, **where)
+
+
+def _tokens(words: Sequence[Word]) -> tuple[int, ...]:
+    return tuple(sorted({token for word in words for token in word.tokens}))
 
 
 def _union(places: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([torch.zeros(size, dtype=torch.bool), *places]).any(dim=0)
+
+
+def _boxes(place: Tensor) -> Tensor:
+    """The boxes of the connected parts of a place (h, w), which have room for another outline."""
+    boxes = torch.zeros_like(place)
+    for rows, columns in ndimage.find_objects(ndimage.label(place.numpy())[0]):
+        boxes[rows, columns] = True
+    return boxes
 
 
 def _iou(a: Tensor, b: Tensor) -> float:

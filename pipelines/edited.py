@@ -3,7 +3,7 @@
 Shapes: B pictures, C channels, h×w positions of a picture or of a VAE's latent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -16,13 +16,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.draw_request import AfterStep, BeforeStep, Change, Read
 from pipelines.drawing import colour_map
 from pipelines.edit_plan import Plan, plan
 from pipelines.edits import Edit, check_known
 from pipelines.request import Request
-from unet_xattn import AttentionTrace
-from unet_xattn.attention import RecordLayer
+from unet_xattn import AttentionTrace, flow
 from unet_xattn.bias import bias_hook
+from unet_xattn.excite import excite
+from unet_xattn.words import phrase_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,25 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class EditedPictures(ImagePipelineOutput):
-    """Edited pictures, `images`, with the pictures `before`, of the same noise, and the trace of those.
+    """Edited pictures, `images`, with the pictures `before`, and the trace of those.
 
     prompts: the edited prompt of each picture.
+    inexact: of pictures that were given, the mean difference to `before`, in [0, 1]: what a VAE loses before any edit.
     """
 
     before: list[Image.Image] | np.ndarray | Tensor
     prompts: list[str]
     trace: AttentionTrace
+    inexact: list[float] | None = None
 
 
 Draw = Callable[..., Any]
-"""`TextToImagePipeline._draw`."""
-
-Change = Callable[[int, float, Mapping[str, slice]], RecordLayer | None]
-"""Called before each pass with its step, its noise level, and the rows of its batch that are the "prompt" or the
-"negative" of each picture; returns the `record` argument of the pass, which may change its attention."""
-
-AfterStep = Callable[[int, Tensor], Tensor]
-"""Called after each step with its number and the latents (B, C, h/f, w/f); returns those to continue with."""
+"""`draw_request` for a pipeline, with what a call gives it."""
 
 active_edits: ContextVar[tuple[tuple[DiffusionPipeline, Sequence[Edit]], ...]] = ContextVar("active_edits", default=())
 """The open `tracing.edit.edit` blocks of this thread (or task), innermost last: each pipeline and its edits."""
@@ -69,42 +66,75 @@ def draw_changed(
     """
     if change is not None and (painted or any(edits)):
         raise ValueError("edits change the attention already: give either edits and regions, or change")
+    if asked.clean is not None and not any(edits):
+        raise ValueError("a picture is given, but no edits of it: give edits, such as replace('circle', 'star')")
     if any(edits):
-        return draw_edited(draw, asked, [[*own, *painted] for own in edits], tokenizer)
+        return draw_edited(draw, asked, edits, painted, tokenizer)
     if painted:
         change = changed_by([plan(painted, text, asked.size, tokenizer) for text in asked.prompts])
     return ImagePipelineOutput(draw(asked, change=change))
 
 
 def draw_edited(
-    draw: Draw, asked: Request, edits: Sequence[Sequence[Edit]], tokenizer: "PreTrainedTokenizerBase"
+    draw: Draw,
+    asked: Request,
+    edits: Sequence[Sequence[Edit]],
+    painted: Sequence[Edit],
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> EditedPictures:
     """Draw what is asked for, and then with the edits of each picture; only the latter is traced and called back.
+
+    A picture that exists is not drawn but read: the first path is that of the picture as it is noised, from noise to
+    itself. Both have the painted words in their regions, except for the words that an edit paints in another one.
 
     Raises:
         ValueError: an edit cannot be made of its prompt, mostly before anything is drawn.
     """
+    laid_out = changed_by([plan(painted, text, asked.size, tokenizer) for text in asked.prompts]) if painted else None
+    edits = [[*own, *_not_painted_anew(painted, own)] for own in edits]
     for own, text in zip(edits, asked.prompts, strict=True):
         plan(own, text, asked.size, tokenizer)
         check_known(text, own, tokenizer)
     if asked.generator is None and asked.latents is None:
         asked = with_changes(asked, generator=torch.Generator().manual_seed(torch.seed()))
     again = with_changes(asked, generator=_copied(asked.generator))
-    first, path = AttentionTrace("head"), []
+    first, path, noise = AttentionTrace("head"), list[Tensor](), list[Tensor]()
 
-    def keep(step: int, latents: Tensor) -> Tensor:
+    def begin(sigma: float, latents: Tensor, read: Read) -> Tensor:
+        noise.append(latents)
+        return latents
+
+    def keep(step: int, sigma: float, latents: Tensor) -> Tensor:
+        if asked.clean is not None:
+            latents = flow.interpolate(asked.clean, noise[0], latents.new_tensor([sigma]))
         path.append(latents)
         return latents
 
-    before = draw(asked, attention=first, callback=None, after_step=keep)
+    before = draw(asked, attention=first, callback=None, change=laid_out, before_step=begin, after_step=keep)
     plans = [
         plan(own, text, asked.size, tokenizer, first, image)
         for image, (own, text) in enumerate(zip(edits, asked.prompts, strict=True))
     ]
     prompts = [own.prompt for own in plans]
     kept = torch.stack([own.kept for own in plans])
-    images = draw(with_changes(again, prompts=prompts), change=changed_by(plans), after_step=following(path, kept))
-    return EditedPictures(images, before, prompts, first)
+    images = draw(
+        with_changes(again, prompts=prompts),
+        change=changed_by(plans),
+        before_step=excited_by(plans),
+        after_step=following(path, kept),
+    )
+    return EditedPictures(images, before, prompts, first, None if asked.pictures is None else _inexact(asked, first))
+
+
+def _inexact(asked: Request, first: AttentionTrace) -> list[float]:
+    assert asked.pictures is not None and first.pictures is not None
+    return ((asked.pictures.float() - first.pictures.float()).abs().mean(dim=(1, 2, 3)) / 255).tolist()
+
+
+def _not_painted_anew(painted: Sequence[Edit], own: Sequence[Edit]) -> list[Edit]:
+    """The painted phrases without those that have a word that one of a picture's own edits paints."""
+    anew = [edit.word for edit in own if edit.kind == "paint"]
+    return [edit for edit in painted if not any(phrase_spans(word, edit.word) for word in anew)]
 
 
 def changed_by(plans: Sequence[Plan]) -> Change:
@@ -113,10 +143,16 @@ def changed_by(plans: Sequence[Plan]) -> Change:
     return lambda step, sigma, rows: bias_hook(rows, biases, sigma)
 
 
+def excited_by(plans: Sequence[Plan]) -> BeforeStep:
+    """Before each step: the latents moved by the words that the plan of their picture excites."""
+    excited = [own.excited for own in plans]
+    return lambda sigma, latents, read: excite(latents, excited, sigma, read)
+
+
 def following(path: Sequence[Tensor], kept: Tensor) -> AfterStep:
     """After each step: the latents of another path where they are kept, (B, h, w) bool in pixels."""
 
-    def follow(step: int, latents: Tensor) -> Tensor:
+    def follow(step: int, sigma: float, latents: Tensor) -> Tensor:
         height, width = latents.shape[-2:]
         share = F.adaptive_avg_pool2d(kept[:, None].float(), (height, width)).to(latents.device)
         return torch.where(share >= 0.5, path[step], latents)

@@ -17,8 +17,11 @@ from unet_xattn.words import WORD, as_read, is_index, items, phrase_spans, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LAYOUT = (0.5, 1.0)
+LAYOUT = (0.3, 1.0)
 """Noise levels at which words are held in regions. Below, places hardly change any more."""
+
+EXCITED = (0.5, 1.0)
+"""Noise levels at which latents are moved for a neglected word: those where things find their places."""
 
 LOUDEST = 100.0
 
@@ -77,6 +80,11 @@ def pin(word: str, region: Region | None = None, **where: Any) -> Edit:
 def within(word: str) -> Edit:
     """Only the place of a word changes, with its painted region: everything else follows the first picture's path."""
     return Edit("within", _word(word))
+
+
+def excite(word: str, **where: Any) -> Edit:
+    """A word or phrase that the first picture neglects: the latents are moved until a place reads it."""
+    return Edit("excite", _word(word), **_where({"noise": EXCITED} | where))
 
 
 def _word(word: Any) -> str:

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.checks import check_guidance, check_prompt, check_steps, check_text, check_whole, listed
-from pipelines.components import check_size
+from pipelines.components import check_size, to_tensor
+from pipelines.pictures import fit_picture
+from pipelines.pixels import displayed
 from unet_xattn import AttentionTrace
 from unet_xattn.words import is_index, is_one_of, shown
 
@@ -28,6 +31,7 @@ class Request:
 
     prompts, negatives: a text for each picture. ignored: the positions of ignored tokens of each picture.
     size: height and width in pixels.
+    pictures: those to edit, (B, h, w, 3) uint8, and `clean`, their latents; None where there are none.
     """
 
     prompts: list[str]
@@ -39,6 +43,8 @@ class Request:
     guidance_interval: tuple[float, float]
     generator: torch.Generator | list[torch.Generator] | None
     latents: Tensor | None
+    pictures: Tensor | None = None
+    clean: Tensor | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,6 +70,7 @@ def read_request(
     each: Any,
     generator: Any,
     latents: Any,
+    image: Any = None,
 ) -> Request:
     """The arguments of a call, with the model's own values for those that are None.
 
@@ -78,10 +85,14 @@ def read_request(
     for text in prompts:
         check_prompt(text)
     negatives = _negatives(negative_prompt, len(prompts))
-    height, width = (pipe.picture_size if side is None else side for side in size)
+    given = None if image is None else _pictures(image, len(prompts))
+    own = (pipe.picture_size,) * 2 if given is None else (given[0].height, given[0].width)
+    height, width = (of_model if side is None else side for side, of_model in zip(size, own, strict=True))
     for side, name in ((height, "height"), (width, "width")):
         check_whole(side, name, -MAX_SIDE, MAX_SIDE)
     check_size(pipe.unet, pipe.vae, height, width)
+    if given is not None and (height, width) != own:
+        raise ValueError(f"the picture to edit has {own[1]}×{own[0]} pixels, asked for are {width}×{height}: resize it")
     steps = pipe.config.num_inference_steps if steps is None else steps
     check_steps(steps)
     scale = pipe.config.guidance_scale if scale is None else scale
@@ -89,6 +100,10 @@ def read_request(
     if not is_index(each, MAX_PICTURES + 1) or each < 1:
         raise ValueError(f"num_images_per_prompt must be 1 or more, got {shown(each)}")
     ignored = _ignored(ignore, prompts, pipe.tokenizer)
+    pictures = clean = None
+    if given is not None:
+        pictures = torch.from_numpy(np.stack(_repeat([fit_picture(picture, own) for picture in given], each)))
+        clean = pipe.encode_pictures(to_tensor(pictures.numpy()))
     return Request(
         _repeat(prompts, each),
         _repeat(negatives, each),
@@ -99,7 +114,23 @@ def read_request(
         _interval(interval),
         _generator(generator, len(prompts) * each),
         _latents(latents, (len(prompts) * each, *pipe.latent_shape(height, width))),
+        pictures,
+        clean,
     )
+
+
+def _pictures(given: Any, count: int) -> list[Image.Image]:
+    """The pictures to edit, one for each prompt, as they are displayed."""
+    pictures = listed(given)
+    if not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise ValueError(f"image is an open picture of Pillow, or a list with one for each prompt, not {shown(given)}")
+    if len(pictures) != count:
+        raise ValueError(f"{len(pictures)} pictures to edit for {count} prompts: give one for each")
+    pictures = [displayed(picture)[0] for picture in pictures]
+    if len(sizes := {picture.size for picture in pictures}) > 1:
+        found = ", ".join(f"{width}×{height}" for width, height in sorted(sizes))
+        raise ValueError(f"pictures to edit together have one size, not {found}: edit them one by one")
+    return pictures
 
 
 def _negatives(given: Any, count: int) -> list[str]:

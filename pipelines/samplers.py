@@ -46,18 +46,20 @@ def integrate(
     scheduler: SchedulerMixin,
     steps: int,
     generator: torch.Generator | list[torch.Generator] | None = None,
-    on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
+    on_step: Callable[[int, Tensor, float, Tensor, Tensor], Tensor] | None = None,
     progress: Callable[[Tensor], Iterable[Tensor]] = iter,
     stop: Callable[[], bool] = lambda: False,
+    move: Denoiser | None = None,
 ) -> Tensor:
     """Integrate a rectified flow from noise (B, C, h, w) to the end of the flow (B, C, h, w).
 
     Args:
         generator: source of the noise that a stochastic scheduler adds; a list has one for each picture.
-        on_step: called as f(step, timestep, latents, clean) after each step. It returns the latents to continue with;
-            `clean` (B, C, h, w) is the prediction of x0 that the step used.
+        on_step: called as f(step, timestep, sigma, latents, clean) after each step. It returns the latents to continue
+            with, which have noise level sigma now; `clean` (B, C, h, w) is the prediction of x0 that the step used.
         progress: wraps the timesteps as tqdm does.
         stop: asked after each step; where it is True, the latents so far are returned.
+        move: called as `denoise` is, before each step; returns the latents to take it from.
     """
     scheduler = deepcopy(scheduler)  # it counts its steps, and another thread may be drawing with the same one
     sigmas = {}
@@ -68,13 +70,15 @@ def integrate(
         scheduler.sigma_min = 1 / steps
     scheduler.set_timesteps(steps, device=latents.device, **sigmas)
     noise = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
+    levels = [*(scheduler.timesteps / scheduler.config.num_train_timesteps).tolist(), 0.0]
     for step, timestep in enumerate(progress(scheduler.timesteps)):
-        sigma = float(timestep) / scheduler.config.num_train_timesteps
+        sigma = levels[step]
+        latents = latents if move is None else move(latents, timestep, sigma, step)
         velocity = denoise(latents, timestep, sigma, step)
         clean = latents - sigma * velocity
         latents = scheduler.step(velocity, timestep, latents, return_dict=False, **noise)[0]
         if on_step is not None:
-            latents = on_step(step, timestep, latents, clean)
+            latents = on_step(step, timestep, levels[step + 1], latents, clean)
         if stop():
             break
     return latents

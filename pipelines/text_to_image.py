@@ -4,7 +4,7 @@ Shapes: B pictures (prompts × pictures per prompt), T tokens, D width of the me
 of the flow, f scale factor of the VAE. The flow ends in a picture, or in a VAE's latent with sides f times shorter.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.callbacks import Call, Callback, CallState
+from pipelines.callbacks import Callback, CallState
 from pipelines.checks import check_number, check_text, check_tokens, listed
 from pipelines.components import (
     SOURCE,
@@ -33,13 +34,12 @@ from pipelines.components import (
     quiet,
     scale_factor,
 )
-from pipelines.edited import AfterStep, Change, active_edits, draw_changed
+from pipelines.draw_request import Change, draw_request
+from pipelines.edited import active_edits, draw_changed
 from pipelines.edits import Edit, paint_all, read_edits
-from pipelines.recording import encode_concepts, read_concepts, recorder
-from pipelines.request import Request, check_results, read_request
-from pipelines.samplers import OWN, SAMPLERS, integrate
+from pipelines.request import check_results, read_request
+from pipelines.samplers import OWN, SAMPLERS
 from unet_xattn import AttentionTrace, CrossAttentionUNet
-from unet_xattn.attention import RecordLayer, in_turn
 from unet_xattn.grounding import Region
 from unet_xattn.trace_plan import Recording
 from unet_xattn.words import read_text, unknown_words
@@ -215,6 +215,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         change_self: Change | None = None,
         edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
         regions: Mapping[str, Region] | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
     ) -> ImagePipelineOutput:
         """Draw pictures.
 
@@ -246,6 +247,8 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             change_self: likewise for the attention of positions to one another.
             edits: of `pipelines.edits`, for all prompts, or a list for each: the picture is drawn twice from the same
                 noise, without them and with them, and the output is an `EditedPictures`. A trace records the latter.
+            image: a picture to edit, or one for each prompt, which describes it; in a size that the model draws. It
+                takes the place of the picture without edits.
             regions: phrases of the prompt and where to draw them: a box (x0, y0, x1, y1) or a mask (height, width).
 
         Returns:
@@ -266,6 +269,7 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
             num_images_per_prompt,
             generator,
             latents,
+            image,
         )
         callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
@@ -273,7 +277,8 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         check_results(output_type, callback, inputs, self._callback_tensor_inputs, attention)
         check_number(ignore_below, "noise level to ignore below", 0, 1)
         draw = partial(
-            self._draw,
+            draw_request,
+            self,
             output_type=output_type,
             attention=self._open_trace() if attention is None else attention,
             callback=callback,
@@ -288,85 +293,6 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return out if return_dict else out.to_tuple()
 
-    def _draw(
-        self,
-        asked: Request,
-        output_type: str,
-        attention: AttentionTrace | None = None,
-        callback: Callback | None = None,
-        inputs: Sequence[str] = (),
-        ignore_below: float = 1.0,
-        change: Change | None = None,
-        change_self: Change | None = None,
-        after_step: AfterStep | None = None,
-    ) -> Any:
-        """Draw pictures once, and return them; arguments as of a call."""
-        count, guided = len(asked.prompts), asked.guidance_scale != 1
-        low, high = asked.guidance_interval
-        call = Call(asked.guidance_scale, guided, read_negative=guided)
-        if attention is not None:
-            if (change or change_self) and attention.concepts:
-                raise ValueError("concepts are read beside a prompt as it is: trace edits and changes without concepts")
-            branches = {"prompt": asked.prompts} | ({"negative": asked.negatives} if guided else {})
-            settings = asked.settings | {"scheduler": type(self.scheduler).__name__}
-            concepts = encode_concepts(attention.concepts, self.tokenizer, self.encode_prompt)
-            described = self.recording(branches, asked.size, asked.steps, settings, attention.concepts)
-            attention.start(described, concepts.spelled)
-
-        # Both branches are encoded together, so that they have the same padding and run as one batch.
-        memory, token_mask = self.encode_prompt(asked.negatives + asked.prompts if guided else asked.prompts)
-        read_mask = token_mask.clone()
-        for row, tokens in zip(read_mask[-count:], asked.ignored, strict=True):
-            row[tokens] = False
-
-        def hooks(step: int, sigma: float, rows: Mapping[str, slice], memory: Tensor) -> dict[str, RecordLayer | None]:
-            """What changes the attention of a pass, and then what records it."""
-            changing = change(step, sigma, rows) if change else None
-            record = in_turn([changing, recorder(self.unet, attention, step, rows, memory)])
-            return {"record": record, "record_self": change_self(step, sigma, rows) if change_self else None}
-
-        def denoise(x: Tensor, timestep: Tensor, sigma: float, step: int) -> Tensor:
-            """The velocity at x, guided within the interval."""
-            mask = read_mask if sigma <= ignore_below else token_mask
-            if attention is not None and attention.concepts:
-                read_concepts(self.unet, x, timestep, memory[-count:], mask[-count:], attention, step, concepts)
-            if call.guided and low < sigma <= high:
-                rows = {"negative": slice(0, count), "prompt": slice(count, 2 * count)}
-                both = self.unet(torch.cat([x, x]), timestep, memory, mask, **hooks(step, sigma, rows, memory)).sample
-                negative, positive = both.chunk(2)
-                return negative + call.guidance_scale * (positive - negative)
-            rows, own = {"prompt": slice(0, count)}, memory[-count:]
-            return self.unet(x, timestep, own, mask[-count:], **hooks(step, sigma, rows, own)).sample
-
-        def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:
-            nonlocal memory
-            latents = after_step(step, latents) if after_step else latents
-            if callback is None:
-                return latents
-            now = {"latents": latents, "prompt_embeds": memory}
-            shown = now | ({"clean": self.decode_latents(clean)} if "clean" in inputs else {})
-            left = self._call_back(callback, step, timestep, now, {name: shown[name] for name in inputs})
-            memory = left["prompt_embeds"]
-            return left["latents"]
-
-        def progress(timesteps: Tensor) -> Iterable[Tensor]:
-            call.num_timesteps = len(timesteps)
-            return self.progress_bar(timesteps)
-
-        with self._calling(call):
-            noise = self.prepare_latents((count, *self.latent_shape(*asked.size)), asked.generator, asked.latents)
-            latents = integrate(
-                denoise,
-                noise,
-                self.scheduler,
-                asked.steps,
-                asked.generator,
-                on_step,
-                progress,
-                stop=lambda: call.interrupt,
-            )
-        return self._finish(latents, output_type, attention)
-
     def prepare_latents(
         self,
         shape: tuple[int, ...],
@@ -377,16 +303,6 @@ class TextToImagePipeline(CallState, DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
         return latents.to(self._execution_device, self.unet.dtype).to(memory_format=torch.channels_last)
-
-    def _finish(self, latents: Tensor, output_type: str, attention: AttentionTrace | None) -> Any:
-        """The end of the flow as `output_type` says; a trace gets its pictures."""
-        if attention is None and output_type == "latent":  # nothing to decode, which takes a VAE time
-            return latents.float()
-        pictures = self.decode_latents(latents).float()  # (B, 3, h, w)
-        if attention is not None:
-            shown = self.image_processor.postprocess(pictures, output_type="pt")
-            attention.finish((shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8))
-        return self.image_processor.postprocess(latents.float() if output_type == "latent" else pictures, output_type)
 
     def recording(
         self,

@@ -8,7 +8,7 @@ import torch
 from families_of_pipelines import state_of
 from tiny_pipelines import FAMILIES, pipeline
 
-from pipelines import TextToImagePipeline, edit, paint, pin, refine, replace, reweight, trace, withhold
+from pipelines import TextToImagePipeline, edit, excite, paint, pin, refine, replace, reweight, trace, withhold
 from pipelines.edits import Edit
 
 PROMPT = "a red circle left of a blue square"
@@ -69,6 +69,45 @@ def test_a_painted_word_is_read_in_its_region(name: str) -> None:
     mask[:, : width // 2] = 1
     pinned, _ = recorded(name, pin("circle", mask), keep="full")
     torch.testing.assert_close(pinned.maps(layer, step=0), edited.maps(layer, step=0))
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "qwenimage"])
+def test_an_excited_word_is_read_more_after_the_first_step(name: str) -> None:
+    plain, _ = recorded(name, reweight("circle", 1.0))
+    excited, _ = recorded(name, excite("circle"))
+    peaks = []
+    for attention in (plain, excited):
+        layers = [attention.maps(layer, step=1)[tokens(attention, "circle")].sum(dim=0) for layer in attention.layers]
+        peaks.append(max(float(own.max()) for own in layers))
+    torch.testing.assert_close(first_layer(excited), first_layer(plain))  # the first step is as it was
+    assert peaks[1] > peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("z_image", {}, "ZImageTransformer2DModel cannot excite words: it is not given its latents as one tensor"),
+        ("pixart_alpha", {}, "PixArtAlphaPipeline cannot excite words: it has no callback_on_step_end"),
+        ("flux", {"callback_on_step_end": print}, "excite moves latents by callback_on_step_end: give no other"),
+    ],
+)
+def test_what_cannot_be_excited_is_refused_and_nothing_stays(name: str, more: dict, message: str) -> None:
+    pipe = pipeline(name)
+    FAMILIES[name].draw(pipe, PROMPT)
+    before = state_of(pipe)
+    with pytest.raises(ValueError, match=f"^{message}") as raised, edit(pipe, excite("circle")):
+        pipe(PROMPT, **{**FAMILIES[name].call, **more})  # type: ignore[operator]
+    assert "\n" not in str(raised.value) and state_of(pipe) == before
+
+
+def test_layers_that_read_no_text_cannot_excite() -> None:
+    with pytest.raises(ValueError, match=r"^none of the layers and heads that excite names reads the text"):
+        recorded("sd", excite("circle", layers=["*attn1"]))
+
+
+def test_excite_needs_gradients() -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"^excite needs gradients: draw outside of torch"):
+        recorded("sd", excite("circle"))
 
 
 def test_noise_and_layers_limit_an_edit() -> None:

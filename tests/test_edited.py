@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import TextToImagePipeline, paint, pin, refine, replace, reweight, trace, withhold, within
+from pipelines import TextToImagePipeline, excite, paint, pin, refine, replace, reweight, trace, withhold, within
 from pipelines.edited import EditedPictures, picture_of_change
 from pipelines.edits import Edit
 from pipelines.scenes.judge import judge
@@ -63,6 +63,76 @@ def test_the_edited_picture_shows_what_was_asked_and_the_rest_stays(
     assert np.minimum(square, kept).sum() / np.maximum(square, kept).sum() > 0.95
 
 
+def test_an_excited_thing_that_was_missing_is_drawn_and_the_others_stay(shapes: TextToImagePipeline) -> None:
+    prompt = "a large orange cross, a small orange triangle and a small purple square, on a gray ground"
+    with torch.inference_mode():  # in which the page draws
+        edited = shapes(
+            prompt,
+            edits=[excite("orange triangle")],
+            num_inference_steps=8,
+            generator=torch.Generator().manual_seed(13),
+            output_type="np",
+        )
+    before, after = (WORLDS["shapes"].see(as_bytes(p)) for p in (edited.before, edited.images))  # type: ignore[arg-type]
+    assert {o.shape for o in before.objects} == {"cross", "square"}
+    assert {o.shape for o in after.objects} == {"cross", "square", "triangle"}
+    assert all(parameter.grad is None for parameter in shapes.unet.parameters())
+
+
+@pytest.fixture(scope="module")
+def rendered() -> tuple[str, Image.Image]:
+    """What a picture shows that no model drew, and the picture."""
+    scene = WORLDS["shapes"].scene(99, 4, "relation")
+    return scene.caption, Image.fromarray(WORLDS["shapes"].render(scene, 64)[0])
+
+
+def test_a_picture_that_exists_is_edited_and_the_rest_of_it_stays(
+    shapes: TextToImagePipeline, rendered: tuple[str, Image.Image]
+) -> None:
+    caption, picture = rendered
+    assert caption == "a yellow square is above a small blue circle against a turquoise background."
+    edited = draw(shapes, replace("yellow", "red"), prompt=caption, image=picture)
+    before, after = as_bytes(edited.before), as_bytes(edited.images)  # type: ignore[arg-type]
+    assert np.abs(before.astype(int) - np.asarray(picture)).max() <= 1 and edited.inexact == [
+        pytest.approx(0, abs=1e-3)
+    ]
+    target = parse(edited.prompts[0])
+    assert target is not None and judge(target, after).all_correct
+    circle = edited.trace.mask("circle").numpy()
+    assert np.abs(before.astype(int) - after)[circle].max() <= 1
+
+
+def test_pictures_that_exist_are_edited_together_as_alone(
+    shapes: TextToImagePipeline, rendered: tuple[str, Image.Image]
+) -> None:
+    caption, picture = rendered
+    how: dict[str, Any] = {"num_inference_steps": 3, "output_type": "np"}
+    flipped = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 7)]
+    both = shapes([caption] * 2, image=[flipped, picture], edits=[replace("yellow", "red")], generator=seeds, **how)
+    alone = draw(shapes, replace("yellow", "red"), prompt=caption, image=picture, num_inference_steps=3)
+    assert np.abs(both.images[1] - alone.images[0]).max() <= 1.5 / 255
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "a picture is given, but no edits of it: give edits, such as replace"),
+        ({"regions": {"circle": (0, 0, 9, 9)}}, "a picture is given, but no edits of it"),
+        ({"image": "a.png", "edits": [replace("red", "blue")]}, "image is an open picture of Pillow, or a list"),
+        ({"image": Image.new("RGB", (70, 64))}, "this model draws sizes that are multiples of 16 pixels, got 70×64"),
+        ({"height": 32}, "the picture to edit has 64×64 pixels, asked for are 64×32: resize it"),
+        ({"image": [Image.new("RGB", (64, 64))] * 2}, "2 pictures to edit for 1 prompts: give one for each"),
+    ],
+)
+def test_a_picture_that_cannot_be_edited_is_refused_in_one_line(
+    shapes: TextToImagePipeline, how: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes.unet, "forward", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        shapes(PROMPT, **{"image": Image.new("RGB", (64, 64)), **how})
+
+
 def test_regions_draw_things_where_they_are_asked(shapes: TextToImagePipeline) -> None:
     boxes = {"red circle": (2, 2, 22, 22), "blue square": (40, 4, 60, 24), "green star": (20, 36, 44, 60)}
     prompt = "a red circle, a blue square and a green star"
@@ -73,6 +143,21 @@ def test_regions_draw_things_where_they_are_asked(shapes: TextToImagePipeline) -
         x0, y0, x1, y1 = boxes[f"{o.colour} {o.shape}"]
         assert x0 < o.x * 64 < x1 and y0 < o.y * 64 < y1
     assert len(seen.objects) == 3
+
+
+def test_an_edited_layout_keeps_its_regions_but_for_what_is_painted_anew(shapes: TextToImagePipeline) -> None:
+    boxes = {"red circle": (2, 2, 22, 22), "blue square": (40, 4, 60, 24)}
+    there = (20, 36, 44, 60)
+    how: dict[str, Any] = {"regions": boxes, "output_type": "np"}
+    edits = [replace("square", "star"), paint("circle", there)]
+    alone, edited = (
+        shapes("a red circle and a blue square", generator=torch.Generator().manual_seed(0), **how | more)
+        for more in ({}, {"edits": edits})
+    )
+    assert np.array_equal(as_bytes(edited.before), as_bytes(alone.images))  # type: ignore[arg-type]
+    found = {o.shape: o for o in WORLDS["shapes"].see(as_bytes(edited.images)).objects}  # type: ignore[arg-type]
+    for shape, (x0, y0, x1, y1) in {"star": boxes["blue square"], "circle": there}.items():
+        assert x0 < found[shape].x * 64 < x1 and y0 < found[shape].y * 64 < y1
 
 
 def test_a_withheld_word_is_read_nowhere_and_the_trace_says_so(shapes: TextToImagePipeline) -> None:
@@ -207,12 +292,32 @@ def test_the_command_writes_both_pictures_their_words_and_the_change(
     assert np.array_equal(pictures[2], picture_of_change(pictures[0], pictures[1]))
 
 
+def test_the_command_edits_a_picture_file_of_any_size_and_says_how_exactly_it_is_kept(
+    tmp_path: Path,
+    rendered: tuple[str, Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caption, picture = rendered
+    picture.resize((150, 128)).save(tmp_path / "mine.png")
+    line = ["unet-xattn", "edit", caption, "--image", str(tmp_path / "mine.png"), "--replace", "yellow=red"]
+    monkeypatch.setattr("sys.argv", [*line, "--steps", "4", "--device", "cpu", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    printed = capsys.readouterr()
+    before, after = (np.asarray(Image.open(printed.out.split()[i]), int) for i in (0, 2))
+    assert before.shape == after.shape == (64, 80, 3) and (before != after).any()
+    assert "note: before any edit, the picture is kept to within 0.0" in printed.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "error: nothing to edit: give --replace"),
         (["--replace", "circle"], "error: --replace 'circle' has no '=': write it like circle=star"),
         (["--paint", "circle=1,2,3"], "error: a box is four whole numbers X0,Y0,X1,Y1 in pixels, not '1,2,3'"),
+        (["--withhold", "red", "--image", "no.png"], "error: [Errno 2] No such file or directory"),
+        (["--withhold", "red", "--image", "pyproject.toml"], "error: pyproject.toml cannot be used"),
         (["--reweight", "red=loud"], "error: a weight is a number such as 2 or 0.5, not 'loud'"),
     ],
 )

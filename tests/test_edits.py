@@ -8,7 +8,19 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines import TextToImagePipeline, trace
 from pipelines.edit_plan import align, lay_out, plan
-from pipelines.edits import Edit, check_known, edited_prompt, paint, pin, refine, replace, reweight, withhold, within
+from pipelines.edits import (
+    Edit,
+    check_known,
+    edited_prompt,
+    excite,
+    paint,
+    pin,
+    refine,
+    replace,
+    reweight,
+    withhold,
+    within,
+)
 
 PROMPT = "a red circle left of a blue square"
 
@@ -62,14 +74,39 @@ def test_things_have_places_and_articles_and_relations_have_none(shapes: TextToI
     assert not (places["circle"] & places["square"]).any() and layout.gone == [] and layout.new == []
 
 
+def box_around(place: torch.Tensor) -> torch.Tensor:
+    return place.any(dim=0)[None] & place.any(dim=1)[:, None]
+
+
 def test_a_replaced_word_takes_the_place_and_the_other_thing_stays(shapes: TextToImagePipeline, first) -> None:
     circle, square = first.mask("circle"), first.mask("square")
     planned = plan([replace("circle", "star")], PROMPT, (64, 64), shapes.tokenizer, first)
     assert planned.prompt == "a red star left of a blue square"
     (star,) = [w for w in lay_out(PROMPT, planned.prompt, shapes.tokenizer).after if w.text == "star"]
     (held,) = [bias for bias in planned.biases if bias.tokens == star.tokens]
-    assert held.region is not None and held.region.bool().equal(circle) and held.inside > 0 > held.outside
+    assert held.region is not None and held.region.equal(box_around(circle)) and held.inside > 0 > held.outside
     assert planned.kept[square].all() and not planned.kept[circle].any()
+
+
+def test_a_thing_with_another_name_has_room_for_its_outline_and_one_with_another_colour_keeps_its_own(
+    shapes: TextToImagePipeline, first
+) -> None:
+    for edit, has_room in ((replace("circle", "star"), True), (replace("red", "green"), False)):
+        planned = plan([edit], PROMPT, (64, 64), shapes.tokenizer, first)
+        layout = lay_out(PROMPT, planned.prompt, shapes.tokenizer, first)
+        for word in layout.find("red star" if has_room else "green circle"):
+            (held,) = [bias for bias in planned.biases if bias.tokens == word.tokens]
+            place = layout.places[word]
+            assert held.region is not None and held.region.equal(box_around(place) if has_room else place)
+
+
+def test_a_word_around_a_thing_has_no_place(shapes: TextToImagePipeline) -> None:
+    """This article fills the ground around the star, which then would not have room to become a heart."""
+    prompt = "a green circle above a yellow star"
+    with trace(shapes, "head") as attention:
+        shapes(prompt, generator=torch.Generator().manual_seed(1004))
+    layout = lay_out(prompt, prompt, shapes.tokenizer, attention)
+    assert [word.text for word in layout.places] == ["green", "circle", "yellow", "star"]
 
 
 def test_a_painted_word_takes_the_words_of_its_thing_along(shapes: TextToImagePipeline, first) -> None:
@@ -95,6 +132,15 @@ def test_a_weight_alone_holds_nothing(shapes: TextToImagePipeline, first) -> Non
     planned = plan([reweight("red", 2.0), withhold("blue")], PROMPT, (64, 64), shapes.tokenizer, first)
     assert not planned.kept.any() and len(planned.biases) == 2
     assert [round(bias.inside, 3) for bias in planned.biases] == [0.693, -float("inf")]
+
+
+def test_an_excited_word_is_held_nowhere_and_the_others_are(shapes: TextToImagePipeline, first) -> None:
+    planned = plan([excite("circle", layers=["up.*"])], PROMPT, (64, 64), shapes.tokenizer, first)
+    (circle,) = [word for word in first.words if word.text == "circle"]
+    (excited,) = planned.excited
+    assert excited.tokens == circle.tokens and excited.layers == ("up.*",) and excited.noise == (0.5, 1.0)
+    assert planned.biases and not any(set(circle.tokens) & set(bias.tokens) for bias in planned.biases)
+    assert planned.kept[first.mask("square")].all()
 
 
 def test_a_word_is_found_in_the_first_prompt_too(shapes: TextToImagePipeline, first) -> None:

@@ -59,7 +59,9 @@ def test_a_prompt_without_words_is_exported_with_its_tokens(
     names = [path.name for path in export(attention, tmp_path / "new")]
     assert names == ["words.png", "steps.webp", "measures.csv", "page.html"]
     assert {row["kind"] for row in measures(attention)} == {"token"}
-    assert all(download(attention, 0, kind, {}) for kind in DOWNLOADS)
+    assert all(download(attention, 0, kind, {}) for kind in DOWNLOADS if kind != "mask")
+    with pytest.raises(ValueError, match="there is no word 0 in the prompt, which has 0"):
+        download(attention, 0, "mask", {}, word=0)
     with pytest.raises(ValueError, match="has no words: there are no maps to draw"):
         step_sheet(attention)
 
@@ -139,10 +141,13 @@ def test_a_picture_carries_what_made_it(tiny_pipe: TextToImagePipeline) -> None:
 
 def test_every_download_opens_as_what_it_is(tiny_pipe: TextToImagePipeline, tmp_path: Path) -> None:
     attention = traced(tiny_pipe)
-    files = {kind: download(attention, 0, kind, {}, ["data:image/webp;base64,AAAA"]) for kind in DOWNLOADS}
+    files = {kind: download(attention, 0, kind, {}, ["data:image/webp;base64,AAAA"], 2) for kind in DOWNLOADS}
     with Image.open(io.BytesIO(files["gif"])) as film, Image.open(io.BytesIO(files["maps"])) as sheet:
         assert (film.format, film.n_frames) == ("GIF", 3)
         assert sheet.width > 500
+    with Image.open(io.BytesIO(files["mask"])) as mask, Image.open(io.BytesIO(files["labels"])) as labels:
+        assert (np.asarray(mask) == 255 * attention.mask(attention.words[2]).numpy()).all()
+        assert (np.asarray(labels) == attention.masks().numpy() + 1).all()
     (tmp_path / "trace").write_bytes(files["trace"])
     assert AttentionTrace.load(tmp_path / "trace").words == attention.words
     assert files["page"].startswith(b"<!doctype html>") and b"data:image/webp;base64,AAAA" in files["page"]
@@ -159,7 +164,7 @@ def test_a_large_picture_has_squares_or_smooth_steps(tiny_pipe: TextToImagePipel
 
 
 def test_what_cannot_be_downloaded_is_said(tiny_pipe: TextToImagePipeline) -> None:
-    with pytest.raises(ValueError, match="png, large, smooth, maps, gif, trace, page"):
+    with pytest.raises(ValueError, match="png, large, smooth, maps, mask, labels, gif, trace, page"):
         download(traced(tiny_pipe), 0, "../../etc/passwd", {})
     with pytest.raises(ValueError, match="nothing to animate"):
         download(traced(tiny_pipe, keep="mean"), 0, "gif", {})

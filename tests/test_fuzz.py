@@ -753,6 +753,7 @@ def test_the_viewer_gets_json_or_an_error_of_one_line(examples: int, traces: lis
         "image": client(0, 1),
         "name": client(*views),
         "kind": client(*DOWNLOADS),
+        "word": client(0, 1, -1),
     }
     asked = st.tuples(st.sampled_from(kept.functions()), st.fixed_dictionaries({}, optional=whole) | in_json)
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines import TextToImagePipeline, trace
 from pipelines.tracing.masks import run_lengths, write_masks
+from unet_xattn.grounding import measure
 
 
 def decoded(lengths: dict[str, list[int]]) -> np.ndarray:
@@ -55,3 +56,41 @@ def test_a_trace_without_its_picture_has_no_masks(tiny_pipe: TextToImagePipeline
     attention.pictures = None
     with pytest.raises(ValueError, match="holds no picture"):
         write_masks(attention, tmp_path)
+
+
+def test_a_mask_is_half_of_the_peak_of_the_map_that_was_asked_for(tiny_pipe: TextToImagePipeline) -> None:
+    with trace(tiny_pipe, keep="head") as attention:
+        tiny_pipe(["a circle", "a red circle left of a square"], num_inference_steps=2, generator=None)
+    asked = {"image": 1, "occurrence": 1, "layer": attention.layers[-1], "of": "words"}
+    heat = attention.heatmap("a", refine="edges", reduce="mean", **asked)  # type: ignore[arg-type]
+    mask = attention.mask("a", reduce="mean", **asked)  # type: ignore[arg-type]
+    assert torch.equal(mask, heat >= heat.max() / 2)
+    assert not torch.equal(mask, attention.mask("a", image=1, of="words")) and not mask.all()
+    measured = attention.measure("a", **asked)  # type: ignore[arg-type]
+    assert measured == measure(attention.heatmap("a", **asked))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("least", [0.0, 0.02, 1.0])
+def test_the_outline_of_a_concept_is_what_exceeds_its_own_lowest_tenth(
+    tiny_pipe: TextToImagePipeline, least: float
+) -> None:
+    with trace(tiny_pipe, concepts=["blue square", "red"]) as attention:
+        tiny_pipe("a circle", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    above, outlines = [], []
+    for name in attention.concepts:
+        for refine in ("none", "edges"):
+            heat = attention.heatmap(name, refine=refine)
+            ordered = heat.flatten().sort().values
+            exceeds = heat - ordered[len(ordered) // 10 - 1]
+            outline = (exceeds >= exceeds.max() / 2) & (exceeds >= least)
+            if refine == "edges":
+                assert torch.equal(attention.mask(name, least=least), outline)
+                assert outline.any() == (least < 1)
+            else:
+                above.append(exceeds)
+                outlines.append(outline)
+    largest = torch.stack(above).argmax(dim=0)
+    expected = torch.where(torch.stack(outlines).gather(0, largest[None])[0], largest, -1)
+    assert torch.equal(attention.segmentation(branch="concepts", least=least), expected)
+    if least == 0:
+        assert set(expected.unique().tolist()) == {-1, 0, 1}

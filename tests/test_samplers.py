@@ -33,7 +33,7 @@ def test_the_scheduler_given_is_not_changed() -> None:
 def test_each_step_reports_its_prediction_of_x0_and_takes_the_latents_returned() -> None:
     steps: list[int] = []
 
-    def on_step(step: int, timestep: Tensor, latents: Tensor, clean: Tensor) -> Tensor:
+    def on_step(step: int, timestep: Tensor, sigma: float, latents: Tensor, clean: Tensor) -> Tensor:
         steps.append(step)
         torch.testing.assert_close(clean, TARGET, rtol=0, atol=1e-5)
         return latents if step < 3 else torch.zeros_like(latents)

@@ -148,6 +148,9 @@ def test_finer_maps_and_files_need_the_key(pipe: TextToImagePipeline) -> None:
     saved = ask["save"](asked | {"kind": "png"})
     assert saved["name"] == "a-red-circle-left-of-a-blue-square-seed5.png"
     assert base64.b64decode(saved["content"]).startswith(b"\x89PNG")
+    mask = ask["save"](asked | {"kind": "mask", "word": 2})
+    assert mask["name"] == "a-red-circle-left-of-a-blue-square-seed5-circle-mask.png"
+    assert [found["word"] for found in ask["masks"](asked)["masks"]] == PROMPT.split()
 
 
 @pytest.mark.parametrize(
@@ -231,5 +234,13 @@ def test_every_text_that_is_asked_for_exists_and_is_used() -> None:
     asked = set(re.findall(rf"""[(=]["']((?:{subjects})\.[a-z0-9. ]*[a-z0-9])["']""", code))
     assert asked - set(TEXTS) <= {"page.css", "page.js"}
     # The code puts these together, or matches them.
-    built = ("viewer.at.", "viewer.word.scale.", "verdict.", "training.", "error.")
+    built = (
+        "viewer.at.",
+        "viewer.box.",
+        "viewer.tag.",
+        "viewer.word.scale.",
+        "verdict.",
+        "training.",
+        "error.",
+    )
     assert [key for key in TEXTS if f'"{key}"' not in code and not key.startswith(built)] == []

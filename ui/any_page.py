@@ -124,7 +124,7 @@ def generate_tab(page: gr.Blocks, model: OneModel, kept: Kept) -> gr.HTML:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             reach = ["attribute"] if able.attributes else []
-            viewer = attention_viewer(kept.functions(), past=True, reach=reach)
+            viewer = attention_viewer(kept.functions(), past=True, reach=reach, edits=False)
         with gr.Column(scale=1, min_width=260):
             seed = gr.Textbox("0", label=I18N("generate.seed"), info=I18N("generate.seed.info"))
             seed_problem = message("problem.")

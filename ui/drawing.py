@@ -2,21 +2,27 @@
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from pipelines import TextToImagePipeline, trace
+from pipelines.edited import picture_of_change
+from pipelines.edits import Edit
 from pipelines.scenes.worlds import world_of
 from pipelines.text_to_image import with_sampler
 from ui.any_model import OneModel, abilities_of
+from ui.edit_text import read_changes, read_regions
+from ui.edit_verdict import edit_verdict
 from ui.kept import Drawing, Kept
 from ui.models import AT_ONCE, Models
 from ui.notes import warnings
@@ -65,6 +71,7 @@ def forming(
         ValueError: a setting is out of its range; the message is one line.
     """
     request.check()
+    changes = read_changes(request.edits, request.prompt, world_of(pipe.tokenizer))
     pipe = with_sampler(pipe, request.sampler)
     frames: list[list[str]] = [[] for _ in request.seeds]
     updates: SimpleQueue[Preview | Drawing | Exception] = SimpleQueue()
@@ -86,20 +93,35 @@ def forming(
                 updates.put(Preview(step + 1, frames[0][-1]))
         return {}
 
+    def draw(edits: Sequence[Edit], **how: Any) -> Any:
+        return pipe(
+            [request.prompt] * request.num_images_per_prompt,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            guidance_interval=(request.guidance_low, request.guidance_high),
+            negative_prompt=request.negative_prompt,
+            generator=[torch.Generator().manual_seed(seed) for seed in request.seeds],
+            edits=edits,
+            regions=read_regions(request.regions) or None,
+            **how,
+        )
+
     def run() -> None:
         try:
-            with torch.inference_mode(), trace(pipe, keep) as attention:
-                pipe(
-                    [request.prompt] * request.num_images_per_prompt,
-                    num_inference_steps=request.num_inference_steps,
-                    guidance_scale=request.guidance_scale,
-                    guidance_interval=(request.guidance_low, request.guidance_high),
-                    negative_prompt=request.negative_prompt,
-                    generator=[torch.Generator().manual_seed(seed) for seed in request.seeds],
-                    output_type="latent",
-                    callback_on_step_end=after_step,
-                    callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE is slow
-                )
+            before = None
+            with torch.inference_mode():
+                if changes.kept and changes.new:
+                    kept = draw(changes.kept, output_type="np")
+                    before = kept.prompts[0], torch.from_numpy((kept.images * 255).round().astype(np.uint8))
+                with trace(pipe, keep) as attention:
+                    drawn = draw(
+                        changes.edits,
+                        output_type="latent",
+                        callback_on_step_end=after_step,
+                        callback_on_step_end_tensor_inputs=("clean",) if keep == "full" else (),  # a VAE is slow
+                    )
+            if changes.new and not changes.kept:
+                before = request.prompt, drawn.trace.pictures
             made = len(frames[0]) if keep == "full" else request.num_inference_steps
             cut: dict[str, Any] = {}
             if made < request.num_inference_steps:
@@ -111,7 +133,7 @@ def forming(
             settings: list[Mapping[str, Any]] = [
                 request.settings(i) | cut for i in range(request.num_images_per_prompt)
             ]
-            updates.put(Drawing(attention, frames, settings))
+            updates.put(Drawing(attention, frames, settings, before))
         except Exception as error:  # raised again in the thread that listens
             updates.put(error)
 
@@ -136,7 +158,9 @@ def finish(pipe: TextToImagePipeline, request: Request, drawing: Drawing, notes:
     """The viewer's value for a drawing, with what the pictures show of their prompt."""
     data = world_of(pipe.tokenizer)
     pictures = [
-        payload(drawing.attention, i) | {"settings": settings, "verdict": _checked(drawing.attention, i, data)}
+        payload(drawing.attention, i)
+        | {"settings": settings, "verdict": _checked(drawing.attention, i, data)}
+        | {"edit": edited(request, drawing, i, data)}
         for i, settings in enumerate(drawing.settings)
     ]
     warned = warnings(request, pipe.tokenizer)
@@ -147,6 +171,36 @@ def _checked(attention: AttentionTrace, image: int, data: str) -> list[dict[str,
     assert attention.pictures is not None
     found = verdict(attention.prompts[image], attention.pictures[image].numpy(), data)
     return None if found is None else [statement.as_json() for statement in found]
+
+
+def edited(request: Request, drawing: Drawing, image: int, data: str) -> dict[str, Any] | None:
+    """What the viewer shows of an edited picture; None for one without edits.
+
+    Returns:
+        listed: see `Changes`. before, change: the picture before the edits, and what changed, as data URLs; None if all
+        edits are kept. divide: the middle of the change, in per cent of the width from the left, where a line between
+        the two pictures shows both. checks: whether it is as asked for and the rest unchanged, or None.
+    """
+    changes = read_changes(request.edits, request.prompt, data)
+    if not changes.edits:
+        return None
+    shown: dict[str, Any] = {"listed": changes.listed, "before": None, "change": None, "divide": 50, "checks": None}
+    if drawing.before is None:
+        return shown
+    assert drawing.attention.pictures is not None
+    prompt, pictures = drawing.before
+    before, after = (batch[image].numpy() for batch in (pictures, drawing.attention.pictures))
+    prompts = prompt, drawing.attention.prompts[image]
+    checks = edit_verdict(prompts, (before, after), changes.new, data)
+    first, last = Image.fromarray(before), Image.fromarray(after)
+    columns = np.abs(before.astype(float) - after).sum(axis=(0, 2))
+    middle = np.average(np.arange(len(columns)) + 0.5, weights=columns) / len(columns) if columns.any() else 0.5
+    return shown | {
+        "before": data_url(first),
+        "change": data_url(picture_of_change(first, last)),
+        "divide": round(100 * middle),
+        "checks": None if checks is None else [check.as_json() for check in checks],
+    }
 
 
 def viewer_updates(models: Models, kept: Kept, request: Request) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,12 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.tracing.masks import write_masks
+from pipelines.tracing.masks import label_map, mask_picture, write_masks
 from pipelines.tracing.overlay import concept_sheet, drawn, step_frames, step_sheet, word_overlay, word_sheet
 from ui.viewer import document
 from unet_xattn import AttentionTrace
 from unet_xattn.trace_maps import Selection
-from unet_xattn.words import CONCEPTS, Word, shown
+from unet_xattn.words import CONCEPTS, Word, is_index, shown
 
 READINGS: dict[str, Selection] = {
     "share": {},
@@ -94,6 +94,8 @@ DOWNLOADS = {
     "large": ("-4x.png", "image/png"),
     "smooth": ("-4x-smooth.png", "image/png"),
     "maps": ("-words.png", "image/png"),
+    "mask": ("-mask.png", "image/png"),
+    "labels": ("-labels.png", "image/png"),
     "gif": (".gif", "image/gif"),
     "trace": (".safetensors", "application/octet-stream"),
     "page": (".html", "text/html"),
@@ -108,19 +110,25 @@ ENLARGED = {"large": Image.Resampling.NEAREST, "smooth": Image.Resampling.LANCZO
 
 
 def download(
-    attention: AttentionTrace, image: int, kind: str, settings: Mapping[str, Any], frames: Sequence[str] = ()
+    attention: AttentionTrace,
+    image: int,
+    kind: str,
+    settings: Mapping[str, Any],
+    frames: Sequence[str] = (),
+    word: Any = None,
 ) -> bytes:
     """The content of one file of a picture.
 
     Args:
         kind: "png", the picture with its settings as metadata; "large" and "smooth", the same `LARGER` times as large
-            (`ENLARGED`); "maps", the heat maps of all words; "gif", the same for each step; "trace"; or "page", the
-            viewer in one file.
+            (`ENLARGED`); "maps", the heat maps of all words; "mask", that of one word; "labels", the masks of all
+            words as one label map; "gif", the heat maps for each step; "trace"; or "page", the viewer in one file.
         settings: the settings that the picture was made with.
         frames: the pictures of the steps as data URLs, for "page".
+        word: the number of the word for "mask", from 0.
 
     Raises:
-        ValueError: the kind does not exist, or the steps were not recorded separately, which "gif" needs.
+        ValueError: the kind or the word does not exist, or the steps were not recorded separately, which "gif" needs.
     """
     file = io.BytesIO()
     if kind in ("png", *ENLARGED):
@@ -134,6 +142,13 @@ def download(
         picture.save(file, "PNG", pnginfo=metadata)
     elif kind == "maps":
         word_sheet(attention, image).save(file, "PNG")
+    elif kind == "mask":
+        words = attention.words_of(image)
+        if not is_index(word, len(words)):
+            raise ValueError(f"there is no word {shown(word)} in the prompt, which has {len(words)}")
+        mask_picture(attention, words[word], image).save(file, "PNG")
+    elif kind == "labels":
+        label_map(attention, image).save(file, "PNG")
     elif kind == "gif":
         if not attention.steps:
             raise ValueError("nothing to animate: the steps were not recorded separately")

@@ -17,6 +17,7 @@ from ui.drawing import (
     own_settings,
     viewer_updates,
 )
+from ui.edit_text import placed_prompt, read_regions
 from ui.endpoint import Seed, offer
 from ui.kept import Kept
 from ui.labels import I18N
@@ -82,6 +83,14 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         except ValueError:
             return gr.skip()
 
+    def check_words(asked: Any) -> dict[str, Any]:
+        """The words of a text that a model does not know; the viewer asks for it while a person types one."""
+        try:
+            line = read(str(asked["text"]), models.get(str(asked["model"])).tokenizer)
+        except (ValueError, KeyError, TypeError) as error:
+            return {"error": str(error)}
+        return {"error": line["error"]} if line["error"] else {"unknown": line["unknown"]}
+
     def generate(
         prompt: str,
         negative_prompt: str = "",
@@ -93,6 +102,8 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         seed: Seed = "0",
         sampler: str = OWN,
         model: str = "",
+        edits: str = "",
+        regions: str = "",
     ) -> dict[str, Any]:
         """Generate pictures, and find which word of the prompt drew which part of them.
 
@@ -107,18 +118,24 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
             seed: whole number from 0 to 2**64 - 1, as a text because numbers of JSON are exact only up to 2**53.
             sampler: the model's own by default; or Euler, Heun, DPM-Solver++ and the others of the page's menu.
             model: one of /models, by default the page's first.
+            edits: changes of the picture by its words, such as "replace circle=star; reweight red=2; withhold a; remove
+                square; paint star=8,8,40,40" (left, top, right, bottom in pixels); the picture is drawn before and
+                after them. "keep" makes the picture so far the one that later edits change.
+            regions: where phrases of the prompt are drawn, such as "red circle=4,4,28,28; blue square=36,36,60,60".
 
         Returns:
             answer: {"pictures", "note": a line}. Each picture has "picture" (PNG as a data URL), "prompt", "settings",
                 "verdict" (statements of the prompt, "ok" is true, false or null for unsure), "tokens", "words" (the
-                tokens of each word) and "views": maps, base64 of uint8 (frames, tokens, rows, columns) in 255ths of
-                their "peaks".
+                tokens of each word), "views": maps, base64 of uint8 (frames, tokens, rows, columns) in 255ths of
+                their "peaks", and "edit": null, or "before" and "change" (PNGs as data URLs) and "checks": asked for,
+                elsewhere unchanged.
         """
         own = own_settings(models.get(model or models.first))
         steps = own["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         guidance = own["guidance_scale"] if guidance_scale is None else guidance_scale
         interval, count = (guidance_low, guidance_high), num_images_per_prompt
-        request = Request(prompt, str(seed), steps, guidance, *interval, negative_prompt, sampler, count, model)
+        guided = (steps, guidance, *interval, negative_prompt, sampler)
+        request = Request(prompt, str(seed), *guided, count, model, edits, regions)
         *_, answer = viewer_updates(models, kept, request)
         return answer
 
@@ -140,7 +157,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     line = reading()
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
-            viewer = attention_viewer(kept.functions(), past=True)
+            viewer = attention_viewer([*kept.functions(), check_words], past=True)
         with gr.Column(scale=1, min_width=260):
             live = gr.Checkbox(label=I18N("generate.live"))
             # A textbox, because numbers in a browser are exact only up to 2**53.
@@ -180,6 +197,8 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
                 )
                 count = gr.Slider(1, MOST_PICTURES, 1, step=1, precision=0, label=I18N("generate.count"))
 
+    edits, regions = (gr.Textbox("", visible=False) for _ in range(2))  # those of a link or of the shown picture
+
     # Progress is shown on the prompt, because on the viewer it would fade the picture.
     asked = [prompt, seed, steps, guidance, low, high, negative, sampler, count, model]
     drawing: dict[str, Any] = {
@@ -196,10 +215,11 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         try:
             request = linked(query, models)
         except ValueError as error:
-            return [*[gr.skip()] * (len(asked) - 1), gr.Dropdown(models.names()), {"error": str(error)}, False]
+            listed = gr.Dropdown(models.names())
+            return [*[gr.skip()] * (len(asked) - 1), listed, *[gr.skip()] * 2, {"error": str(error)}, False]
         values = list(asdict(request).values())
         chosen = gr.Dropdown(models.names(), value=request.model)
-        return [values[0] or first_prompt, *values[1:-1], chosen, gr.skip(), True]
+        return [values[0] or first_prompt, *values[1:-3], chosen, *values[-2:], gr.skip(), True]
 
     def restore(request: gr.Request) -> list[Any]:
         return take(dict(request.query_params))
@@ -207,6 +227,15 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     def revisit(event: gr.EventData) -> list[Any]:
         """The settings of an earlier picture."""
         return take({name: str(value) for name, value in event._data.items()})
+
+    def place(event: gr.EventData, prompt: str) -> tuple[Any, ...]:
+        """The prompt, and the phrases and boxes that a person has placed in the picture that is to be drawn."""
+        asked = str(event._data.get("regions", ""))
+        try:
+            placed = read_regions(asked)
+            return placed_prompt(prompt, placed) if placed else prompt, "", asked, gr.skip(), True
+        except ValueError as error:
+            return (gr.skip(),) * 3 + ({"error": str(error)}, False)
 
     def take_example(event: gr.EventData, name: str) -> str:
         if event._data.get("surprise"):
@@ -235,9 +264,14 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     at_once: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     own_taken: dict[str, Any] = {"outputs": [steps, guidance, prompt], **at_once}
     ready = gr.Checkbox(visible=False)
-    taken = {"outputs": [*asked, viewer, ready], **at_once}
-    for settings_came in (page.load(restore, **taken), viewer.redraw(revisit, **taken)):
-        settings_came.then(if_ready, **drawing | {"inputs": [ready, *asked]})
+    taken = {"outputs": [*asked, edits, regions, viewer, ready], **at_once}
+    to_place = {"inputs": prompt, "outputs": [prompt, edits, regions, viewer, ready], **at_once}
+    for settings_came in (
+        page.load(restore, **taken),
+        viewer.redraw(revisit, **taken),
+        viewer.place(place, **to_place),
+    ):
+        settings_came.then(if_ready, **drawing | {"inputs": [ready, *asked, edits, regions]})
     viewer.select(revisit, **taken)
     gr.on([button.click, prompt.submit, seed.submit], show, **drawing)
     viewer.go(show, **drawing)

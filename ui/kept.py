@@ -1,6 +1,7 @@
 """The latest generated pictures with their traces, kept for requests of finer maps and files by key."""
 
 import base64
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import Any
 
 from cachetools import LRUCache
 from PIL import Image
+from torch import Tensor
 
+from pipelines.tracing.masks import mask_entries
 from pipelines.tracing.overlay import drawn
 from ui.export import DOWNLOADS, download, stem
 from ui.viewer import all_heads, view
@@ -22,11 +25,15 @@ KEPT_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Drawing:
-    """A trace; for each of its pictures a frame per step (data URLs), and the settings that generate it."""
+    """A trace; for each of its pictures a frame per step (data URLs), and the settings that generate it.
+
+    before: what edited pictures were before the edits, (B, h, w, 3) uint8, with their prompt.
+    """
 
     attention: AttentionTrace
     frames: list[list[str]]
     settings: Sequence[Mapping[str, Any]]
+    before: tuple[str, Tensor] | None = None
 
     @property
     def bytes(self) -> int:
@@ -103,13 +110,18 @@ class Kept:
 
         def save(drawing: Drawing, image: int, asked: Any) -> dict[str, Any]:
             kind, settings = str(asked.get("kind")), drawing.settings[image]
-            content = download(drawing.attention, image, kind, settings, drawing.frames[image])
+            attention, word = drawing.attention, asked.get("word")
+            content = download(attention, image, kind, settings, drawing.frames[image], word)
             ending, media = DOWNLOADS[kind]
-            name = stem(drawing.attention.prompts[image], int(settings.get("seed", 0))) + ending
+            of_word = "-" + re.sub(r"\W+", "-", attention.words_of(image)[word].text)[:40] if kind == "mask" else ""
+            name = stem(attention.prompts[image], int(settings.get("seed", 0))) + of_word + ending
             return {"name": name, "type": media, "content": base64.b64encode(content).decode()}
 
         def heads(drawing: Drawing, image: int, asked: Any) -> dict[str, Any]:
             return {"layers": all_heads(drawing.attention, image, asked.get("tokens"))}
+
+        def masks(drawing: Drawing, image: int, asked: Any) -> dict[str, Any]:
+            return {"masks": mask_entries(drawing.attention, image)}
 
         def stop(asked: Any) -> dict[str, Any]:
             ticket = asked.get("ticket") if isinstance(asked, dict) else None
@@ -124,5 +136,6 @@ class Kept:
             answering(frames, "frames"),
             answering(save, "save"),
             answering(heads, "heads"),
+            answering(masks, "masks"),
             stop,
         ]

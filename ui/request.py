@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.checks import check_prompt, check_text, parse_seed
 from pipelines.samplers import OWN
+from ui.edit_text import read_regions
 from ui.texts import Message
 
 MOST_STEPS = 100
@@ -23,7 +24,10 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of one generation. Guidance acts at noise levels in (guidance_low, guidance_high]."""
+    """The settings of one generation. Guidance acts at noise levels in (guidance_low, guidance_high].
+
+    `edits` and `regions` are texts as `edit_text` reads them.
+    """
 
     prompt: str
     seed: str = "0"
@@ -35,12 +39,15 @@ class Request:
     sampler: str = OWN
     num_images_per_prompt: int = 1
     model: str = ""
+    edits: str = ""
+    regions: str = ""
 
     def check(self) -> None:
         """Raise ValueError for settings that the pipeline accepts, or refuses only after costly work."""
         check_prompt(self.prompt)
         check_text(self.negative_prompt, "negative prompt")
         parse_seed(self.seed)
+        read_regions(self.regions)
         most = {"num_inference_steps": MOST_STEPS, "num_images_per_prompt": MOST_PICTURES}
         for name, limit in most.items():
             value = getattr(self, name)

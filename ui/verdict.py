@@ -103,7 +103,7 @@ def _tidied(prompt: str, lexicon: Lexicon) -> str:
         return ("" if before.strip() in ("the", "one") else before) + "a " + thing
 
     described = "|".join([*lexicon.colours, *(word for words in SIZE_WORDS.values() for word in words)])
-    named = _group(lexicon, {*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())})
+    named = group_pattern(lexicon, {*lexicon.nouns, *(noun.plural for noun in lexicon.nouns.values())})
     line = re.sub(rf"(?P<before>\b(?!(?:{described})\b)\w+ )?{named}", counted, line)
     return line if " and " in line else " and ".join(line.rsplit(", ", 1))
 
@@ -115,7 +115,7 @@ def _objects(prompt: str, world: World) -> list[Object]:
     }
     sizes = {word: size for size, words in SIZE_WORDS.items() for word in words}
     found = []
-    for match in re.finditer(_group(world.lexicon, names), prompt.lower()):
+    for match in re.finditer(group_pattern(world.lexicon, names), prompt.lower()):
         thing = names[match["noun"]]
         colour = match["colour"] or "" if thing in SHAPES else ""
         found.append(Object(thing, colour, sizes.get(match["size"], "medium")))
@@ -129,12 +129,16 @@ def names_of(world: World) -> dict[str, tuple[Name, ...]]:
     return {thing: (Name(thing, noun.plural),) for thing, noun in world.lexicon.nouns.items()}
 
 
-def _group(lexicon: Lexicon, nouns: Iterable[str]) -> str:
+def group_pattern(lexicon: Lexicon, nouns: Iterable[str]) -> str:
     """The pattern of an object as people name it: size and colour may be missing."""
-    either = lambda words: "|".join(sorted(map(re.escape, filter(None, words)), key=len, reverse=True))  # noqa: E731
-    sizes = either({word for words in SIZE_WORDS.values() for word in words})
-    colour = rf"(?:(?P<colour>{either(lexicon.colours)}) )?" if lexicon.colours else "(?P<colour>)"
-    return rf"(?P<thing>(?:\b(?P<size>{sizes}) )?\b{colour}\b(?P<noun>{either(nouns)}))\b"
+    sizes = any_of({word for words in SIZE_WORDS.values() for word in words})
+    colour = rf"(?:(?P<colour>{any_of(lexicon.colours)}) )?" if lexicon.colours else "(?P<colour>)"
+    return rf"(?P<thing>(?:\b(?P<size>{sizes}) )?\b{colour}\b(?P<noun>{any_of(nouns)}))\b"
+
+
+def any_of(words: Iterable[str]) -> str:
+    """The pattern of any of these words, the longest first."""
+    return "|".join(sorted(map(re.escape, filter(None, words)), key=len, reverse=True))
 
 
 def _is_stated(check: Check, prompt: str) -> bool:

@@ -14,10 +14,12 @@ from pipelines.edits import Edit, paint, refine
 from pipelines.edits import replace as replaced
 from pipelines.evaluation.agreement import TEST_SEED
 from pipelines.scenes.emoji import EMOJI_SIZES
+from pipelines.scenes.everyday import TOGETHER
 from pipelines.scenes.judge import judge
-from pipelines.scenes.scene import REVERSED, Object, Scene
-from pipelines.scenes.shapes import SHAPE_SIZES
+from pipelines.scenes.scene import REVERSED, Object, Scene, relation_holds
+from pipelines.scenes.shapes import SHAPE_SIZES, SHAPES
 from pipelines.scenes.sight import Sight
+from pipelines.scenes.typed import article
 from pipelines.scenes.worlds import WORLDS
 
 Box = tuple[int, int, int, int]
@@ -34,10 +36,17 @@ SCENES = {
 }
 """Kind of edit -> the kinds of scene that it is asked of."""
 
+SEVERAL = {"remove": ("three",), "add": ("two",)}
+"""Likewise for everyday things: there a thing alone is called medium that is called big beside others."""
+
 SIDE = 64
 """Pixels of a side of the pictures."""
 
-RADII = {"shapes": SHAPE_SIZES, "emoji": {size: side / 2 for size, side in EMOJI_SIZES.items()}}
+RADII = {"shapes": SHAPE_SIZES} | {
+    data: {size: side / 2 for size, side in sides.items()}
+    for data, sides in (("emoji", EMOJI_SIZES), ("everyday", TOGETHER))
+}
+"""World -> name of a size -> half the side of such a thing, beside others."""
 
 STAYING = ("recolour", "reshape", "resize")
 """Kinds after which the edited thing is to be where it was."""
@@ -66,17 +75,17 @@ class Task:
         return self.target.caption
 
 
-def scenes_to_edit(kind: str, count: int, data: str) -> list[Scene]:
-    """Test scenes for a kind of edit, every second one with a held-out pair."""
-    kinds = SCENES[kind]
+def scenes_to_edit(kind: str, numbers: Sequence[int], data: str, seed: int = TEST_SEED) -> list[Scene]:
+    """The test scenes with these numbers for a kind of edit; those with odd ones show a held-out pair."""
+    kinds = SEVERAL.get(kind, SCENES[kind]) if data == "everyday" else SCENES[kind]
     first = 10_000 * (1 + list(SCENES).index(kind))
-    scenes = [WORLDS[data].scene(TEST_SEED, first + i, kinds[i % len(kinds)], i % 2 == 1) for i in range(count)]
-    return [_plain(scene) for scene in scenes]
+    scenes = [WORLDS[data].scene(seed, first + i, kinds[i // 2 % len(kinds)], i % 2 == 1) for i in numbers]
+    return [plain(scene) for scene in scenes]
 
 
-def make_task(kind: str, scene: Scene, sight: Sight, index: int) -> Task | None:
-    """An edit of a picture of `scene` in which `sight` was seen; None where the picture gives no room for it."""
-    rng = np.random.default_rng((TEST_SEED, index))
+def make_task(kind: str, scene: Scene, sight: Sight, index: int, seed: int = TEST_SEED) -> Task | None:
+    """An edit of a picture of `scene` in which `sight` was seen; None where the scene gives no cause or room for it."""
+    rng = np.random.default_rng((seed, index))
     seen = [sight.objects.index(next(o for o in sight.objects if _alike(o, wanted))) for wanted in scene.objects]
     boxes = [box_of(sight.masks[i]) for i in seen]
     subject = int(rng.integers(len(scene.objects)))
@@ -101,7 +110,14 @@ def make_task(kind: str, scene: Scene, sight: Sight, index: int) -> Task | None:
     if kind == "turn":
         assert scene.relation is not None
         a, relation, b, *_ = scene.relation
-        target = _other(scene, scene.objects, (a, REVERSED[relation], b))
+        turned = [
+            replace(o, x=places[i][0] + places[i][2], y=places[i][1] + places[i][3])
+            for i, o in enumerate(scene.objects)
+        ]
+        reverse = REVERSED.get(relation)  # none of "beside"
+        if reverse is None or not relation_holds(reverse, turned[a], [turned[b]], margin=1.25):
+            return None
+        target = _other(scene, scene.objects, (a, reverse, b))
     edits = tuple(paint(_named(target.objects[i]), box) for i, box in places.items())
     return Task(
         kind, scene, edits if target is scene else (refine(target.caption), *edits), target, (0, 1), (0, 1), places
@@ -112,7 +128,8 @@ def _changed(rng: np.random.Generator, kind: str, scene: Scene, boxes: Sequence[
     """The subject in another colour, shape or size, where it is."""
     o, lexicon = scene.objects[subject], WORLDS[scene.data].lexicon
     name = {"recolour": "colour", "reshape": "shape", "resize": "size"}[kind]
-    options = {"colour": list(lexicon.colours), "shape": list(lexicon.nouns), "size": ["small", "big"]}[name]
+    alike = [noun for noun in lexicon.nouns if _is_coloured(scene.data, noun) == bool(o.colour)]
+    options = {"colour": list(lexicon.colours) if o.colour else [], "shape": alike, "size": ["small", "big"]}[name]
     used = {o.size} if name == "size" else {getattr(other, name) for other in scene.objects}
     others = [box for i, box in enumerate(boxes) if i != subject]
     for value in rng.permutation([option for option in options if option not in used])[:20].tolist():
@@ -120,7 +137,7 @@ def _changed(rng: np.random.Generator, kind: str, scene: Scene, boxes: Sequence[
         if not _can_be_seen(scene, [new]):
             continue
         objects = tuple(new if i == subject else other for i, other in enumerate(scene.objects))
-        target = _plain(replace(scene, objects=objects))
+        target = plain(replace(scene, objects=objects))
         edits, places = [replaced(_named(o), _named(new))], {}
         if name == "size":
             places = {subject: _scaled(boxes[subject], RADII[scene.data][value] / RADII[scene.data][o.size])}
@@ -134,9 +151,9 @@ def _changed(rng: np.random.Generator, kind: str, scene: Scene, boxes: Sequence[
 def _added(rng: np.random.Generator, scene: Scene, boxes: Sequence[Box]) -> Task | None:
     """One thing more, in a free place."""
     lexicon, used = WORLDS[scene.data].lexicon, {o.shape for o in scene.objects}
-    colours = [colour for colour in lexicon.colours if colour not in {o.colour for o in scene.objects}] or [""]
+    colours = [colour for colour in lexicon.colours if colour not in {o.colour for o in scene.objects}]
     for shape in rng.permutation([shape for shape in lexicon.nouns if shape not in used])[:20].tolist():
-        new = Object(shape, str(rng.choice(colours)), "medium")
+        new = Object(shape, str(rng.choice(colours)) if _is_coloured(scene.data, shape) else "", "medium")
         if not _can_be_seen(scene, [*scene.objects, new]):
             continue
         reach = round(64 * RADII[scene.data]["medium"])
@@ -150,6 +167,11 @@ def _added(rng: np.random.Generator, scene: Scene, boxes: Sequence[Box]) -> Task
     return None
 
 
+def _is_coloured(data: str, noun: str) -> bool:
+    """Whether things of this name come in colours, as shapes do, and emoji do not."""
+    return noun in SHAPES and bool(WORLDS[data].lexicon.colours)
+
+
 def _alike(a: Object, b: Object) -> bool:
     return (a.shape, a.colour) == (b.shape, b.colour)
 
@@ -161,7 +183,8 @@ def _can_be_seen(scene: Scene, objects: Sequence[Object]) -> bool:
         alone = Scene(
             "one", (replace(o, x=0.5, y=0.5, radius=RADII[scene.data][o.size]),), scene.ground, data=scene.data
         )
-        if not judge(alone, world.render(alone, SIDE)[0]).all_correct:
+        checks = judge(alone, world.render(alone, SIDE)[0]).checks
+        if not all(check.ok for check in checks if check.fact != "size"):  # alone, sizes have other names
             return False
     return True
 
@@ -169,10 +192,10 @@ def _can_be_seen(scene: Scene, objects: Sequence[Object]) -> bool:
 def _other(scene: Scene, objects: Sequence[Object], relation: tuple[int, str, int] | None = None) -> Scene:
     """A scene of other objects on the same ground."""
     kind = "relation" if relation else {1: "one", 2: "two"}.get(len(objects), "three")
-    return _plain(replace(scene, kind=kind, objects=tuple(objects), relation=relation))
+    return plain(replace(scene, kind=kind, objects=tuple(objects), relation=relation))
 
 
-def _plain(scene: Scene) -> Scene:
+def plain(scene: Scene) -> Scene:
     """A scene with a plain caption, so that an edited caption differs from it in what the edit says only."""
     things = [_named(o) for o in scene.objects]
     if scene.relation is None:
@@ -180,13 +203,15 @@ def _plain(scene: Scene) -> Scene:
     else:
         subject, relation, other, *_ = scene.relation
         text = f"{things[subject]} {relation} {things[other]}"
-    ground = "" if scene.ground == "white" else f" on a {scene.ground} background"
+    # Everyday things have other default grounds.
+    named = scene.ground != "white" or scene.data == "everyday"
+    ground = f" on a {scene.ground} background" if named else ""
     return replace(scene, caption=text + ground, words=())
 
 
 def _named(o: Object) -> str:
     words = " ".join(word for word in ("" if o.size == "medium" else o.size, o.colour, o.shape) if word)
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"{article(words)} {words}"
 
 
 # Boxes.

@@ -5,6 +5,7 @@ Shapes: B rows of the batch, I images, H heads, L queries, N positions of the pi
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from pipelines.tracing.concepts import (
     unwritten,
     with_concepts,
 )
+from pipelines.tracing.excite_any import find_moves, moved
 from pipelines.tracing.families import Given, Place, read_arguments
 from pipelines.tracing.kernels import Fused, Kernel, in_slices
 from pipelines.tracing.passes import Layer, Pass, Row
 from pipelines.tracing.provenance import Provenance, Source, as_list
 from unet_xattn import AttentionTrace
 from unet_xattn.bias import Bias, biased, total_bias
+from unet_xattn.excite import Excited, Peaks
 from unet_xattn.trace_plan import Calibration, Recording
 from unet_xattn.words import CONCEPTS, PADDING, PICTURE, Text
 
@@ -40,8 +43,8 @@ Check = Callable[[str, Kernel, Tensor, Tensor, Mapping[int, slice]], None]
 that is recorded the queries of its picture."""
 
 
-EditsOfText = Callable[[Text], list[Bias]]
-"""Called with the text of each row that reads the prompt; returns the biases on its tokens."""
+EditsOfText = Callable[[Text], tuple[list[Bias], list[Excited]]]
+"""Called with the text of each row that reads the prompt; returns the biases on its tokens, and what is excited."""
 
 
 class Call:
@@ -85,6 +88,7 @@ class Call:
         self._grids: dict[str, tuple[int, int]] = {}
         self._heads: dict[str, int] = {}
         self._drawn = (0, 0)
+        self._moves: Tensor | None = None  # of the latents, after this step
         attention.begin()
 
     def read_concepts(self, pipe: DiffusionPipeline, denoiser: nn.Module) -> None:
@@ -130,7 +134,8 @@ class Call:
         self._drawn = given.size
         self.now = Pass(given, rows, step, branches)
         if self.edits is not None:
-            self.now.biases = [self.edits(row.text) if row.branch == "prompt" else [] for row in rows]
+            found = [self.edits(row.text) if row.branch == "prompt" else ([], []) for row in rows]
+            self.now.biases, self.now.excited = [own[0] for own in found], [own[1] for own in found]
 
     def _rows(self, denoiser: nn.Module, given: Given) -> list[Row]:
         """The rows of the batch, looked up again when the text has changed."""
@@ -166,6 +171,26 @@ class Call:
                 raise ValueError(f"{kind} cannot be recorded: a pass left out layers ({names}): switch off its cache")
         if self._concepts and "prompt" in now.branches:
             self._pass_with_concepts(denoiser, now, out)
+        if "prompt" in now.branches and any(now.excited):
+            self._pass_with_gradients(denoiser, now)
+
+    def _pass_with_gradients(self, denoiser: nn.Module, done: Pass) -> None:
+        """Run a pass again to see where its latents should move to excite words."""
+        numbers, level = done.branches["prompt"], self._level(done)
+        excited = [[words for words in done.excited[number] if words.acts(level)] for number in numbers]
+
+        def run(arguments: dict[str, Any], peaks: Peaks) -> None:
+            self.now = replace(done, given=read_arguments(denoiser, (), arguments), seen=set(), peaks=peaks)
+            denoiser.forward(**arguments)  # without our hooks on the denoiser
+            self.now = None
+
+        if any(excited):
+            self._moves = find_moves(denoiser, *self._given, excited, numbers, level, run)
+
+    def move_latents(self, pipe: DiffusionPipeline, step: int, time: Any, tensors: dict[str, Tensor]) -> dict:
+        """The `callback_on_step_end` of a call that excites words."""
+        moves, self._moves = self._moves, None
+        return {} if moves is None else {"latents": moved(tensors["latents"], moves)}
 
     def _pass_with_concepts(self, denoiser: nn.Module, done: Pass, out: Any) -> None:
         """Run a pass that gave `out` again, with the concepts beside its text."""
@@ -248,8 +273,7 @@ class Call:
         if all(bias.heads is None for own in now.biases for bias in own):
             heads = 1  # the same for all
         tokens = max(len(row.text.tokens) for row in now.rows)
-        level = 1 - now.step / max(self.arguments.get("num_inference_steps") or 1, now.step + 1)
-        of_tokens = total_bias(now.biases, layer.name, level, place.grid, heads, tokens)
+        of_tokens = total_bias(now.biases, layer.name, self._level(now), place.grid, heads, tokens)
         if of_tokens is None:
             return None
         total, count = torch.zeros(rows, heads, length, keys, device=device), place.grid[0] * place.grid[1]
@@ -259,6 +283,10 @@ class Call:
             queries = slice(place.queries[number], place.queries[number] + count)
             total[number, :, queries, place.keys[number] + columns] = own
         return total
+
+    def _level(self, now: Pass) -> float:
+        """The noise level of a pass, 1 in the first step."""
+        return 1 - now.step / max(self.arguments.get("num_inference_steps") or 1, now.step + 1)
 
     def _keep(self, layer: Layer, kernel: Kernel) -> None:
         """Record the first kernel of a layer that reads the text."""
@@ -279,6 +307,10 @@ class Call:
         shares = kernel.shares(groups)  # (B, H, L, G)
         count = place.grid[0] * place.grid[1]
         queries = {n: slice(first, first + count) for n, first in enumerate(place.queries)}
+        if now.peaks is not None:
+            own = [shares[number, :, queries[number]] for number in now.branches["prompt"]]
+            now.peaks(layer.name, torch.stack(own), place.grid)
+            return
         if self.check is not None and not now.concepts:
             recorded = [number for numbers in now.branches.values() for number in numbers]
             self.check(layer.name, kernel, groups, shares, {number: queries[number] for number in recorded})

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from unet_xattn import AttentionTrace
+from unet_xattn.words import Word
 
 NOTE = "A mask holds the edges of the picture as well as the attention."
 
@@ -25,21 +26,37 @@ def write_masks(attention: AttentionTrace, folder: Path, image: int = 0) -> list
     Raises:
         ValueError: the trace holds no picture.
     """
-    words, labels = attention.words_of(image), attention.masks(image=image)
-    entries: list[dict[str, Any]] = []
+    words, entries = attention.words_of(image), mask_entries(attention, image)
     files: list[Path] = []
     for number, word in enumerate(words, 1):
-        mask = attention.mask(word, image=image).numpy()
         name = re.sub(r"\W+", "-", word.text)[:40]
         files.append(folder / f"mask-{number:02}-{name}.png")
-        Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
-        entries.append({"id": number, "word": word.text, "area": int(mask.sum()), "segmentation": run_lengths(mask)})
+        mask_picture(attention, word, image).save(files[-1])
     files += [folder / "labels.png", folder / "masks.json"]
-    numbers = (labels.numpy() + 1).astype(np.uint8 if len(words) < 256 else np.uint16)
-    Image.fromarray(numbers).save(files[-2])
+    label_map(attention, image).save(files[-2])
     content = {"prompt": attention.prompts[image], "note": NOTE, "masks": entries}
     files[-1].write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     return files
+
+
+def mask_entries(attention: AttentionTrace, image: int = 0) -> list[dict[str, Any]]:
+    """The mask of each word of a recorded picture: "id" from 1, "word", "area" and "segmentation", its run lengths."""
+    masks = [(word, attention.mask(word, image=image).numpy()) for word in attention.words_of(image)]
+    return [
+        {"id": number, "word": word.text, "area": int(mask.sum()), "segmentation": run_lengths(mask)}
+        for number, (word, mask) in enumerate(masks, 1)
+    ]
+
+
+def mask_picture(attention: AttentionTrace, word: Word, image: int = 0) -> Image.Image:
+    """The mask of a word, white on black."""
+    return Image.fromarray(attention.mask(word, image=image).numpy().astype(np.uint8) * 255)
+
+
+def label_map(attention: AttentionTrace, image: int = 0) -> Image.Image:
+    """The masks of all words without overlap: each pixel has the number of its word from 1, or 0."""
+    kind = np.uint8 if len(attention.words_of(image)) < 256 else np.uint16
+    return Image.fromarray((attention.masks(image=image).numpy() + 1).astype(kind))
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pipelines.tracing.families import Given, Place
 from pipelines.tracing.provenance import Source
 from unet_xattn.bias import Bias
+from unet_xattn.excite import Excited, Peaks
 from unet_xattn.words import Text
 
 
@@ -42,7 +43,8 @@ class Pass:
     """A pass of the denoiser.
 
     branches: name -> the rows of its images, none where an earlier pass of this step has recorded it.
-    seen: layers that read the text. biases: on the tokens of each row's text. unknown: what other layers did.
+    seen: layers that read the text. unknown: what other layers did.
+    biases, excited: on the tokens of each row's text. peaks: what keeps the shares of a pass with gradients.
     concepts: how many of the text's last tokens are those of concepts.
     """
 
@@ -52,6 +54,8 @@ class Pass:
     branches: dict[str, list[int]]
     seen: set[str] = field(default_factory=set)
     biases: list[list[Bias]] = field(default_factory=list)
+    excited: list[list[Excited]] = field(default_factory=list)
+    peaks: Peaks | None = None
     unknown: list[str] = field(default_factory=list)
     concepts: int = 0
     _groups: dict[tuple, Tensor] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from threading import Lock
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from pipelines.tracing.calibrations import saved_calibration
 from pipelines.tracing.call import Call, Check, EditsOfText
+from pipelines.tracing.excite_any import check_excitable
 from pipelines.tracing.kernels import Watch
 from unet_xattn import AttentionTrace
 
@@ -26,8 +28,13 @@ class CannotRecordError(TypeError, ValueError):
     """A pipeline of a kind that cannot be recorded: a wrong type in Python, and to a person a wrong value."""
 
 
-Edits = Callable[[Mapping[str, Any]], EditsOfText]
-"""Called with a call's arguments by name."""
+@dataclass(frozen=True)
+class Edits:
+    """Edits of calls. of_call: called with a call's arguments by name. excites: whether latents are to be moved."""
+
+    of_call: Callable[[Mapping[str, Any]], EditsOfText]
+    excites: bool
+
 
 Watcher = tuple[DiffusionPipeline, AttentionTrace, Check | None, Edits | None]
 
@@ -110,7 +117,11 @@ def _record(
     bound.apply_defaults()
     encoders = _text_encoders(pipe)
     tokenizers = {name: tokenizer for name, (_, tokenizer) in encoders.items()}
-    call = Call(attention, tokenizers, bound.arguments, check, edits and edits(bound.arguments))
+    of_text = None if edits is None else edits.of_call(bound.arguments)
+    call = Call(attention, tokenizers, bound.arguments, check, of_text)
+    if edits is not None and edits.excites:
+        check_excitable(pipe, bound.arguments)
+        kwargs = {**kwargs, "callback_on_step_end": call.move_latents}
     with ExitStack() as stack:
         stack.callback(_running.reset, _running.set(call))
         _hook_denoiser(stack, denoiser_of(pipe), call)

@@ -1,4 +1,4 @@
-"""A screenshot of each tab of the page with the bundled model, for ui/README.md.
+"""Screenshots of the tabs of the page with the bundled model, for ui/README.md.
 
 python tests/benchmarks/screenshots.py --out .github
 """
@@ -19,6 +19,17 @@ from ui.app import launch
 def generate(page: Page) -> None:
     for word in ("circle", "square"):
         page.locator(".chip", has_text=word).first.click()
+    page.locator(".word-panel .close").click()
+
+
+def edit(page: Page) -> None:
+    page.locator(".chip", has_text="circle").first.click()
+    page.get_by_label("Replace with").fill("star")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".edit-checks li")
+    page.locator(".chip", has_text="blue").first.click()
+    page.get_by_role("checkbox", name="Outline").check()
+    page.wait_for_function("document.querySelector('.caption').textContent.includes('mask')")
 
 
 def picture(page: Page) -> None:
@@ -45,7 +56,15 @@ def inspect(page: Page) -> None:
     page.wait_for_selector(".query-diagram .tokens .row")
 
 
-TABS = {"Generate": generate, "Your picture": picture, "Train": train, "Translate": translate, "Inspect": inspect}
+SHOTS = {
+    "generate": ("Generate", generate),
+    "edit": ("Generate", edit),
+    "your-picture": ("Your picture", picture),
+    "train": ("Train", train),
+    "translate": ("Translate", translate),
+    "inspect": ("Inspect", inspect),
+}
+"""Name of the picture -> the tab, and what is done there."""
 
 
 def main() -> None:
@@ -58,15 +77,15 @@ def main() -> None:
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, prepare in TABS.items():
+        for name, (tab, prepare) in SHOTS.items():
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.goto(f"http://127.0.0.1:{port}")
             page.wait_for_selector(".attention-viewer .chip")
-            page.get_by_role("tab", name=name).click()
+            page.get_by_role("tab", name=tab).click()
             prepare(page)
             page.mouse.move(0, 0)
             page.wait_for_timeout(1500)  # for animations
-            page.screenshot(path=arguments.out / f"page-{name.lower().replace(' ', '-')}.png")
+            page.screenshot(path=arguments.out / f"page-{name}.png")
             page.close()
         browser.close()
     served.close()

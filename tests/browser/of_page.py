@@ -62,3 +62,16 @@ def away(page: "Page") -> None:
 def look_closer(page: "Page") -> None:
     """Open the controls of steps, layers and heads."""
     page.locator(".attention-viewer:visible .closer > summary").click()
+
+
+def drop(page: "Page", content: bytes, name: str) -> None:
+    """Drop a file on the picture."""
+    page.evaluate(
+        """([content, name]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(content)], name, { type: "image/png" }));
+          document.querySelector(".frame").dispatchEvent(
+            new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        }""",
+        [list(content), name],
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from of_page import Open, look_closer
+from of_page import Open, chip, look_closer
 
 from pipelines import TextToImagePipeline
 
@@ -70,3 +70,24 @@ def test_no_tab_violates_a_rule(
             page.locator(".heads summary").first.click()
             page.locator(".heads-table .tile").first.wait_for()
         assert violations(page, contrasts) == [], tab
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_panel_that_changes_words_violates_a_rule(
+    open_page: Open, contrasts: Callable[["Page"], list[tuple[str, float]]], scheme: str
+) -> None:
+    page = open_page(color_scheme=scheme, reduced_motion="reduce")
+    chip(page, "circle").click()
+    page.get_by_label("Replace with").fill("stra")
+    page.get_by_role("button", name="Take “star”").wait_for()
+    assert violations(page, contrasts) == []
+    page.get_by_role("button", name="Paint its place").click()
+    assert violations(page, contrasts) == []
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Remove", exact=True).click()
+    page.wait_for_selector(".edit-checks li")
+    page.get_by_role("button", name="What changed").click()
+    assert violations(page, contrasts) == []
+    page.get_by_role("button", name="Place words").click()
+    page.get_by_role("button", name="Add a box").click()
+    assert violations(page, contrasts) == []

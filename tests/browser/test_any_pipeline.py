@@ -97,7 +97,9 @@ def test_a_folder_of_stable_diffusion(opened: Open, sd_address: str) -> None:
     assert page.locator("select.layer option").count() == 8 and page.locator(".step").get_attribute("max") == "3"
     page.locator("select.layer").select_option(index=2)
     page.wait_for_function("() => document.querySelector('.network [aria-pressed=true]')")
-    assert page.locator(".judging").is_hidden()
+    assert page.locator(".judging").is_hidden() and page.locator(".changes").is_hidden()
+    chip(page, "circle").click()
+    assert page.locator(".word-panel").is_hidden()
     for event in ("Follow this", "Translate this"):
         assert page.get_by_role("button", name=event).is_hidden()
     with page.expect_download() as file:

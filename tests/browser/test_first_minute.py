@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from of_page import FIRST, Open, away, chip, draw, look_closer, pixels, slowly, wait_for_prompt
+from of_page import FIRST, Open, away, chip, draw, drop, look_closer, pixels, slowly, wait_for_prompt
 
 from pipelines import TextToImagePipeline
 
@@ -202,20 +202,14 @@ def test_a_saved_picture_that_is_dropped_brings_its_settings_back(open_page: Ope
     wait_for_prompt(page, "a pink cross 粉色")
     with page.expect_download() as saved:
         page.get_by_role("button", name="Picture", exact=True).click()
-    content = list(Path(saved.value.path()).read_bytes())
+    content = Path(saved.value.path()).read_bytes()
     page.get_by_role("textbox", name="Seed").fill("1")
     draw(page, FIRST)
     wait_for_prompt(page, FIRST)
-    drop = """([content, name]) => {
-      const data = new DataTransfer();
-      data.items.add(new File([new Uint8Array(content)], name, { type: "image/png" }));
-      document.querySelector(".frame").dispatchEvent(
-        new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-    }"""
-    page.evaluate(drop, [content, "saved.png"])
+    drop(page, content, "saved.png")
     wait_for_prompt(page, "a pink cross 粉色")
     assert page.get_by_role("textbox", name="Seed").input_value() == "7"
-    page.evaluate(drop, [list(json.dumps({}).encode()), "<b>other</b>.png"])
+    drop(page, json.dumps({}).encode(), "<b>other</b>.png")
     page.wait_for_selector(".note.error")
     assert page.locator(".note").first.inner_text().startswith("<b>other</b>.png holds no settings")
 

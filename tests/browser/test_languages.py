@@ -40,6 +40,25 @@ def test_the_first_tab_speaks_the_language_of_the_browser(open_page: Open) -> No
         assert not ENGLISH.search(page.locator(name).first.get_attribute("aria-label"))
 
 
+def test_changing_words_too(open_page: Open) -> None:
+    page = open_page(locale="zh-CN")
+    found = texts(page, ".changes p, .changes button")
+    page.locator(".main .chip", has_text="circle").click()
+    page.locator(".replacement").fill("stra")
+    page.locator(".replacement-note button").wait_for()
+    found += texts(page, ".word-panel p, .word-panel button, .word-panel strong, .word-panel label > span")
+    page.get_by_role("button", name="画出位置").click()
+    found += texts(page, ".word-box p, .word-box button")
+    page.get_by_role("button", name="取消").click()
+    page.get_by_role("button", name="移除", exact=True).click()
+    page.wait_for_selector(".edit-checks li")
+    found += texts(page, ".edits li, .edit-checks li, .edit-tools button, .left-name, .right-name")
+    page.get_by_role("button", name="放置词语").click()
+    found += texts(page, ".place-panel p, .place-panel button, .place-panel strong")
+    assert "✓ 符合要求" in found and "移除 circle✕" in found
+    assert len(found) > 25 and [text for text in found if ENGLISH.search(text)] == []
+
+
 def test_the_train_tab_too(open_page: Open) -> None:
     page = open_page(locale="zh-CN")
     page.get_by_role("tab", name="训练").click()

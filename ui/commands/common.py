@@ -15,6 +15,7 @@ from pipelines.training.config import Saving
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from PIL import Image
 
     from pipelines import TextToImagePipeline
 
@@ -72,6 +73,22 @@ def load_any(model: str, device: str | None = None) -> "DiffusionPipeline":
     from pipelines.runs.processes import find_device
 
     return open_pipeline(model, find_device(device))
+
+
+def open_picture(file: Path) -> "Image.Image":
+    """A picture file as it is displayed.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no picture that can be used.
+    """
+    from pipelines.picture_files import PictureError
+    from pipelines.pixels import read_picture
+
+    try:
+        return read_picture(file.read_bytes())
+    except PictureError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
 
 
 def refuse_existing(files: Iterable[Path | None], instead: str) -> None:

@@ -14,6 +14,7 @@ from ui.commands.common import (
     Steps,
     load,
     load_any,
+    open_picture,
     print_notes,
     refuse_existing,
 )
@@ -123,8 +124,6 @@ def attribute_words(
     from pipelines import attribute
     from pipelines.checks import check_text
     from pipelines.drawing import label
-    from pipelines.picture_files import PictureError
-    from pipelines.pixels import read_picture
     from pipelines.tracing.overlay import concept_areas, concept_sheet, word_sheet
     from ui.notes import notes, trace_messages
 
@@ -136,10 +135,7 @@ def attribute_words(
     files = [out / f"{picture.stem}{kind}" for kind in kinds]
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label(" ".join([caption, *names]), 15)
-    try:
-        shown = read_picture(picture.read_bytes())
-    except PictureError as error:
-        raise ValueError(f"{picture} cannot be used: {error}") from error
+    shown = open_picture(picture)
     pipe = load_any(model, device)
     attention = attribute(pipe, shown, caption, keep=keep, output=output_maps, concepts=names)
     print_notes(notes(trace_messages(attention)))

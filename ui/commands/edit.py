@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ui.commands.common import Device, Guidance, Model, Overwrite, Steps, load, print_notes, refuse_existing
+from ui.commands.common import (
+    Device,
+    Guidance,
+    Model,
+    Overwrite,
+    Steps,
+    load,
+    open_picture,
+    print_notes,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
     from pipelines.edits import Edit
@@ -24,7 +34,11 @@ def edit(
     withhold: Annotated[Edits, typer.Option(help="A word that nothing may read.")] = [],  # noqa: B006
     paint: Annotated[Edits, typer.Option(help="WORD=X0,Y0,X1,Y1: a box to draw it in.")] = [],  # noqa: B006
     pin: Annotated[Edits, typer.Option(help="A word to hold where it is.")] = [],  # noqa: B006
+    excite: Annotated[Edits, typer.Option(help="A word that the first picture neglects.")] = [],  # noqa: B006
     within: Annotated[Edits, typer.Option(help="Change only where this word is.")] = [],  # noqa: B006
+    image: Annotated[
+        Path | None, typer.Option(help="A picture file that the prompt describes: it is edited, and none drawn before.")
+    ] = None,
     model: Model = "shapes",
     seed: Annotated[str, typer.Option(help="Random seed of both pictures, 0 to 2^64 - 1.")] = "0",
     steps: Steps = None,
@@ -37,14 +51,21 @@ def edit(
 
     Things that no edit is about stay as they are. Each option but --refine can be given several times. It writes both
     pictures, their sheets of heat maps, and a picture of what changed.
+
+    With --image the picture before is a file of yours, resized and cropped to what the model draws. Boxes are in pixels
+    of that.
     """
     import torch
+    from PIL import Image
 
     from pipelines import edits, trace
     from pipelines.checks import check_prompt, parse_seed
     from pipelines.drawing import label
     from pipelines.edited import picture_of_change
+    from pipelines.pictures import fit_picture
+    from pipelines.tracing.attribute import reading_shape
     from pipelines.tracing.overlay import word_sheet
+    from ui.edit_text import read_box, read_weight
     from ui.export import stem
     from ui.notes import notes, trace_messages
 
@@ -52,22 +73,27 @@ def edit(
     check_prompt(prompt)
     asked: list[Edit] = [edits.refine(refine)] if refine is not None else []
     asked += [edits.replace(*_pair(text, "replace", "circle=star")) for text in replace]
-    asked += [edits.reweight(word, _number(value)) for word, value in _pairs(reweight, "reweight", "red=2")]
+    asked += [edits.reweight(word, read_weight(value)) for word, value in _pairs(reweight, "reweight", "red=2")]
     asked += [edits.withhold(word) for word in withhold]
-    asked += [edits.paint(word, _box(value)) for word, value in _pairs(paint, "paint", "circle=8,8,40,40")]
-    asked += [edits.pin(word) for word in pin] + [edits.within(word) for word in within]
+    asked += [edits.paint(word, read_box(value)) for word, value in _pairs(paint, "paint", "circle=8,8,40,40")]
+    asked += [edits.excite(word) for word in excite] + [edits.pin(word) for word in pin]
+    asked += [edits.within(word) for word in within]
     if not asked:
-        raise ValueError("nothing to edit: give --replace, --refine, --reweight, --withhold, --paint or --pin")
+        raise ValueError("nothing to edit: give --replace, --refine, --reweight, --withhold, --paint or --excite")
     name = stem(prompt, number)
     kinds = (".png", "-words.png", "-edited.png", "-edited-words.png", "-change.png")
     files = [out / f"{name}{kind}" for kind in kinds]
     refuse_existing([] if overwrite else files, "--out, or --overwrite")
     label(edits.edited_prompt(prompt, asked), 15)  # a missing font is found before the picture is drawn
+    shown = None if image is None else open_picture(image)
     pipe = load(model, device)
-    given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "edits": asked}
+    if shown is not None:
+        shown = Image.fromarray(fit_picture(shown, reading_shape(pipe, *shown.size)))
+    given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "edits": asked, "image": shown}
     with trace(pipe, "head") as attention:
         edited = pipe(prompt, **given, generator=torch.Generator().manual_seed(number))
-    print_notes(notes(trace_messages(attention)))
+    exact = "" if edited.inexact is None else f"before any edit, the picture is kept to within {edited.inexact[0]:.2%}"
+    print_notes([*notes(trace_messages(attention)), exact])
     out.mkdir(parents=True, exist_ok=True)
     pictures = [
         edited.before[0],
@@ -90,20 +116,3 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
 
 def _pairs(texts: list[str], option: str, example: str) -> list[tuple[str, str]]:
     return [_pair(text, option, example) for text in texts]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"a weight is a number such as 2 or 0.5, not {text!r}") from None
-
-
-def _box(text: str) -> tuple[int, ...]:
-    try:
-        box = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        box = ()
-    if len(box) != 4:
-        raise ValueError(f"a box is four whole numbers X0,Y0,X1,Y1 in pixels, not {text!r}")
-    return box

@@ -29,7 +29,7 @@ def evaluate(
     steps: Steps = None,
     guidance: Guidance = None,
     grounding: Annotated[bool, typer.Option("--grounding", help="Evaluate the heat maps instead.")] = False,
-    editing: Annotated[bool, typer.Option("--editing", help="Evaluate edits instead: --prompts of each kind.")] = False,
+    editing: Annotated[bool, typer.Option("--editing", help="Evaluate edits: --prompts scenes of each kind.")] = False,
     masks: Masks = None,
     limit: Annotated[
         int | None, typer.Option(help="Use so many pictures of --masks, spread evenly over the set.", min=1)
@@ -46,29 +46,29 @@ def evaluate(
     With --grounding, maps are compared with the masks of scenes. With --masks too, with those of your own set, and the
     model may be any pipeline of diffusers that can attribute.
 
-    With --editing, pictures of scenes are edited by their words.
+    With --editing, pictures of scenes are edited by their words. --json is written as the evaluation proceeds.
     """
     refuse_existing([json_file], "name for --json")
     if grounding and editing:
         raise ValueError("give --grounding or --editing, not both")
     if masks is not None and not grounding:
         raise ValueError("--masks is for --grounding: give both")
-    report = {"model": model}
+    report: dict[str, Any] = {"model": model}
     if masks is not None:
         report |= _measure_on(model, masks, limit, device)
     elif grounding:
         report |= _measure_maps(load(model, device), prompts)
     elif editing:
-        report |= _measure_edits(load(model, device), prompts)
+        report |= _measure_edits(load(model, device), prompts, lambda found: write_json(json_file, report | found))
     else:
         report |= _measure_agreement(load(model, device), prompts, steps, guidance)
     write_json(json_file, report)
 
 
-def _measure_edits(pipe: "TextToImagePipeline", prompts: int) -> dict[str, Any]:
+def _measure_edits(pipe: "TextToImagePipeline", prompts: int, save: Callable[[dict], None]) -> dict[str, Any]:
     from pipelines.evaluation.editing import editing_table, evaluate_editing
 
-    report = evaluate_editing(pipe, prompts)
+    report = evaluate_editing(pipe, prompts, save=save)
     print(editing_table(report))
     return report
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.drawing import colour_map
+from pipelines.tracing.masks import mask_entries
 from pipelines.tracing.overlay import drawn
 from ui.template import sources
 from ui.texts import texts_of
@@ -49,11 +50,12 @@ def document(
 ) -> str:
     """The viewer with one recorded picture as a single HTML file that needs no server and fetches nothing.
 
-    It holds every layer, head and step that was recorded separately, but not single heads at single steps. `frames` are
+    It holds every layer, head and step that was recorded separately, but not single heads at single steps, and the mask
+    of every word. `frames` are
     the pictures of the steps, `settings` those that the picture was made with.
     """
     template, style, script = sources(__name__)
-    picture = payload(attention, image) | {"frames": list(frames) or None}
+    picture = payload(attention, image) | {"frames": list(frames) or None, "masks": mask_entries(attention, image)}
     for name in view_names(attention):
         picture["views"][name] = view(attention, image, name, steps=not name.split("|")[2])
     props: dict[str, Any] = {"value": {"pictures": [picture]}, "colours": COLOUR_STOPS, "texts": texts_of(*SAID)}
@@ -111,8 +113,8 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         words: the tokens of each word, as indices into `tokens`.
         unknown: the words that the model does not know.
         tokens: the names of what has a map, see `columns_of`: all tokens without padding, as the tokenizer spells them.
-        picture: a data URL. pixels: whether it is a PNG, shown pixel by pixel, see `PIXELS`.
-        image: its index in the batch.
+        picture: a data URL. pixels: whether it is a PNG, shown pixel by pixel, see `PIXELS`. size: its height and
+            width. image: its index in the batch.
         layers: name -> (rows, columns) of each layer's grid.
         heads: the number of heads recorded separately, or 1. steps: the number of steps recorded separately, or 0.
         calibrated: whether the trace has a calibrated average.
@@ -130,6 +132,7 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
         "tokens": columns.names,
         "picture": data_url(picture) if pixels else _small(picture),
         "pixels": pixels,
+        "size": list(attention.size),
         "image": image,
         "layers": {layer: attention.recording.grids[layer] for layer in attention.layers},
         "heads": _heads(attention) if "head" in attention.keep else 1,

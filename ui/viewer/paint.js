@@ -68,6 +68,26 @@ function paintOutlines(canvas, view, maps, tops, hues, side = 512) {
   interpolate(canvas, view, maps, side, (pixel, values) => {
     for (let m = 0; m < maps.length; m++) inside[m][pixel] = values[m] >= tops[m] / 2;
   });
+  paintLines(canvas, inside, hues);
+}
+
+// The outlines of masks as `decodeMask` gives them.
+function paintMasks(canvas, masks, hues, side = 512) {
+  const { height, width } = masks[0];
+  const scale = side / Math.max(height, width);
+  [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
+  const inside = masks.map(({ bits }) => {
+    const enlarged = new Uint8Array(canvas.width * canvas.height);
+    for (let y = 0, pixel = 0; y < canvas.height; y++) {
+      const row = Math.floor(((y + 0.5) * height) / canvas.height) * width;
+      for (let x = 0; x < canvas.width; x++) enlarged[pixel++] = bits[row + Math.floor(((x + 0.5) * width) / canvas.width)];
+    }
+    return enlarged;
+  });
+  paintLines(canvas, inside, hues);
+}
+
+function paintLines(canvas, inside, hues) {
   const { width, height } = canvas;
   put(canvas, (bytes) => {
     const paint = new Uint32Array(bytes.buffer);

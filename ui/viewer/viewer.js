@@ -91,13 +91,16 @@ function render() {
   const shown = pointed ? [pointed] : pinned;
   const maps = shown.map((target) => sharesOfTarget(target));
   const dominant = dominance.checked && !pointed;
-  const outlined = shown.length > 1 && !dominant;
-  heat.hidden = !shown.length && !dominant;
-  scale.style.visibility = shown.length === 1 && !dominant ? "visible" : "hidden";
+  const masked = dominant ? null : masksOf(shown);
+  const outlined = Boolean(masked) || (shown.length > 1 && !dominant);
+  heat.hidden = Boolean(boxing) || (!shown.length && !dominant);
+  scale.style.visibility = shown.length === 1 && !dominant && !masked ? "visible" : "hidden";
   heat.classList.toggle("cells", dominant);
   heat.style.opacity = outlined ? 1 : opacity.value / 100;
   if (dominant) {
     if (changed(heat, "dominant", view, frameShown())) paintDominant(heat, view, dominantIn(view, words.map((word) => sharesOfTarget(word))), words.map((_, i) => hueOf(i)));
+  } else if (masked) {
+    if (changed(heat, "masked", masked, ...shown)) paintMasks(heat, masked, shown.map((_, i) => hueOf(i)));
   } else if (outlined) {
     if (changed(heat, "outlined", view, frameShown(), ...shown)) paintOutlines(heat, view, maps, shown.map((target, i) => Math.max(greatest(maps[i]), 1e-12)), shown.map((_, i) => hueOf(i)));
   } else if (shown.length) {
@@ -122,6 +125,7 @@ function render() {
   stepName.textContent = frameShown() ? say("viewer.step.of", { step: frameShown(), steps: data.steps }) : say("viewer.mean");
   picture.src = (frameShown() && data.frames?.[frameShown() - 1]) || data.picture;
   caption.textContent = describe(shown, marked);
+  nameMask();
   paintMultiples();
 }
 
@@ -183,6 +187,9 @@ function describe(shown, marked) {
   }
   const names = list(shown.map((target) => target.text));
   if (dominance.checked && !pointed) return say("viewer.owners");
+  const masked = masksOf(shown);
+  if (masked) return describeMasks(names, masked);
+  if (areMaking() && shown.length) return say("viewer.outline.making");
   if (shown.length > 1) return say("viewer.pinned", { words: names });
   if (shown.length) {
     const place = placeOfMap(view, sharesOfTarget(shown[0]));
@@ -217,6 +224,7 @@ function receive(value) {
 
 // A picture that is being made: nothing of another picture stands beside it.
 function form({ ticket, prompt: text, step: done, steps, frame: source }) {
+  restPanel();
   if (data) before = data;
   if (data) for (const part of [prompt, caption, judging, multiples]) part.style.minHeight = part.getBoundingClientRect().height + "px";
   clear();
@@ -237,6 +245,8 @@ function form({ ticket, prompt: text, step: done, steps, frame: source }) {
 // Nothing is shown. What was there keeps its room, so that the page does not jump.
 function clear() {
   pause();
+  leaveBoxes();
+  placePanel.hidden = differences.hidden = true;
   data = view = pointed = cell = region = null;
   [targets, words] = [[], []];
   views = new Map();
@@ -248,7 +258,7 @@ function clear() {
     map.getContext("2d").clearRect(0, 0, map.width, map.height);
     name.textContent = "\u00a0";
   }
-  for (const button of [...saving.querySelectorAll("button"), ...multiples.children]) button.disabled = true;
+  for (const button of [...saving.querySelectorAll("button"), ...masking.children, ...multiples.children]) button.disabled = true;
   compareWith(null);
 }
 
@@ -286,6 +296,9 @@ function show(payload) {
   setUpVerdict();
   setUpChoices();
   setUpHeads();
+  setUpGoingOn();
+  setUpMasks();
+  showEdits();
   choose();
   fetchSteps();
   markShown();
@@ -318,12 +331,21 @@ const SIGNS = { true: ["✓", "right"], false: ["✗", "wrong"], null: ["?", "un
 
 function setUpVerdict() {
   judging.hidden = !data.verdict?.length;
-  verdict.replaceChildren(...(data.verdict ?? []).map(({ says, ok }) => {
-    const [sign, kind] = SIGNS[ok];
-    const line = item(`${sign} ${sayAll([says])}`, kind);
-    if (ok === null) line.title = say("viewer.unsure");
-    return line;
-  }));
+  verdict.replaceChildren(...(data.verdict ?? []).map(checkLine));
+}
+
+function checkLine({ says, ok }) {
+  const [sign, kind] = SIGNS[ok];
+  const line = item(`${sign} ${sayAll([says])}`, kind);
+  if (ok === null) line.title = say("viewer.unsure");
+  return line;
+}
+
+// Only a picture that its prompt and seed alone draw can be followed.
+function setUpGoingOn() {
+  const follow = find("going-on").querySelector("[data-event=follow]");
+  follow.disabled = Boolean(data.edit || data.settings?.regions);
+  follow.title = say(follow.disabled ? "viewer.follow.not" : "viewer.follow.title");
 }
 
 // The pictures of one request, to choose from.

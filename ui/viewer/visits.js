@@ -46,7 +46,7 @@ function store() {
 function listPast() {
   past.hidden = !visited.length;
   history.replaceChildren(...visited.map((one) => {
-    const name = say("viewer.past.item", one.settings);
+    const name = say(one.settings.edits ? "viewer.past.edited" : "viewer.past.item", one.settings);
     const button = thumbnail(one, name);
     button.addEventListener("click", () => (compare.checked ? compareWith(one) : revisit(one)));
     return button;
@@ -99,21 +99,26 @@ function downloadShown(picture, name) {
   download({ name: `${name}.${type.split("/")[1]}`, type, content });
 }
 
-// Comparing: the other picture lies over the right side of the frame.
+// Comparing: the other picture lies over the right side of the frame; the one before the edits, which has no settings of
+// its own, over the left side.
 
 function compareWith(one) {
   compared.hidden = !one;
   if (!one) return;
+  const isBefore = !one.settings;
+  compared.classList.toggle("is-before", isBefore);
   other.src = one.picture;
-  other.alt = say("viewer.compare.other", { prompt: one.settings.prompt });
-  find("left-name").textContent = `${data?.prompt ?? ""} (${data?.settings?.seed ?? ""})`;
-  find("right-name").textContent = `${one.settings.prompt} (${one.settings.seed})`;
-  divideAt(50);
+  other.alt = isBefore ? say("viewer.edit.before") : say("viewer.compare.other", { prompt: one.settings.prompt });
+  const [shown, second] = isBefore
+    ? [say("viewer.edit.before"), say("viewer.edit.after")]
+    : [`${data?.prompt ?? ""} (${data?.settings?.seed ?? ""})`, `${one.settings.prompt} (${one.settings.seed})`];
+  [find("left-name").textContent, find("right-name").textContent] = [shown, second];
+  divideAt(isBefore ? data.edit.divide : 50);
 }
 
 function divideAt(percentage) {
   const at = Math.round(Math.min(Math.max(percentage, 0), 100));
-  other.style.clipPath = `inset(0 0 0 ${at}%)`;
+  other.style.clipPath = compared.classList.contains("is-before") ? `inset(0 ${100 - at}% 0 0)` : `inset(0 0 0 ${at}%)`;
   divider.style.left = at + "%";
   divider.setAttribute("aria-valuenow", at);
 }

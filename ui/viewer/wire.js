@@ -22,6 +22,7 @@ let from = null; // where the pointer was pressed
 
 function press(event) {
   if (!view) return;
+  if (boxing) return pressBox(event);
   from = placeOf(event);
   region = null;
   movePointer(event);
@@ -29,6 +30,7 @@ function press(event) {
 
 function movePointer(event) {
   if (!view) return;
+  if (boxing) return dragBox(event);
   const place = placeOf(event);
   const far = from && Math.hypot(place[0] - from[0], place[1] - from[1]) > 0.03;
   if (from && (far || drawing)) {
@@ -42,12 +44,14 @@ function movePointer(event) {
   }
 }
 
-function release() {
+function release(event) {
+  if (boxing) return releaseBox(event);
   from = null;
   drawing = false;
 }
 
 function pointWithKeys(event) {
+  if (boxing) return moveBox(event);
   const by = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   if (event.key === "Escape") return leavePicture(), (region = null), render();
   if (!by || !view) return;
@@ -67,6 +71,7 @@ function pointWithKeys(event) {
 }
 
 function leavePicture() {
+  if (boxing) return;
   cell = null;
   render();
 }
@@ -104,11 +109,11 @@ function goOn(event) {
 
 // Saving
 
-async function save(kind, button) {
+async function save(kind, button, word = null) {
   const [at, line] = [data, note.textContent];
   button.disabled = true;
   if (kind === "gif") notify(say("viewer.save.making"));
-  const answer = await server.save({ key: at.key, image: at.image, kind });
+  const answer = await server.save({ key: at.key, image: at.image, kind, word });
   if (at === data) {
     button.disabled = false;
     notify(answer.error ? sayError(answer.error) : line, Boolean(answer.error));
@@ -159,7 +164,7 @@ find("link").addEventListener("click", shareLink);
 stop.addEventListener("click", stopDrawing);
 for (const kind of ["pointerdown", "pointermove", "pointerup"]) divider.addEventListener(kind, dragDivider);
 divider.addEventListener("keydown", moveDivider);
-compare.addEventListener("change", () => compare.checked || compareWith(null));
+compare.addEventListener("change", () => compare.checked || showBefore());
 find("save-all").addEventListener("click", saveAll);
 find("forget").addEventListener("click", forget);
 window.addEventListener("popstate", goBack);

@@ -46,7 +46,7 @@ function chip(target) {
   // A tap focuses the chip too. Only the keyboard's focus shows a map, or a second tap could not hide it.
   button.addEventListener("focus", () => button.matches(":focus-visible") && pointAtTarget(target));
   button.addEventListener("blur", leaveTarget);
-  button.addEventListener("click", () => pin(target));
+  button.addEventListener("click", () => (pin(target), target.word && togglePanel(target)));
   targets.push(Object.assign(target, { chip: button, name: Boolean(target.word) + ":" + target.tokens }));
   return button;
 }
