@@ -18,18 +18,20 @@ def open_pipeline(name: str | Path, device: torch.device) -> DiffusionPipeline:
     Raises:
         ValueError: there is none, or it cannot be loaded; the message says which.
     """
-    path = find_model(name)
-    ours = _kind(path) == TextToImagePipeline.__name__
+    path, ours = find_model(name), is_ours(name)
     pipe = TextToImagePipeline.from_pretrained(name) if ours else _open_any(path)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device, None if ours or device.type == "cpu" else torch.bfloat16)
 
 
-def _kind(path: str) -> str:
-    """The name of the class of the pipeline in a folder, or with a hub id."""
+def is_ours(model: str | Path | DiffusionPipeline) -> bool:
+    """Whether a pipeline, or the one of a name, is a `TextToImagePipeline`. Raises as `open_pipeline` does."""
+    if isinstance(model, DiffusionPipeline):
+        return isinstance(model, TextToImagePipeline)
+    path = find_model(model)
     try:
         with quiet():
-            return DiffusionPipeline.load_config(path).get("_class_name", "")
+            return DiffusionPipeline.load_config(path).get("_class_name", "") == TextToImagePipeline.__name__
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be loaded: not a model here, and not found on the hub: {reason}") from error

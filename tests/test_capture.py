@@ -454,3 +454,13 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         attribute(tiny_pipe, picture, **({"caption": PROMPT} | arguments))
+
+
+def test_a_whole_picture_is_read_with_white_beside_it(tiny_pipe: TextToImagePipeline) -> None:
+    picture = Image.new("RGB", (1280, 64), (10, 20, 30))
+    attention = attribute(tiny_pipe, picture, PROMPT, draws=1, levels=(0.5,), fit="pad")
+    pixels = attention.pictures[0].float().mean(dim=(1, 2))  # of each row
+    assert attention.recording.settings["cut_off"] == 0 and attention.recording.settings["padded"] == 0.8
+    assert pixels[0] == pixels[-1] == 255 and pixels[16] < 40
+    with pytest.raises(ValueError, match="fit is 'crop' or 'pad', got 'fill'"):
+        attribute(tiny_pipe, picture, PROMPT, fit="fill")

@@ -8,11 +8,13 @@ from typing import Any
 
 import gradio as gr
 import torch
+from diffusers import DiffusionPipeline
 from starlette.middleware import Middleware
 
-from pipelines import TextToImagePipeline
-from pipelines.tracing.overlay import drawn
+from pipelines.any_pipeline import is_ours
 from pipelines.training.config import RUNS
+from ui.any_model import OneModel
+from ui.any_page import any_page
 from ui.endpoint import offer
 from ui.generate_tab import generate_tab
 from ui.inspect_tab import inspect_tab
@@ -51,8 +53,10 @@ MOST_UPLOAD_BYTES = 2**30
 """The limit for an uploaded file, for example a zip of pictures to train on."""
 
 
-def build(model: str | TextToImagePipeline = "shapes", device: str | None = None) -> gr.Blocks:
-    """The page for a model: a bundled name, a folder, a hub id or a pipeline; see `Models`."""
+def build(model: str | DiffusionPipeline = "shapes", device: str | None = None) -> gr.Blocks:
+    """The page for a model: a bundled name, a folder, a hub id or a pipeline; see `Models` and `OneModel`."""
+    if not is_ours(model):
+        return any_page(OneModel(model, device))
     models, kept = Models(model, device), Kept()
 
     def list_models() -> list[str]:
@@ -86,10 +90,10 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
 
     def to_attribute(event: gr.EventData) -> tuple[Any, str, gr.Tabs]:
         try:
-            drawing, image = kept.get(event._data)
+            picture = kept.picture(event._data)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return drawn(drawing.attention, image), str(event._data["prompt"]), gr.Tabs(selected="picture")
+        return picture, str(event._data["prompt"]), gr.Tabs(selected="picture")
 
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_classes="head", equal_height=True):
@@ -137,7 +141,7 @@ def build(model: str | TextToImagePipeline = "shapes", device: str | None = None
 
 
 def launch(
-    model: str | TextToImagePipeline = "shapes",
+    model: str | DiffusionPipeline = "shapes",
     host: str = "127.0.0.1",
     port: int = 7860,
     auth: str | None = None,
@@ -161,8 +165,8 @@ def launch(
         device: the device of the models, see `Models`.
 
     Raises:
-        ValueError: the port is not free, an option is malformed, or the model does not exist; raised before anything is
-            served.
+        ValueError: the port is not free, an option is malformed, or the model does not exist or cannot be recorded;
+            raised before anything is served.
     """
     started = time.time() if started is None else started
     _check_port(host, port)
@@ -171,7 +175,7 @@ def launch(
         raise ValueError("--auth must be user:password, for example --auth ada:enigma")
     if mcp and find_spec("mcp") is None:
         raise ValueError("--mcp needs another package: pip install 'unet-xattn[mcp]'")
-    if block and AT_ONCE > 1:
+    if block and AT_ONCE > 1 and is_ours(model):
         # Every request runs in its own thread. If each uses several OpenMP threads, these outnumber the cores and sleep
         # between layers: a picture takes two and a half times as long.
         torch.set_num_threads(1)

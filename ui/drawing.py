@@ -20,6 +20,7 @@ from pipelines.edited import picture_of_change
 from pipelines.edits import Edit
 from pipelines.scenes.worlds import world_of
 from pipelines.text_to_image import with_sampler
+from ui.any_model import OneModel, abilities_of
 from ui.edit_text import read_changes, read_regions
 from ui.edit_verdict import edit_verdict
 from ui.kept import Drawing, Kept
@@ -242,7 +243,7 @@ def draw_live(models: Models, request: Request) -> dict[str, Any]:
     return finish(pipe, request, drawing, [_made(request, time.perf_counter() - start, live=True)]) | {"live": True}
 
 
-def linked(query: Mapping[str, str], models: Models) -> Request:
+def linked(query: Mapping[str, str], models: Models | OneModel) -> Request:
     """The request in a link (`Request.settings` as query parameters); what is missing gets the model's own value.
 
     Raises:
@@ -263,8 +264,10 @@ def linked(query: Mapping[str, str], models: Models) -> Request:
     return Request(**own | found)
 
 
-def own_settings(pipe: TextToImagePipeline) -> dict[str, Any]:
-    """The steps and the guidance scale that a model was saved with as its best."""
+def own_settings(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """The steps and the guidance scale that a model was saved with as its best, or that a pipeline of others has."""
+    if not isinstance(pipe, TextToImagePipeline):
+        return abilities_of(pipe).own
     return {"num_inference_steps": pipe.config.num_inference_steps, "guidance_scale": pipe.config.guidance_scale}
 
 

@@ -13,8 +13,9 @@ from pipelines.tracing.follow import Query, Trajectory, decoder_layers, draw_sta
 from ui.endpoint import Seed, offer
 from ui.labels import I18N
 from ui.models import MODEL, Models
-from ui.notes import sentences, text_note
+from ui.notes import text_messages
 from ui.query import picture_payload, query_diagram, text_payload
+from ui.texts import lines
 from ui.translate_tab import translator
 
 PROMPT = "a red circle left of a blue square"
@@ -44,9 +45,9 @@ def record_inputs(
 
 def look_at_picture(pipe: TextToImagePipeline, drawing: Trajectory, step: int, layer: str) -> dict[str, Any]:
     """The diagram's value for a layer at a step, counted from 0. Raises as `follow_picture` does."""
-    trust, note = trusted(pipe, layer), sentences([text_note(drawing.prompt, pipe.tokenizer)])
+    trust, notes = trusted(pipe, layer), text_messages(drawing.prompt, pipe.tokenizer)
     shown = picture_payload(drawing, follow_picture(pipe, drawing, step, layer))
-    return shown | {"head": trust.index(max(trust)), "note": note}
+    return shown | {"head": trust.index(max(trust)), "notes": notes, "note": lines(notes)}
 
 
 def look_at_text(pipe: TextToImagePipeline, text: str, layer: str) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def look_at_text(pipe: TextToImagePipeline, text: str, layer: str) -> dict[str, 
     """
     check_text(text)
     shown = text_payload(follow_text(translator(pipe), text, layer))
-    return shown | {"note": sentences([text_note(text, pipe.tokenizer)])}
+    notes = text_messages(text, pipe.tokenizer)
+    return shown | {"notes": notes, "note": lines(notes)}
 
 
 def layers(pipe: TextToImagePipeline, reader: str) -> list[tuple[str, str]]:

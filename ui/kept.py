@@ -10,9 +10,11 @@ from threading import Event, Lock
 from typing import Any
 
 from cachetools import LRUCache
+from PIL import Image
 from torch import Tensor
 
 from pipelines.tracing.masks import mask_entries
+from pipelines.tracing.overlay import drawn
 from ui.export import DOWNLOADS, download, stem
 from ui.viewer import all_heads, view
 from unet_xattn import AttentionTrace
@@ -81,6 +83,11 @@ class Kept:
         if not isinstance(image, int) or not 0 <= image < len(drawing.settings):
             raise ValueError(f"image must be a number from 0 to {len(drawing.settings) - 1}, got {str(image)[:40]!r}")
         return drawing, image
+
+    def picture(self, asked: Any) -> Image.Image:
+        """The picture that a browser asks for, see `get`."""
+        drawing, image = self.get(asked)
+        return drawn(drawing.attention, image)
 
     def functions(self) -> list[Callable[[Any], dict[str, Any]]]:
         """The functions that the viewer calls on the server; they answer errors as {"error": a line}."""

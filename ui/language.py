@@ -1,16 +1,24 @@
 """The language of the page: the browser's own, or the one that was chosen on the page and that the browser remembers.
 
 Gradio reads `navigator.language` before it inserts any script of ours. So a script at the beginning of the page puts
-the chosen language there.
+the chosen language there, and the errors that components may have to write, once for all of them.
 """
 
+import json
 from collections.abc import MutableMapping
 from importlib.resources import files
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-EARLY = f"<script>\n{files('ui').joinpath('language.js').read_text('utf-8')}</script>".encode()
+from ui.texts import TEXTS
+
+ERRORS = [texts for key, texts in TEXTS.items() if key.startswith("error.")]
+"""The errors that are known, in both languages."""
+
+_KNOWN = json.dumps(ERRORS, ensure_ascii=False).replace("<", "\\u003c")
+_CHOSEN = files("ui").joinpath("language.js").read_text("utf-8")
+EARLY = f"<script>\n{_CHOSEN}window.knownErrors = {_KNOWN};\n</script>".encode()
 
 CHANGE = """() => {
   const other = document.documentElement.lang.startsWith("zh") ? "en" : "zh-CN";

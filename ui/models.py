@@ -18,7 +18,10 @@ from ui.runs import list_runs
 AT_ONCE = 1 if torch.accelerator.is_available() else torch.get_num_threads()
 """The number of pictures drawn at the same time, for all visitors. On a CPU each uses one core, see `app.launch`."""
 
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": AT_ONCE}
+Events = dict[str, Any]
+"""Arguments of events that use a model."""
+
+MODEL: Events = {"concurrency_id": "model", "concurrency_limit": AT_ONCE}
 """The settings of every event that uses a model."""
 
 MOST_LOADED = 3
@@ -33,6 +36,8 @@ class Models:
             once.
         device: the device of all models, see `processes.find_device`; by default the one that Accelerate chooses.
     """
+
+    events = MODEL
 
     def __init__(self, first: str | TextToImagePipeline = "shapes", device: str | None = None):
         self.first = first if isinstance(first, str) else "this pipeline"

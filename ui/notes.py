@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ui.texts import Message
+from ui.texts import Message, text
 from unet_xattn import AttentionTrace
 from unet_xattn.words import WORD, split_words, unknown_words
 
@@ -16,9 +16,9 @@ CUT_OFF = 0.03
 """The share of a picture that may be cut off without a note: less than a cell of most layers' grids."""
 
 
-def text_note(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
-    """The words of a text that the model does not know, or that it has none at all; "" if it knows every word."""
-    return _note([word.text for word in split_words(text, tokenizer)], unknown_words(text, tokenizer))
+def text_messages(line: str, tokenizer: "PreTrainedTokenizerFast") -> list[Message]:
+    """The words of a text that the model does not know, or that it has none at all."""
+    return _messages([word.text for word in split_words(line, tokenizer)], unknown_words(line, tokenizer))
 
 
 def warnings(request: "Request", tokenizer: "PreTrainedTokenizerFast") -> list[Message]:
@@ -39,28 +39,35 @@ def warnings(request: "Request", tokenizer: "PreTrainedTokenizerFast") -> list[M
     return found
 
 
-def trace_notes(attention: AttentionTrace, image: int = 0) -> list[str]:
-    """The note on the prompt of a recorded picture, and how much of an attributed picture was cut off."""
+def trace_messages(attention: AttentionTrace, image: int = 0) -> list[Message]:
+    """What the prompt of a recorded picture lacks for its model, and how much of an attributed picture was cut off
+    or padded."""
     settings, (height, width) = attention.recording.settings, attention.size
     words = [word.text for word in attention.words_of(image)]
     words += [found.group() for name in attention.concepts for found in WORD.finditer(name)]
     unknown = set(settings.get("unknown_words", ()))
-    notes = [_note(words, [word for word in words if word in unknown])]
+    found = _messages(words, [word for word in words if word in unknown])
     if cut := attention.cut_off(image):
-        names = ", ".join(f'"{word}"' for word in cut)
-        notes.append(f"words cut off, because the text is longer than its encoder reads: {names}")
+        found.append(("note.cut words", {"words": _listed(map(str, cut))}))
     if (share := settings.get("cut_off", 0.0)) > CUT_OFF:
-        notes.append(f"{share:.0%} of the picture is cut off: the model reads its middle at {width}×{height} pixels")
-    return [note for note in notes if note]
+        found.append(("note.cropped", {"share": f"{share:.0%}", "width": width, "height": height}))
+    if (share := settings.get("padded", 0.0)) > CUT_OFF:
+        found.append(("note.padded", {"share": f"{share:.0%}"}))
+    return found
 
 
-def sentences(notes: Iterable[str]) -> str:
-    """Notes as they stand on the page."""
-    return " ".join(f"{note[0].upper()}{note[1:]}." for note in notes if note)
+def notes(messages: Iterable[Message]) -> list[str]:
+    """Messages as the command line prints them."""
+    lines = [text(key, **values) for key, values in messages]
+    return [f"{line[0].lower()}{line[1:]}".removesuffix(".") for line in lines]
 
 
-def _note(words: Sequence[str], unknown: Sequence[str]) -> str:
+def _messages(words: Sequence[str], unknown: Sequence[str]) -> list[Message]:
     if not words:
-        return "the text has no words"
-    names = ", ".join(f'"{word}"' for word in dict.fromkeys(unknown))
-    return f"words unknown to the model: {names}" if names else ""
+        return [("note.no words", {})]
+    return [("note.unknown", {"words": _listed(dict.fromkeys(unknown))})] if unknown else []
+
+
+def _listed(words: Iterable[str]) -> dict[str, str]:
+    quoted = list(words)
+    return {"en": ", ".join(f'"{word}"' for word in quoted), "zh": "、".join(f"“{word}”" for word in quoted)}

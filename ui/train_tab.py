@@ -59,7 +59,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         with gr.Column(scale=2, min_width=320):
             data = gr.Dropdown(data_names(), value=DEFAULT_DATA, label=I18N("train.data"))
             upload = gr.UploadButton(I18N("train.upload"), file_types=[".zip"], size="sm")
-            upload_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
+            upload_problem = message("problem.")
             examples = album("album.examples", 88)
             findings = gr.Textbox(label=I18N("train.check"), lines=1, max_lines=6, interactive=False)
             preset = gr.Radio(
@@ -77,7 +77,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             name = gr.Textbox("first", label=I18N("train.name"), max_length=64)
             duration = message("training.", expected(200, 64, 64))
             start = gr.Button(I18N("train.start"), variant="primary")
-            problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
+            problem = message("problem.")
         with gr.Column(scale=3, min_width=320):
             run = gr.Dropdown([], label=I18N("train.run"))
             state = message("training.", NO_RUNS)
@@ -92,7 +92,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
                     )
                     rename = gr.Button(I18N("train.rename"), min_width=90)
                     delete = gr.Button(I18N("train.delete"), min_width=90)
-                manage_problem = gr.Textbox(label=I18N("train.error"), visible=False, interactive=False)
+                manage_problem = message("problem.")
             with gr.Row():
                 training = _plot(I18N("train.loss"))
                 losses = _plot(I18N("train.validation"), LEVEL_COLOURS)
@@ -123,16 +123,16 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         try:
             chosen = add_upload(Path(file))
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.Textbox(line_of(error), visible=True)
-        return gr.Dropdown(data_names(), value=chosen), gr.Textbox(visible=False)
+            return gr.skip(), [("problem.line", {"line": line_of(error)})]
+        return gr.Dropdown(data_names(), value=chosen), []
 
     def manage(action: Callable[..., Run | None], chosen: str | None, typed: str) -> tuple[Any, ...]:
         try:
             left = action(chosen or "", typed)
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.Textbox(line_of(error), visible=True)
+            return gr.skip(), [("problem.line", {"line": line_of(error)})]
         names = _names()
-        return gr.Dropdown(names, value=left.name if left else next(iter(names), None)), gr.Textbox(visible=False)
+        return gr.Dropdown(names, value=left.name if left else next(iter(names), None)), []
 
     def set_length(name: str) -> tuple[int, int]:
         return PRESETS[name]
@@ -141,8 +141,8 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
         try:
             chosen = action(*typed)
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.Textbox(line_of(error), visible=True)
-        return gr.Dropdown(_names(), value=chosen.name), gr.Textbox(visible=False)
+            return gr.skip(), [("problem.line", {"line": line_of(error)})]
+        return gr.Dropdown(_names(), value=chosen.name), []
 
     def show(name: str | None, index: int, seen: dict[str, Any] | None) -> tuple[Any, ...]:
         """All outputs for a run, or skips if nothing has changed; new samples are shown, else those at `index`."""

@@ -13,7 +13,8 @@ from ui.alignment import alignment, payload
 from ui.endpoint import offer
 from ui.labels import I18N
 from ui.models import MODEL, Models
-from ui.notes import sentences, text_note
+from ui.notes import text_messages
+from ui.texts import lines
 
 EXAMPLES = [
     "a red circle left of a blue square",
@@ -40,9 +41,10 @@ def translate(pipe: TranslationPipeline, text: str, reference: str = "", beams: 
     check_text(text)
     read = _read(pipe, text, reference)
     special = {*pipe.tokenizer.all_special_tokens, "▁"}  # "▁" marks the beginning of a word
-    note = sentences([text_note(text, pipe.tokenizer)])
+    notes = text_messages(text, pipe.tokenizer)
+    told = {"notes": notes, "note": lines(notes)}
     for translation in pipe.stream(text) if beams == 1 else pipe(text, beams=int(beams)):
-        yield payload(translation, read, special) | {"text": translation.text, "note": note}
+        yield payload(translation, read, special) | {"text": translation.text} | told
 
 
 def _read(pipe: TranslationPipeline, text: str, reference: str) -> Translation | None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from unet_xattn.grounding import Measures, Region, measure, region_mask
+from unet_xattn.trace_cells import TraceCells
 from unet_xattn.trace_file import Saved, read_trace, write_trace
-from unet_xattn.trace_maps import Selection, TraceMaps
+from unet_xattn.trace_maps import Selection
 from unet_xattn.words import CONCEPTS, SPECIAL, Word, shown
 
 LEAST = 0.1
@@ -22,7 +23,7 @@ LEAST = 0.1
 and `emoji`, see the README of pipelines/tracing."""
 
 
-class AttentionTrace(TraceMaps):
+class AttentionTrace(TraceCells):
     """A recording, and questions about it. A pipeline records into it, see `TraceRecorder`, whose arguments it has."""
 
     def dropped(self, *, image: int = 0, **which: Unpack[Selection]) -> Tensor:

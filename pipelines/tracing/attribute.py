@@ -32,12 +32,13 @@ def attribute(
     words: Sequence[str] | None = None,
     output: bool = False,
     concepts: Sequence[str] = (),
+    fit: str = "crop",
 ) -> AttentionTrace:
     """Attribute the regions of an existing picture to the words of a caption.
 
     The picture is resized to `reading_shape` and noised to several levels. The attention at each level is recorded. In
     this trace a "step" is the index of a level in `levels`. `recording.settings` of the trace has "cut_off", the share
-    of the picture that did not fit that shape.
+    of the picture that did not fit that shape, and "padded", the share of what was read that is white padding.
 
     Of diffusers' pipelines those can attribute whose latents can be made from a picture by their VAE alone, and given
     to their call: Stable Diffusion, SDXL, SD3, Flux, PixArt, Sana and their kin.
@@ -46,6 +47,7 @@ def attribute(
         levels: noise levels in (0, 1); at low levels outlines are sharp, at high levels the words matter more.
         draws: number of noise samples per level; the attention is averaged over them.
         keep, words, output, concepts: as for `trace`. With concepts, the caption may be empty.
+        fit: "crop" reads the middle of a picture that does not fit, "pad" all of it, with white beside it.
 
     Raises:
         ValueError: an empty or too long caption, or a level or number out of its range.
@@ -59,11 +61,15 @@ def attribute(
         raise ValueError(f"noise levels must lie between 0 and 1, got {tuple(levels)}")
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit is 'crop' or 'pad', got {fit!r}")
     shown, _ = displayed(picture)
     shape = reading_shape(pipe, *shown.size)
-    fitted = fit_picture(shown, shape)[None]  # (1, h, w, 3)
+    fitted = fit_picture(shown, shape, fit)[None]  # (1, h, w, 3)
     attention = AttentionTrace(keep, words=words, output=output, concepts=concepts)
-    settings = {"levels": list(levels), "draws": draws, "seeds": [seed], "cut_off": cut_off(*shown.size, shape)}
+    misfit = cut_off(*shown.size, shape)
+    settings = {"levels": list(levels), "draws": draws, "seeds": [seed]}
+    settings |= {"cut_off": misfit if fit == "crop" else 0.0, "padded": misfit if fit == "pad" else 0.0}
     read = _attribute_ours if isinstance(pipe, TextToImagePipeline) else attribute_any
     read(pipe, fitted, caption, settings, attention)
     attention.pictures = torch.from_numpy(fitted)
@@ -106,6 +112,9 @@ def reading_shape(pipe: DiffusionPipeline, width: int, height: int) -> Shape:
 
 
 def cut_off(width: int, height: int, shape: Shape) -> float:
-    """The share of a picture of these sides that is cut off where it is cropped to the ratio of a shape."""
+    """The share of a picture of these sides that is cut off where it is cropped to the ratio of a shape.
+
+    It is also the share of the shape that is padding where all of the picture is put into it.
+    """
     wanted, given = shape[1] / shape[0], width / height
     return round(1 - min(wanted, given) / max(wanted, given), 3)

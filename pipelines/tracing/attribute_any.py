@@ -28,14 +28,16 @@ def native_size(pipe: DiffusionPipeline) -> tuple[int, int]:
     """The side of the pictures that a pipeline draws by default, in pixels, and of what sides should be multiples.
 
     Raises:
-        CannotRecordError: it has no VAE, or takes no latents.
+        CannotRecordError: it has no VAE, takes no latents, or does not say its size.
     """
     takes = inspect.signature(type(pipe).__call__).parameters
     has_vae = isinstance(getattr(pipe, "vae", None), AutoencoderKL | AutoencoderDC)
     if not {"latents", "height", "width"} <= takes.keys() or not has_vae:
         raise CannotRecordError(f"{type(pipe).__name__} cannot attribute: it takes no latents made by its VAE")
-    factor, config = pipe.vae_scale_factor, _config(pipe)
-    side = getattr(pipe, "default_sample_size", None) or config.sample_size
+    factor = getattr(pipe, "vae_scale_factor", None)
+    side = getattr(pipe, "default_sample_size", None) or config_of(pipe).get("sample_size")
+    if factor is None or side is None:
+        raise CannotRecordError(f"{type(pipe).__name__} cannot attribute: the size of its pictures is not known")
     multiple = UNET_MULTIPLE if "unet" in pipe.components else TRANSFORMER_MULTIPLE
     return side * factor, multiple * factor
 
@@ -55,7 +57,7 @@ def attribute_any(
     visiting.scheduler, noisy = _visiting(pipe, clean, noise, settings["levels"])
     given: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": len(settings["levels"])}
     given |= {"num_images_per_prompt": settings["draws"], "latents": noisy.to(device)}
-    if not _config(pipe).get("guidance_embeds"):
+    if not config_of(pipe).get("guidance_embeds"):
         given["guidance_scale"] = 1.0  # the prompt alone
     if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
         given["use_resolution_binning"] = False
@@ -64,7 +66,8 @@ def attribute_any(
     attention.average_images(replace(attention.recording, settings={**attention.recording.settings, **settings}))
 
 
-def _config(pipe: DiffusionPipeline) -> Any:
+def config_of(pipe: DiffusionPipeline) -> Any:
+    """The config of the network that draws."""
     return denoiser_of(pipe).config
 
 

@@ -118,9 +118,9 @@ def test_an_upload_is_shown_or_refused(open_tab: Callable[..., "Page"], tmp_path
     page.locator("figcaption", has_text="a black night").wait_for()
     assert page.get_by_label("Training data").input_value() == "data/good"
     upload.set_input_files(tmp_path / "bad.zip")
-    page.get_by_label("Error").wait_for()
-    error = page.get_by_label("Error").input_value()
-    assert error.startswith("the upload has no picture that can be used") and "no captions" in error
+    page.locator(".message.problem", has_text="upload").wait_for()
+    error = page.locator(".message.problem", has_text="upload").inner_text()
+    assert error.startswith("The upload has no picture that can be used") and "no captions" in error
     assert page.get_by_label("Training data").input_value() == "data/good"
 
 
@@ -128,8 +128,7 @@ def test_wrong_settings_are_refused_in_a_line(open_tab: Callable[..., "Page"]) -
     page = open_tab()
     page.get_by_label("Run name").fill(HOSTILE[0])
     page.get_by_role("button", name="Start training").click()
-    page.get_by_label("Error").wait_for()
-    assert "letters, digits, - and _, got '<img src=x" in page.get_by_label("Error").input_value()
+    page.locator(".message.problem", has_text="letters, digits, - and _, got '<img src=x").wait_for()
     page.wait_for_timeout(200)
 
 

@@ -25,10 +25,10 @@ ONE = 2**16 - 1
 def alignment(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
     """The component.
 
-    Its value is a `payload`, with an optional "note", a line about the translation; or {"error": a line}, and the last
+    Its value is a `payload`, with optional "notes", messages about the translation; or {"error": a line}, and the last
     translation stays.
     """
-    return component(__name__, value, colours=COLOUR_STOPS, texts=texts_of("alignment."), **options)
+    return component(__name__, value, colours=COLOUR_STOPS, texts=texts_of("alignment.", "note."), **options)
 
 
 def payload(

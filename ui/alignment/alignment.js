@@ -289,7 +289,7 @@ function offer(select, count) {
 }
 
 function show(payload) {
-  note.textContent = payload?.error ?? payload?.note ?? "";
+  note.textContent = payload?.error ? sayError(payload.error) : sayAll(payload?.notes ?? []);
   note.classList.toggle("error", Boolean(payload?.error));
   body.hidden = !payload || (Boolean(payload.error) && !data);
   if (!payload || payload.error) return; // the last translation stays

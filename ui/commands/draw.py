@@ -54,7 +54,7 @@ def generate(
     from pipelines.drawing import label
     from pipelines.tracing.overlay import word_sheet
     from ui.export import stem
-    from ui.notes import trace_notes
+    from ui.notes import notes, trace_messages
 
     number = parse_seed(seed)
     if (prompt is None) == (prompts is None) or (prompts and (keep or overwrite)):
@@ -75,7 +75,7 @@ def generate(
     given = {name: value for name, value in asked.items() if value is not None}
     with trace(pipe, keep or "mean", output=output_maps) as attention:
         picture = pipe(prompt=prompt, **given, generator=torch.Generator().manual_seed(number)).images[0]
-    print_notes(trace_notes(attention))
+    print_notes(notes(trace_messages(attention)))
     out.mkdir(parents=True, exist_ok=True)
     picture.save(files[0])
     word_sheet(attention).save(files[1])
@@ -125,7 +125,7 @@ def attribute_words(
     from pipelines.checks import check_text
     from pipelines.drawing import label
     from pipelines.tracing.overlay import concept_areas, concept_sheet, word_sheet
-    from ui.notes import trace_notes
+    from ui.notes import notes, trace_messages
 
     check_text(caption, "caption")
     names = [name.strip() for name in (concepts or "").split(",") if name.strip()]
@@ -138,7 +138,7 @@ def attribute_words(
     shown = open_picture(picture)
     pipe = load_any(model, device)
     attention = attribute(pipe, shown, caption, keep=keep, output=output_maps, concepts=names)
-    print_notes(trace_notes(attention))
+    print_notes(notes(trace_messages(attention)))
     out.mkdir(parents=True, exist_ok=True)
     word_sheet(attention).save(files[0])
     attention.save(files[1])
@@ -167,12 +167,12 @@ def export_trace(
     The page is one file that opens in any browser. No model is needed.
     """
     from ui.export import export
-    from ui.notes import trace_notes
+    from ui.notes import notes, trace_messages
     from unet_xattn import AttentionTrace
 
     attention = AttentionTrace.load(file)
     print(*export(attention, out, image, overwrite, masks, reading), sep="\n")
-    print_notes(trace_notes(attention, image))
+    print_notes(notes(trace_messages(attention, image)))
 
 
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
@@ -194,14 +194,14 @@ def translate(
     from pipelines.checks import check_text
     from pipelines.runs.processes import find_device
     from pipelines.tracing.overlay import alignment_sheet
-    from ui.notes import text_note
+    from ui.notes import notes, text_messages
 
     refuse_existing([] if overwrite else [attention], "--attention, or --overwrite")
     check_text(text)
     place = find_device(device)
     pipe = TranslationPipeline.from_pretrained(model).to(place)
     (translation,) = pipe(text, beams=beams)
-    print_notes([text_note(text, pipe.tokenizer)])
+    print_notes(notes(text_messages(text, pipe.tokenizer)))
     print(translation.text)
     if attention is not None:
         attention.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def edit(
     from pipelines.tracing.overlay import word_sheet
     from ui.edit_text import read_box, read_weight
     from ui.export import stem
-    from ui.notes import trace_notes
+    from ui.notes import notes, trace_messages
 
     number = parse_seed(seed)
     check_prompt(prompt)
@@ -93,7 +93,7 @@ def edit(
     with trace(pipe, "head") as attention:
         edited = pipe(prompt, **given, generator=torch.Generator().manual_seed(number))
     exact = "" if edited.inexact is None else f"before any edit, the picture is kept to within {edited.inexact[0]:.2%}"
-    print_notes([*trace_notes(attention), exact])
+    print_notes([*notes(trace_messages(attention)), exact])
     out.mkdir(parents=True, exist_ok=True)
     pictures = [
         edited.before[0],

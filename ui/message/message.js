@@ -4,7 +4,7 @@ const line = element.querySelector(".message");
 line.classList.toggle("problem", props.alarm);
 
 function show() {
-  line.textContent = (props.value || []).map(([key, values]) => say(key, values)).join("");
+  line.textContent = (props.value || []).map(([key, { line: error, ...values }]) => say(key, { ...values, line: error && sayError(error) })).join("");
 }
 
 watch("value", show);

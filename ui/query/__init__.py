@@ -28,7 +28,7 @@ def query_diagram(value: dict[str, Any] | None = None, **options: Any) -> gr.HTM
     Its value is a payload, or {"error": a line}, and the last query stays. It triggers the event `opened` if it comes
     onto the page without a value.
     """
-    return component(__name__, value, colours=COLOUR_STEPS, texts=texts_of("query."), **options)
+    return component(__name__, value, colours=COLOUR_STEPS, texts=texts_of("query.", "note."), **options)
 
 
 def picture_payload(drawing: Trajectory, reading: PictureReading) -> dict[str, Any]:

@@ -121,7 +121,7 @@ function render() {
     row.valueTerm.textContent = part ? `·${numbered("v", at)} ${part}` : "";
   });
   const list = [...masked].map(quoted).join(", ");
-  message.textContent = error ?? (list ? say("query.what if", { tokens: list }) : data.note);
+  message.textContent = error ?? (list ? say("query.what if", { tokens: list }) : sayAll(data.notes ?? []));
   mark();
   renderAsker(shown);
   renderWorked(shown ?? found.weights.indexOf(most));
@@ -199,7 +199,7 @@ function word(text, name = "") {
 // The parts of a payload
 
 function show(payload) {
-  error = payload?.error ?? null;
+  error = payload?.error ? sayError(payload.error) : null;
   message.classList.toggle("error", Boolean(error));
   message.textContent = error ?? say("query.loading");
   if (!payload || error) return; // the last query stays

@@ -5,7 +5,7 @@ const line = element.querySelector(".reading");
 
 function show({ prompt, unknown, error }) {
   line.replaceChildren();
-  if (error) return line.append(mark(error[0].toUpperCase() + error.slice(1)));
+  if (error) return line.append(mark(sayError(error)));
   if (!unknown.length) return;
   line.append(say("reading.unknown"), " ", ...unknown.flatMap((word) => [mark(word.text), ...offers(word, prompt), " "]));
 }

@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -16,24 +15,31 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipelines.drawing import colour_map
 from pipelines.tracing.masks import mask_entries
 from pipelines.tracing.overlay import drawn
 from ui.template import sources
 from ui.texts import texts_of
+from ui.viewer.columns import columns_of, mean_grid
 from unet_xattn import AttentionTrace
 from unet_xattn.words import Word
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The content security policy of `document`: the file may run its own script and fetch nothing."""
 
-SAID = ("viewer.", "verdict.", "warning.", "picture.")
+SAID = ("viewer.", "verdict.", "warning.", "note.")
 """The prefixes of the texts that the viewer shows."""
 
 COLOUR_STOPS = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colour_map(np.linspace(0, 1, 17))]
 """The colour map of all heat maps as evenly spaced stops, between which the browser interpolates."""
+
+PIXELS = 256
+"""The longest side of a picture that is shown pixel by pixel. Larger ones are shown as WEBP with loss, because a PNG of
+1024×1024 pixels has two million bytes; saved files have every pixel."""
+
+QUALITIES, SHOWN_BYTES = (90, 75, 50, 25, 5), 150_000
+"""The qualities of WEBP, of which the first is taken whose file has at most so many bytes, or else the last."""
 
 
 def document(
@@ -87,9 +93,15 @@ def _heading(prompt: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     today = date.today().isoformat()
     if "num_inference_steps" not in settings:
         return {"prompt": prompt, "about": ["viewer.about.yours", {"date": today}]}
-    made = {"model": settings["model"], "seed": settings["seed"], "steps": settings["num_inference_steps"]}
-    made |= {"guidance": f"{settings['guidance_scale']:g}", "date": today}
-    return {"prompt": prompt, "about": ["viewer.about", made]}
+    made = {
+        "model": settings["model"],
+        "seed": settings["seed"],
+        "steps": settings["num_inference_steps"],
+        "date": today,
+    }
+    if "guidance_scale" not in settings:
+        return {"prompt": prompt, "about": ["viewer.about.plain", made]}
+    return {"prompt": prompt, "about": ["viewer.about", made | {"guidance": f"{settings['guidance_scale']:g}"}]}
 
 
 def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
@@ -98,24 +110,28 @@ def payload(attention: AttentionTrace, image: int = 0) -> dict[str, Any]:
     Returns:
         prompt: the text as it was typed.
         pieces: the prompt cut into (text, index of the word), index -1 between words; joined they are the prompt.
-        words: the tokens of each word.
+        words: the tokens of each word, as indices into `tokens`.
         unknown: the words that the model does not know.
-        tokens: all tokens as the tokenizer spells them, without padding.
-        picture: a PNG as a data URL. size: its height and width. image: its index in the batch.
+        tokens: the names of what has a map, see `columns_of`: all tokens without padding, as the tokenizer spells them.
+        picture: a data URL. pixels: whether it is a PNG, shown pixel by pixel, see `PIXELS`. size: its height and
+            width. image: its index in the batch.
         layers: name -> (rows, columns) of each layer's grid.
         heads: the number of heads recorded separately, or 1. steps: the number of steps recorded separately, or 0.
         calibrated: whether the trace has a calibrated average.
         views: name -> `view`: the plain mean and, if there is one, the calibrated average.
     """
-    words = attention.words_of(image)
+    words, columns = attention.words_of(image), columns_of(attention, image)
     calibrated = "head" in attention.keep and attention.recording.calibration is not None
+    picture = drawn(attention, image)
+    pixels = max(picture.size) <= PIXELS
     return {
         "prompt": attention.prompts[image],
         "pieces": _pieces(attention.prompts[image], words),
-        "words": [list(word.tokens) for word in words],
+        "words": columns.words,
         "unknown": list(attention.recording.settings.get("unknown_words", ())),
-        "tokens": [attention.tokens_of(image)[i] for i in _real(attention, image)],
-        "picture": data_url(drawn(attention, image)),
+        "tokens": columns.names,
+        "picture": data_url(picture) if pixels else _small(picture),
+        "pixels": pixels,
         "size": list(attention.size),
         "image": image,
         "layers": {layer: attention.recording.grids[layer] for layer in attention.layers},
@@ -148,7 +164,7 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
         steps: whether to add a frame for each step, if the steps were recorded separately.
 
     Returns:
-        grid: (rows, columns) of the layer, or of the finest layer for all.
+        grid: (rows, columns) of the layer, or `mean_grid` for all.
         peaks (frames, tokens): the largest value of each token's map. Frame 0 is the mean over all steps.
         tops (frames, words): the largest value of each word's heat map, as saved sheets and tables have it.
         maps: base64 of uint8 (frames, tokens, rows, columns), each map in 255ths of its peak.
@@ -159,20 +175,20 @@ def view(attention: AttentionTrace, image: int, name: str, steps: bool = True) -
     if name not in view_names(attention):
         raise ValueError(f"this picture has no view {name[:80]!r}")
     average, layer, head = name.split("|")
-    grids = attention.recording.grids
-    grid = grids[layer] if layer else max(grids.values(), key=math.prod)
-    tokens, words = _real(attention, image), attention.words_of(image)
+    columns = columns_of(attention, image)
+    grid = attention.recording.grids[layer] if layer else mean_grid(attention, columns)
+    words = [word.tokens for word in attention.words_of(image)]
     frames: list[Tensor] = []
     tops: list[list[float]] = []
     for step in (None, *(attention.steps if steps else ())):
         which: dict[str, Any] = {"step": step, "head": int(head) if head else None, "image": image}
-        heats = attention.heatmaps(tokens, layer=layer or None, reduce=average, **which)
-        tops.append([float(f"{heats[list(word.tokens)].sum(0).max():.5g}") for word in words])
+        mean = which | {"layer": layer or None, "reduce": average}
+        tops.append([float(f"{top:.5g}") for top in attention.largest(words, **mean)])
         if layer:
-            frames.append(attention.maps(layer, **which)[tokens])
+            frames.append(columns.summed(attention.maps(layer, **which)))
         else:
             # The mean over each cell, so that the page shows the same number as `words_at` of the cell's box.
-            frames.append(F.interpolate(heats[None], grid, mode="area")[0])
+            frames.append(attention.cells(columns.groups, grid, **mean))
     values = torch.stack(frames)  # (frames, tokens, rows, columns)
     peaks = values.amax(dim=(2, 3)).clamp_min(1e-12)
     levels = (values / peaks[..., None, None] * 255).round().to(torch.uint8)
@@ -194,16 +210,17 @@ def all_heads(attention: AttentionTrace, image: int, tokens: Any) -> list[dict[s
     Raises:
         ValueError: the heads were not recorded separately, or there are no such tokens.
     """
-    real = _real(attention, image)
+    columns = columns_of(attention, image)
     if "head" not in attention.keep:
         raise ValueError("the heads of this picture were not recorded separately")
-    if not isinstance(tokens, list) or not tokens or not all(type(token) is int and token in real for token in tokens):
-        raise ValueError(f"tokens must be numbers from 0 to {len(real) - 1}, got {str(tokens)[:40]!r}")
+    known = range(len(columns.groups))
+    if not isinstance(tokens, list) or not tokens or not all(type(token) is int and token in known for token in tokens):
+        raise ValueError(f"tokens must be numbers from 0 to {len(known) - 1}, got {str(tokens)[:40]!r}")
     shown = []
     for layer in attention.layers:
         maps = []
         for head in range(attention.recording.heads[layer]):
-            share = attention.maps(layer, head=head, image=image)[tokens].sum(0)
+            share = columns.summed(attention.maps(layer, head=head, image=image))[tokens].sum(0)
             peak = float(share.max().clamp_min(1e-12))
             levels = (share / peak * 255).round().to(torch.uint8)
             maps.append({"peak": float(f"{peak:.5g}"), "map": base64.b64encode(levels.numpy().tobytes()).decode()})
@@ -211,16 +228,20 @@ def all_heads(attention: AttentionTrace, image: int, tokens: Any) -> list[dict[s
     return shown
 
 
+def _small(picture: Image.Image) -> str:
+    """A large picture as a data URL, see `PIXELS`."""
+    for quality in QUALITIES:
+        url = data_url(picture, "WEBP", quality=quality)
+        if 3 * len(url) <= 4 * SHOWN_BYTES:
+            break
+    return url
+
+
 def data_url(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
     """A picture as a data URL."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _real(attention: AttentionTrace, image: int) -> list[int]:
-    """The indices of a prompt's tokens without padding."""
-    return list(range(len(attention.recording.texts["prompt"][image].tokens)))
 
 
 def _pieces(prompt: str, words: list[Word]) -> list[tuple[str, int]]:

@@ -25,7 +25,9 @@ def attention_viewer(server_functions: Sequence[Callable] = (), **options: Any) 
     Args:
         server_functions: `view`, `frames`, `masks`, `save` and `stop` of `ui.kept`: finer maps, masks, files, and the
             end of a generation. Without them the viewer shows only the maps in its payloads.
-        options: "past": True for a viewer that keeps its pictures in the browser and their address in its bar.
+        options: "past": True for a viewer that keeps its pictures in the browser and their address in its bar; "reach",
+            the events to other tabs that it offers, by default all: "follow", "translate", "attribute"; "edits", False
+            for pictures whose words cannot be changed.
     """
     functions, texts = list(server_functions), texts_of(*SAID)
     return component("ui.viewer", colours=COLOUR_STOPS, texts=texts, server_functions=functions, **options)

@@ -42,9 +42,10 @@ function dominantIn(view, maps) {
   return indices;
 }
 
-// How much of each cell lies inside a polygon of points [x, y] from 0 to 1, by testing FINE × FINE points of the cell.
+// How much of each cell lies inside a polygon of points [x, y] from 0 to 1, by testing FINE × FINE points of the cell,
+// fewer of the smaller cells of a fine grid.
 function coverage(view, polygon) {
-  const FINE = 8;
+  const FINE = Math.min(Math.max(Math.floor(128 / Math.max(view.rows, view.columns)), 2), 8);
   const inside = new Float32Array(view.cells);
   for (let y = 0; y < view.rows * FINE; y++) {
     for (let x = 0; x < view.columns * FINE; x++) {

@@ -30,7 +30,7 @@ async function showHeads() {
   if (!word) return;
   const answer = await server.heads({ key: at.key, image: at.image, tokens: word.tokens });
   if (at !== data) return;
-  if (answer.error) return notify(answer.error, true);
+  if (answer.error) return notify(sayError(answer.error), true);
   headsTable.replaceChildren(...answer.layers.map(({ name, grid, maps }) => {
     const line = document.createElement("div");
     line.append(Object.assign(document.createElement("span"), { textContent: name }));

@@ -98,13 +98,13 @@ function render() {
   heat.classList.toggle("cells", dominant);
   heat.style.opacity = outlined ? 1 : opacity.value / 100;
   if (dominant) {
-    paintDominant(heat, view, dominantIn(view, words.map((word) => sharesOfTarget(word))), words.map((_, i) => hueOf(i)));
+    if (changed(heat, "dominant", view, frameShown())) paintDominant(heat, view, dominantIn(view, words.map((word) => sharesOfTarget(word))), words.map((_, i) => hueOf(i)));
   } else if (masked) {
-    paintMasks(heat, masked, shown.map((_, i) => hueOf(i)));
+    if (changed(heat, "masked", masked, ...shown)) paintMasks(heat, masked, shown.map((_, i) => hueOf(i)));
   } else if (outlined) {
-    paintOutlines(heat, view, maps, shown.map((target, i) => Math.max(greatest(maps[i]), 1e-12)), shown.map((_, i) => hueOf(i)));
+    if (changed(heat, "outlined", view, frameShown(), ...shown)) paintOutlines(heat, view, maps, shown.map((target, i) => Math.max(greatest(maps[i]), 1e-12)), shown.map((_, i) => hueOf(i)));
   } else if (shown.length) {
-    paintMap(heat, view, maps[0], topOf(shown[0]));
+    if (changed(heat, "map", view, frameShown(), ...shown, topOf(shown[0]))) paintMap(heat, view, maps[0], topOf(shown[0]));
     peak.textContent = percent(topOf(shown[0]));
   }
   const marked = shares();
@@ -129,6 +129,14 @@ function render() {
   paintMultiples();
 }
 
+// Whether a canvas shows something else than what is described: painting all maps of a large model takes longer than a
+// pointer stays at one place.
+function changed(canvas, ...what) {
+  const same = canvas.shows && canvas.shows.every((one, i) => one === what[i]) && canvas.shows.length === what.length;
+  canvas.shows = what;
+  return !same;
+}
+
 function legendItem(word, i) {
   const item = Object.assign(document.createElement("li"), { textContent: word.text });
   item.style.setProperty("--hue", hueOf(i));
@@ -149,9 +157,12 @@ function renderMark() {
 
 function paintMultiples() {
   for (const target of words) {
-    paintMap(target.tile.firstChild, view, sharesOfTarget(target), topOf(target), Math.max(view.rows, view.columns));
+    const [tile, top] = [target.tile.firstChild, topOf(target)];
+    if (changed(tile, view, frameShown(), top)) {
+      paintMap(tile, view, sharesOfTarget(target), top, Math.max(view.rows, view.columns));
+      target.tile.lastChild.textContent = `${target.text} ${percent(largestShare(view, frameShown(), target))}`;
+    }
     target.tile.classList.toggle("shown", pinned.includes(target) || pointed === target);
-    target.tile.lastChild.textContent = `${target.text} ${percent(largestShare(view, frameShown(), target))}`;
   }
 }
 
@@ -198,11 +209,11 @@ function notify(line, error = false) {
 // What Python sends
 
 function receive(value) {
-  if (!value) return show(null);
+  if (!value) return show(null), notify(props.past ? say("viewer.blank") : "");
   if (value.drawing) return form(value.drawing);
   if (value.error) {
     if (before) show(before); // the last picture stays, whole
-    return notify(value.error[0].toUpperCase() + value.error.slice(1), true);
+    return notify(sayError(value.error), true);
   }
   const { notes, warnings, live } = value;
   const pictures = value.pictures.map((one) => ({ ...one, notes, warnings, live })); // Gradio watches its own
@@ -220,7 +231,8 @@ function form({ ticket, prompt: text, step: done, steps, frame: source }) {
   root.classList.add("forming-now");
   note.hidden = true;
   forming.hidden = progress.hidden = false;
-  stop.dataset.ticket = ticket;
+  stop.dataset.ticket = ticket ?? "";
+  stop.hidden = !ticket; // a model that does not stop
   if (!done) stop.disabled = false;
   find("progress").querySelector("progress").value = done / steps;
   find("at").textContent = stop.disabled ? say("viewer.stopping") : done ? say("viewer.drawing", { step: done, steps }) : say("viewer.starting");
@@ -263,7 +275,7 @@ function show(payload) {
   notify(sayAll(data?.notes ?? []));
   multiples.hidden = closer.hidden = !data || Boolean(data.live);
   saving.hidden = !data?.key || !server?.save;
-  find("going-on").hidden = saving.hidden || !props.past;
+  find("going-on").hidden = saving.hidden || !props.past || props.reach?.length === 0;
   find("link").hidden = !data?.settings || Boolean(data.settings.stopped);
   if (!data) return;
   views = new Map(Object.entries(data.views).map(([name, one]) => [name, decodeView(one)]));
@@ -271,6 +283,7 @@ function show(payload) {
   for (const button of saving.querySelectorAll("button")) button.disabled = false;
   picture.hidden = false;
   picture.alt = say(data.settings ? "viewer.alt.drawn" : "viewer.alt.yours", { prompt: data.prompt });
+  root.classList.toggle("photo", !data.pixels);
   root.style.setProperty("--shape", view.columns / view.rows);
   prompt.replaceChildren(...data.pieces.flatMap(([text, word]) => (word < 0 ? [gap(text)] : wordChips(text, word))));
   words = targets.filter((target) => target.word);

@@ -12,7 +12,7 @@ let chosen = null; // the word whose panel is open
 const madeFrom = new Map(); // address of an edited picture -> the edits that it was first made from
 let refocus = null; // the control of the panel that had the focus when the picture began to change
 
-const canEdit = () => Boolean(props.past && data?.settings && !data.settings.stopped);
+const canEdit = () => Boolean(props.past && props.edits !== false && data?.settings && !data.settings.stopped);
 const listOf = (payload) => payload?.edit?.listed ?? [];
 const loud = (edit) => edit.kind === "reweight" || edit.kind === "withhold";
 
@@ -160,7 +160,7 @@ async function checkReplacement() {
   if (!text.trim()) return;
   const answer = await server.check_words({ text, model: data.settings.model });
   if (text !== replacement.value) return;
-  replacementNote.replaceChildren(...(answer.error ? [answer.error] : (answer.unknown ?? []).flatMap(unknownWord)));
+  replacementNote.replaceChildren(...(answer.error ? [sayError(answer.error)] : (answer.unknown ?? []).flatMap(unknownWord)));
 }
 
 function unknownWord({ text, instead }) {
@@ -206,7 +206,7 @@ function paintWord() {
 // The edits of the shown picture
 
 function showEdits() {
-  changes.hidden = !props.past;
+  changes.hidden = !props.past || props.edits === false;
   const [list, placed] = [listOf(data), placedIn(data)];
   editHint.hidden = Boolean(list.length || placed.length);
   editHint.textContent = say(data?.settings?.stopped ? "viewer.edit.hint.stopped" : "viewer.edit.hint");

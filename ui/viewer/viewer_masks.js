@@ -32,7 +32,7 @@ async function fetchMasks() {
   const answer = await made.get(at);
   if (answer.error) {
     made.delete(at);
-    if (at === data) notify(answer.error, true);
+    if (at === data) notify(sayError(answer.error), true);
     return null;
   }
   if (answer.masks) made.set(at, answer.masks.map(decodeMask));

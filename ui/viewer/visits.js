@@ -89,8 +89,14 @@ async function saveAll() {
   for (const { picture, settings, payload } of visited) {
     const answer = payload?.key ? await server.save({ key: payload.key, image: payload.image, kind: "png" }) : { error: "" };
     if (answer.error === undefined) download(answer);
-    else download({ name: `${settings.prompt.slice(0, 60)}-seed${settings.seed}.png`, type: "image/png", content: picture.split(",")[1] });
+    else downloadShown(picture, `${settings.prompt.slice(0, 60)}-seed${settings.seed}`);
   }
+}
+
+// A picture as the browser keeps it: a PNG, or, of large ones, a WEBP.
+function downloadShown(picture, name) {
+  const [, type, content] = picture.match(/^data:(.+);base64,(.*)$/);
+  download({ name: `${name}.${type.split("/")[1]}`, type, content });
 }
 
 // Comparing: the other picture lies over the right side of the frame; the one before the edits, which has no settings of

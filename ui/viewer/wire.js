@@ -116,7 +116,7 @@ async function save(kind, button, word = null) {
   const answer = await server.save({ key: at.key, image: at.image, kind, word });
   if (at === data) {
     button.disabled = false;
-    notify(answer.error ?? line, Boolean(answer.error));
+    notify(answer.error ? sayError(answer.error) : line, Boolean(answer.error));
   }
   if (!answer.error) download(answer);
 }
@@ -157,6 +157,7 @@ for (const button of saving.querySelectorAll("[data-kind]")) {
   button.addEventListener("click", () => save(button.dataset.kind, button));
 }
 for (const button of find("going-on").children) {
+  button.hidden = Boolean(props.reach) && !props.reach.includes(button.dataset.event);
   button.addEventListener("click", () => goOn(button.dataset.event));
 }
 find("link").addEventListener("click", shareLink);
