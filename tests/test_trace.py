@@ -461,10 +461,10 @@ def test_a_point_or_mask_that_is_none_is_refused(
 # How far each head can be trusted.
 
 
-def test_a_calibrated_map_is_the_weighted_sum_of_heads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_calibrated_map_is_the_weighted_mean_of_heads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     attention = filled(tokenizer, "head", calibration={"fine": [0.0, 0.7], "coarse": [0.2, 0.0]})
-    expected = 0.7 * attention.heatmap("red", layer="fine", head=1)
-    expected += 0.2 * attention.heatmap("red", layer="coarse", head=0)
+    expected = 0.7 / 0.9 * attention.heatmap("red", layer="fine", head=1)  # weights count relative to their sum
+    expected += 0.2 / 0.9 * attention.heatmap("red", layer="coarse", head=0)
     found = attention.heatmap("red", reduce="calibrated")
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, attention.heatmap("red"))

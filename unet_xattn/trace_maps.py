@@ -271,7 +271,9 @@ class TraceMaps(TraceRecorder):
             raise ValueError("this model has no calibration: `unet-xattn calibrate` measures one")
         if "head" not in self.keep:
             raise ValueError("heads were averaged during recording: trace with keep='head' for a calibrated map")
-        return [(name, h, w) for name, weights in calibration.items() for h, w in enumerate(weights) if w > 0]
+        trusted = [(name, h, w) for name, weights in calibration.items() for h, w in enumerate(weights) if w > 0]
+        total = sum(w for *_, w in trusted)
+        return [(name, h, w / total) for name, h, w in trusted]
 
     # Words and their tokens.
 

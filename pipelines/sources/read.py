@@ -40,6 +40,8 @@ def read_source(source: str | os.PathLike, streaming: bool = False, limit: int |
     Raises:
         DataError: the source is not found, has no pictures or no captions, or cannot be read at all.
     """
+    if not os.fspath(source):
+        raise DataError("no source is named: give a folder, an archive, or the name of a set")
     if limit is not None and limit < 1:
         raise DataError(f"limit must be 1 or more, got {limit}")
     if streaming and limit is None:

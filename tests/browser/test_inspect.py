@@ -211,9 +211,9 @@ def test_an_error_is_one_line_and_the_last_query_stays(open_tab: Callable[..., "
     page.get_by_role("textbox", name="Seed").fill("<img src=x onerror=alert(1)>")
     follow(page, FIRST)
     page.wait_for_selector(".query-diagram .message.error")
-    assert "the seed is a whole number" in page.locator(".query-diagram .message").inner_text()
+    assert "The seed is a whole number" in page.locator(".query-diagram .message").inner_text()
     page.locator(".tokens .row").first.hover()
-    assert "the seed is a whole number" in page.locator(".query-diagram .message").inner_text()
+    assert "The seed is a whole number" in page.locator(".query-diagram .message").inner_text()
     assert page.locator(".drawing").is_visible()
 
 
