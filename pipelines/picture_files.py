@@ -134,7 +134,8 @@ def _complete_jpeg2000(picture: Image.Image, data: memoryview) -> None:
     depths = {(stream[42 + 3 * i] & 0x7F) + 1 for i in range(channels)}
     # Pillow shifts other depths to 8 bits: of 4 bits white becomes 240, of 10 bits it wraps around to black.
     if depths != {8} and not (picture.mode == "I;16" and max(depths) <= 16):
-        found = " and ".join(map(str, sorted(depths)))
+        least, most = min(depths), max(depths)
+        found = f"{most}" if least == most else f"{least} to {most}"
         raise PictureError(f"{max(depths)}-bit", f"a JPEG 2000 with {found} bits per channel: save it as a PNG")
     picture.info["bit_depth"] = max(depths)
 

@@ -62,6 +62,7 @@ REDRAW = """() => {
 def ready(page: Page, address: str) -> None:
     page.goto(address)
     page.wait_for_function("text => document.querySelector('.prompt')?.textContent.startsWith(text)", arg=PROMPT)
+    page.wait_for_selector(".chip")
     page.wait_for_load_state("networkidle")
 
 
