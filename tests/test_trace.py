@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -554,6 +555,7 @@ def test_the_spread_over_pictures_is_of_those_whose_prompt_says_the_word(tokeniz
         ({"image": -1}, "image -1 does not exist"),
         ({"refine": "edge"}, "refine is 'none' or 'edges', not 'edge'"),
         ({"scale": "max"}, "scale is 'absolute' or 'peak', not 'max'"),
+        ({"reduce": np.array([])}, "reduce is 'mean', 'calibrated' or 'output', not"),
     ],
 )
 def test_what_was_not_recorded_is_said_with_what_was(

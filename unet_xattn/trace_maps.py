@@ -231,8 +231,9 @@ class TraceMaps(TraceRecorder):
         words = [word.tokens for word in self.words_of(image, branch)] if of == "words" else []
         asked = [*wanted, *(token for own in words for token in own)]
         heat = torch.zeros(len(asked), height, width)
+        parts = self._weighted(layer, head, reduce)  # refuses what is no reduction
         share_of, layer_reduce = "all" if of == "words" else of, "output" if reduce == "output" else "mean"
-        for name, its_head, weight in self._weighted(layer, head, reduce):
+        for name, its_head, weight in parts:
             share = self.maps(
                 name, step=step, head=its_head, image=image, branch=branch, reduce=layer_reduce, of=share_of
             )[asked]
