@@ -68,6 +68,19 @@ def lines(tiny_pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.Mo
         {"model": "nope"},
     ):
         wrong(viewer_updates, models, kept, Request(**{"prompt": "a red circle", "num_inference_steps": 1} | setting))
+    for changes in (
+        *(
+            {"edits": edits}
+            for edits in ("paint", "louder red", "reweight red", "reweight red=much", "reweight red=-1")
+        ),
+        *(
+            {"edits": edits}
+            for edits in ("replace red=", "replace star=cross", "replace red=crimsonish", "remove star")
+        ),
+        *({"edits": edits} for edits in ("paint red=1,2", "paint red=0,0,999,9", "withhold a; " * 99, "pin of")),
+        *({"regions": regions} for regions in ("4,4,8,8", "circle=4", "red=0,0,9,9; red=1,1,8,8", "red=0,0,0,0")),
+    ):
+        wrong(viewer_updates, models, kept, Request(**{"prompt": "a red circle", "num_inference_steps": 1} | changes))
     found += [read(text, tiny_pipe.tokenizer)["error"] for text in (LONG, LONGER, HALF)]
     for query in ({"steps": "3"}, {"num_inference_steps": "many"}, {"model": "nope"}):
         wrong(linked, query, models)
