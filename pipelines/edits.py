@@ -7,10 +7,10 @@ edited.before, edited.images
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checks import check_number, check_prompt, check_text
+from unet_xattn.attention import is_named
 from unet_xattn.grounding import Region
 from unet_xattn.words import WORD, as_read, is_index, items, phrase_spans, shown, unknown_words
 
@@ -109,6 +109,14 @@ def _where(given: Mapping[str, Any]) -> dict[str, Any]:
     return where
 
 
+def find_first(phrase: str, prompt: str) -> tuple[int, int]:
+    """The characters of a phrase where a prompt has it first, from start to end; raises ValueError if it has not."""
+    if spans := phrase_spans(phrase, prompt):
+        return spans[0]
+    words = ", ".join(match.group() for match in WORD.finditer(prompt))
+    raise ValueError(f"{shown(phrase, 80)!r} is not in the prompt; its words are: {words[:400]}")
+
+
 def edited_prompt(prompt: str, edits: Sequence[Edit]) -> str:
     """The prompt that edits make of a prompt.
 
@@ -119,11 +127,7 @@ def edited_prompt(prompt: str, edits: Sequence[Edit]) -> str:
         if edit.kind == "refine":
             prompt = edit.value
         elif edit.kind == "replace":
-            spans = phrase_spans(edit.word, prompt)
-            if not spans:
-                words = ", ".join(match.group() for match in WORD.finditer(prompt))
-                raise ValueError(f"{shown(edit.word, 80)!r} is not in the prompt; its words are: {words[:400]}")
-            start, end = spans[0]
+            start, end = find_first(edit.word, prompt)
             prompt = " ".join((prompt[:start] + edit.value + prompt[end:]).split())
     return prompt
 
@@ -143,7 +147,7 @@ def read_edits(edits: Any, count: int, layers: Mapping[str, int]) -> list[list[E
         if not isinstance(edit, Edit):
             raise ValueError(f"an edit is made by replace, reweight, paint and the like, not {shown(edit)!r}")
         for pattern in edit.layers or ():
-            if not any(fnmatchcase(layer, pattern) for layer in layers):
+            if not any(is_named(layer, [pattern]) for layer in layers):
                 raise ValueError(f"no layer is called {shown(pattern)}: {', '.join(layers)}")
         if edit.heads and max(edit.heads) >= max(layers.values()):
             raise ValueError(f"there is no head {max(edit.heads)}: layers have heads 0 to {max(layers.values()) - 1}")

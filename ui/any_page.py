@@ -1,4 +1,4 @@
-"""The page of a pipeline of diffusers: Generate, and Your picture where it can be had."""
+"""The page of a pipeline of diffusers: Generate, and Your picture if the pipeline can read one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -12,11 +12,12 @@ from ui.any_drawing import viewer_updates
 from ui.any_model import OneModel
 from ui.drawing import linked, new_seed
 from ui.endpoint import Seed, offer
+from ui.generate_tab import prompt_row
 from ui.kept import Kept
 from ui.labels import I18N
 from ui.language import CHANGE
 from ui.message import message
-from ui.picture_tab import picture_tab
+from ui.picture_tab import picture_tab, taken_over
 from ui.request import MOST_STEPS, Request, negative_problems, seed_problems
 from ui.viewer.component import attention_viewer
 
@@ -36,13 +37,6 @@ def any_page(model: OneModel) -> gr.Blocks:
         """
         return model.names()
 
-    def to_attribute(event: gr.EventData) -> tuple[Any, str, gr.Tabs]:
-        try:
-            picture = kept.picture(event._data)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return picture, str(event._data["prompt"]), gr.Tabs(selected="picture")
-
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_classes="head", equal_height=True):
             gr.Markdown(I18N("page.title"), min_width=0)
@@ -57,7 +51,7 @@ def any_page(model: OneModel) -> gr.Blocks:
                 with gr.Tab(I18N("page.picture"), id="picture"):
                     attributing = picture_tab(model, kept, gr.Textbox(model.first, visible=False))
                 reached = [attributing.picture, attributing.caption, tabs]
-                attributing.read_after(viewer.attribute(to_attribute, outputs=reached, **PRIVATE))
+                attributing.read_after(viewer.attribute(taken_over(kept), outputs=reached, **PRIVATE))
         other_language.click(None, js=CHANGE, **PRIVATE)
         offer(list_models, "models")
     return page.queue(max_size=32)
@@ -108,18 +102,7 @@ def generate_tab(page: gr.Blocks, model: OneModel, kept: Kept) -> gr.HTML:
         )
         return answer
 
-    with gr.Row(equal_height=True):
-        prompt = gr.Textbox(
-            PROMPT,
-            label=I18N("generate.prompt"),
-            show_label=False,
-            container=False,
-            max_lines=4,
-            scale=4,
-            min_width=240,
-        )
-        button = gr.Button(I18N("generate.go"), variant="primary", scale=1, min_width=110)
-        dice = gr.Button(I18N("generate.new seed"), scale=1, min_width=100)
+    prompt, button, dice = prompt_row(PROMPT)
     message("other.", [("other.about", {"kind": type(model.pipe).__name__})])
     with gr.Row():
         with gr.Column(scale=3, min_width=300):

@@ -22,7 +22,7 @@ from ui.kept import Kept
 from ui.labels import I18N
 from ui.language import CHANGE, Language
 from ui.models import AT_ONCE, Models
-from ui.picture_tab import picture_tab
+from ui.picture_tab import picture_tab, taken_over
 from ui.runs import find_run
 from ui.train_tab import train_tab
 from ui.training import model_of
@@ -88,13 +88,6 @@ def build(model: str | DiffusionPipeline = "shapes", device: str | None = None) 
     def to_follow(event: gr.EventData) -> tuple[str, str, str, gr.Tabs]:
         return str(event._data["prompt"]), "picture", str(event._data["seed"]), gr.Tabs(selected="inspect")
 
-    def to_attribute(event: gr.EventData) -> tuple[Any, str, gr.Tabs]:
-        try:
-            picture = kept.picture(event._data)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return picture, str(event._data["prompt"]), gr.Tabs(selected="picture")
-
     with gr.Blocks(title="unet-xattn", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_classes="head", equal_height=True):
             gr.Markdown(I18N("page.title"), min_width=0)
@@ -135,7 +128,7 @@ def build(model: str | DiffusionPipeline = "shapes", device: str | None = None) 
         followed = [inspecting.prompt, inspecting.reader, inspecting.seed, tabs]
         inspecting.follow_after(viewer.follow(to_follow, outputs=followed, **private))
         attributed = [attributing.picture, attributing.caption, tabs]
-        attributing.read_after(viewer.attribute(to_attribute, outputs=attributed, **private))
+        attributing.read_after(viewer.attribute(taken_over(kept), outputs=attributed, **private))
         offer(list_models, "models")
     return page.queue(max_size=32)
 

@@ -71,10 +71,10 @@ def read_regions(text: str) -> dict[str, Box]:
         word, _, box = (side.strip() for side in part.rpartition("="))
         if not word:
             raise ValueError(
-                f"a placed phrase is written like duck=8,8,40,40, not {shown(part)!r}: say what is in the box"
+                f"placed words are written like duck=8,8,40,40, not {shown(part)!r}: name the thing and its box"
             )
         if word in found:
-            raise ValueError(f"{shown(word, 80)!r} is placed twice: say what is different, for example its colour")
+            raise ValueError(f"{shown(word, 80)!r} is placed twice: tell the two apart, for example by colour")
         found[word] = read_box(box)
     return found
 

@@ -49,6 +49,23 @@ class GenerateTab(NamedTuple):
     draw_after: Callable[..., Dependency]
 
 
+def prompt_row(prompt: str) -> tuple[gr.Textbox, gr.Button, gr.Button]:
+    """A row with the field of the prompt, and buttons that draw it with the same seed and with a new one."""
+    with gr.Row(equal_height=True):
+        field = gr.Textbox(
+            prompt,
+            label=I18N("generate.prompt"),
+            show_label=False,
+            container=False,
+            max_lines=4,
+            scale=4,
+            min_width=240,
+        )
+        button = gr.Button(I18N("generate.go"), variant="primary", scale=1, min_width=110)
+        dice = gr.Button(I18N("generate.new seed"), scale=1, min_width=100)
+    return field, button, dice
+
+
 def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown) -> GenerateTab:
     """Build the tab in the current Gradio context; when `page` opens, it generates a first picture."""
 
@@ -142,18 +159,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     known = describe(models.get(models.first).tokenizer)
     first_prompt = (known["examples"] or [""])[0]
     words = vocabulary(known)
-    with gr.Row(equal_height=True):
-        prompt = gr.Textbox(
-            first_prompt,
-            label=I18N("generate.prompt"),
-            show_label=False,
-            container=False,
-            max_lines=4,
-            scale=4,
-            min_width=240,
-        )
-        button = gr.Button(I18N("generate.go"), variant="primary", scale=1, min_width=110)
-        dice = gr.Button(I18N("generate.new seed"), scale=1, min_width=100)
+    prompt, button, dice = prompt_row(first_prompt)
     line = reading()
     with gr.Row():
         with gr.Column(scale=3, min_width=300):

@@ -2,11 +2,12 @@
 
 import re
 
+from pipelines.edits import find_first
 from pipelines.scenes.captions import CHINESE_NUMERALS, CHINESE_SIZES, COUNT_WORDS, is_chinese
 from pipelines.scenes.typed import article
 from pipelines.scenes.worlds import WORLDS, World
 from ui.verdict import any_of, group_pattern, names_of
-from unet_xattn.words import WORD, phrase_spans, shown
+from unet_xattn.words import WORD, shown
 
 
 def without(prompt: str, phrase: str, data: str | None) -> str:
@@ -15,11 +16,7 @@ def without(prompt: str, phrase: str, data: str | None) -> str:
     Raises:
         ValueError: the prompt does not have it, or has nothing else.
     """
-    spans = phrase_spans(phrase, prompt)
-    if not spans:
-        words = ", ".join(match.group() for match in WORD.finditer(prompt))
-        raise ValueError(f"{shown(phrase, 80)!r} is not in the prompt; its words are: {words[:400]}")
-    start, end = spans[0]
+    start, end = find_first(phrase, prompt)
     things = list(re.finditer(_thing(prompt, WORLDS[data]), prompt, re.IGNORECASE)) if data in WORLDS else []
     names = [thing for thing in things if start < thing.end("noun") and thing.start("noun") < end <= thing.end()]
     if names:

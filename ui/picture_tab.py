@@ -128,3 +128,16 @@ def picture_tab(models: Models | OneModel, kept: Kept, model: gr.components.Comp
         return event.then(show, **reading)
 
     return PictureTab(picture, caption, read_after)
+
+
+def taken_over(kept: Kept) -> Callable[[gr.EventData], tuple[Any, str, gr.Tabs]]:
+    """A function for the event "attribute" of a viewer: its picture and its prompt for this tab, which is opened."""
+
+    def take_over(event: gr.EventData) -> tuple[Any, str, gr.Tabs]:
+        try:
+            picture = kept.picture(event._data)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return picture, str(event._data["prompt"]), gr.Tabs(selected="picture")
+
+    return take_over

@@ -5,6 +5,7 @@ Masks are boolean and True means "may be attended"; they broadcast against (B, H
 """
 
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ It is an argument of the call, so no two calls can mix.
 
 RecordLayer = Callable[[str, Tensor, tuple[int, int]], Tensor | None]
 """Receives a layer's name, its weights (B, H, h·w, T) and its grid (h, w); may return other weights, see `Record`."""
+
+
+def is_named(layer: str, patterns: Sequence[str] | None) -> bool:
+    """Whether a layer has one of these names, or names like "up.*"; None names all."""
+    return patterns is None or any(fnmatchcase(layer, pattern) for pattern in patterns)
 
 
 def in_turn(hooks: Sequence[RecordLayer | None]) -> RecordLayer | None:

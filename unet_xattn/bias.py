@@ -9,13 +9,12 @@ Shapes: B rows of a batch, H heads, h×w the grid of a layer, N = h·w its posit
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet_xattn.attention import RecordLayer
+from unet_xattn.attention import RecordLayer, is_named
 
 NEVER = -math.inf
 """The bias that withholds a token."""
@@ -43,8 +42,7 @@ class Bias:
     def acts(self, layer: str, sigma: float) -> bool:
         """Whether it acts on a layer at a noise level."""
         low, high = self.noise
-        named = self.layers is None or any(fnmatchcase(layer, pattern) for pattern in self.layers)
-        return named and low <= sigma <= high
+        return is_named(layer, self.layers) and low <= sigma <= high
 
     def over(self, grid: tuple[int, int]) -> Tensor:
         """What is added at each position of a grid, (h·w)."""

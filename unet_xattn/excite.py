@@ -5,14 +5,13 @@ Shapes: B rows of a batch, H heads, N = h·w positions of a layer's grid, T toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet_xattn.attention import RecordLayer
+from unet_xattn.attention import RecordLayer, is_named
 
 ENOUGH = 0.3
 """Latents are moved no further once each word has this share of the attention somewhere."""
@@ -52,7 +51,7 @@ class Peaks:
         for row, own in enumerate(self.excited):
             for number, words in enumerate(own):
                 heads = [h for h in range(weights.shape[1]) if words.heads is None or h in words.heads]
-                if heads and (words.layers is None or any(fnmatchcase(layer, pattern) for pattern in words.layers)):
+                if heads and is_named(layer, words.layers):
                     share = weights[row, heads][..., list(words.tokens)].sum(dim=-1).mean(dim=0)  # (N,)
                     self._maps.setdefault((row, number), []).append(share.float().unflatten(0, grid))
 

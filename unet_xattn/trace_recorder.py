@@ -7,13 +7,12 @@ D width of all heads.
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet_xattn.attention import RecordLayer
+from unet_xattn.attention import RecordLayer, is_named
 from unet_xattn.trace_plan import KEEP, TRACE_BYTES, Recording
 from unet_xattn.words import CONCEPTS, Text, beside, check_concepts, chosen, find_phrase, is_one_of, items, shown
 
@@ -130,7 +129,7 @@ class TraceRecorder:
 
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be recorded."""
-        return self._chosen_layers is None or any(fnmatchcase(layer, pattern) for pattern in self._chosen_layers)
+        return is_named(layer, self._chosen_layers)
 
     def recorder(self, step: int, branches: Mapping[str, slice]) -> RecordLayer:
         """The `record` argument of one pass of the UNet; `branches` names rows of its batch ("prompt", "negative")."""

@@ -80,7 +80,7 @@ def open_picture(file: Path) -> "Image.Image":
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is no picture that can be used.
+        ValueError: the file cannot be read as a picture.
     """
     from pipelines.picture_files import PictureError
     from pipelines.pixels import read_picture
