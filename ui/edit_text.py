@@ -87,6 +87,11 @@ def placed_prompt(prompt: str, placed: dict[str, Box]) -> str:
     return ", ".join(phrases[:-1]) + " and " * (len(phrases) > 1) + phrases[-1]
 
 
+def still_placed(prompt: str, regions: str) -> str:
+    """Those of the placed phrases, as `read_regions` reads them, that a prompt has."""
+    return ";".join(part for part in regions.split(";") if phrase_spans(part.rpartition("=")[0], prompt))
+
+
 def read_weight(text: str) -> float:
     try:
         return float(text)

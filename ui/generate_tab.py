@@ -17,7 +17,7 @@ from ui.drawing import (
     own_settings,
     viewer_updates,
 )
-from ui.edit_text import placed_prompt, read_regions
+from ui.edit_text import placed_prompt, read_regions, still_placed
 from ui.endpoint import Seed, offer
 from ui.kept import Kept
 from ui.labels import I18N
@@ -69,11 +69,19 @@ def prompt_row(prompt: str) -> tuple[gr.Textbox, gr.Button, gr.Button]:
 def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown) -> GenerateTab:
     """Build the tab in the current Gradio context; when `page` opens, it generates a first picture."""
 
-    def show(*values: Any) -> Iterator[dict[str, Any]]:
+    def show(*values: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
+        """The viewer's values, and the edits and the regions of the picture."""
+        request = Request(*values)
         try:
-            yield from viewer_updates(models, kept, Request(*values))
+            for value in viewer_updates(models, kept, request):
+                yield value, request.edits, request.regions
         except ValueError as error:
-            yield {"error": str(error)}
+            yield {"error": str(error)}, gr.skip(), gr.skip()
+
+    def again(*values: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
+        """Without its edits, and with those of its placed phrases that the prompt still has."""
+        *settings, placed = values
+        yield from show(*settings, "", still_placed(settings[0], placed))
 
     def typed(prompt: str, name: str, live: bool, seed: str) -> tuple[Any, Any]:
         try:
@@ -209,7 +217,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     asked = [prompt, seed, steps, guidance, low, high, negative, sampler, count, model]
     drawing: dict[str, Any] = {
         "inputs": asked,
-        "outputs": viewer,
+        "outputs": [viewer, edits, regions],
         **MODEL,
         "show_progress": "minimal",
         "show_progress_on": prompt,
@@ -235,7 +243,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         return take({name: str(value) for name, value in event._data.items()})
 
     def place(event: gr.EventData, prompt: str) -> tuple[Any, ...]:
-        """The prompt, and the phrases and boxes that a person has placed in the picture that is to be drawn."""
+        """The prompt, and the phrases and boxes that a person has placed in the picture that is to be drawn, if any."""
         asked = str(event._data.get("regions", ""))
         try:
             placed = read_regions(asked)
@@ -265,7 +273,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Group(visible=on), line
 
     def if_ready(ready: bool, *values: Any) -> Iterator[Any]:
-        yield from show(*values) if ready else iter([gr.skip()])
+        yield from show(*values) if ready else iter([(gr.skip(),) * 3])
 
     at_once: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     own_taken: dict[str, Any] = {"outputs": [steps, guidance, prompt], **at_once}
@@ -279,7 +287,8 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     ):
         settings_came.then(if_ready, **drawing | {"inputs": [ready, *asked, edits, regions]})
     viewer.select(revisit, **taken)
-    gr.on([button.click, prompt.submit, seed.submit], show, **drawing)
+    drawing_again = drawing | {"fn": again, "inputs": [*asked, regions]}
+    gr.on([button.click, prompt.submit, seed.submit], **drawing_again)
     viewer.go(show, **drawing)
     for fields, check, problem in (
         ([seed], seed_problems, seed_problem),
@@ -287,7 +296,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         ([low, high], interval_problems, interval_problem),
     ):
         gr.on([field.change for field in fields], check, fields, problem, trigger_mode="always_last", **at_once)
-    dice.click(new_seed, outputs=seed, api_visibility="private").then(show, **drawing)
+    dice.click(new_seed, outputs=seed, api_visibility="private").then(**drawing_again)
     words.select(take_example, model, prompt, **at_once).then(show, **drawing)
     words.word(add_word, prompt, prompt, **at_once)
     line.select(take_example, model, prompt, **at_once).then(show, **drawing)

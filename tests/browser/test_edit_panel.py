@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import pytest
 from gradio_client import Client
@@ -193,6 +194,27 @@ def test_words_are_placed_before_there_is_a_picture(open_page: Open) -> None:
     assert edits(page) == ["a yellow heart placed", "a green cross placed"] and "regions=a+yellow+heart" in page.url
     page.get_by_role("button", name="Place words").click()
     assert page.locator(".places .phrase").count() == 2  # to place them elsewhere
+
+
+def test_placed_words_stay_until_they_are_let_go_or_leave_the_prompt(open_page: Open, address: str) -> None:
+    placed = {"a yellow heart": "2,2,26,26", "a green cross": "36,34,62,60"}
+    prompt = "a yellow heart and a green cross"
+    page = open_page()
+    page.goto(address + "?" + urlencode({"prompt": prompt, "regions": "; ".join(map("=".join, placed.items()))}))
+    wait_for_edits(page, "a yellow heart placed", "a green cross placed")
+    first = source(page, ".picture")
+    page.get_by_role("button", name="New seed").click()
+    page.wait_for_function("one => document.querySelector('.picture').src !== one", arg=first)
+    wait_for_edits(page, "a yellow heart placed", "a green cross placed")
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("a yellow heart and a red star")
+    page.keyboard.press("Enter")
+    wait_for_edits(page, "a yellow heart placed")
+    page.get_by_role("button", name="Take back: a yellow heart placed").click()
+    wait_for_edits(page)
+    assert "regions=&" in page.url + "&"
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.wait_for_function("document.querySelector('.forming-now')")
+    wait_for_edits(page)
 
 
 def test_an_edited_picture_is_in_its_link_its_file_and_the_api(open_page: Open, address: str) -> None:

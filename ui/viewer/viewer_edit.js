@@ -211,7 +211,7 @@ function showEdits() {
   editHint.hidden = Boolean(list.length || placed.length);
   editHint.textContent = say(data?.settings?.stopped ? "viewer.edit.hint.stopped" : "viewer.edit.hint");
   editList.replaceChildren(
-    ...placed.map(({ phrase }) => item(say("viewer.tag.paint", { word: phrase }), "kept")),
+    ...placed.map((one) => placedTag(one, placed, list)),
     ...list.map((edit, i) => editTag(edit, i, list)).filter(Boolean),
   );
   editChecks.replaceChildren(...(data?.edit?.checks ?? []).map(checkLine));
@@ -234,9 +234,20 @@ function editTag(edit, i, list) {
   const kind = edit.kind === "withhold" ? "reweight" : edit.kind;
   const line = item(say("viewer.tag." + kind, { word: edit.word, value: value ?? say("viewer.edit.silent") }));
   if (i < fence(list)) return Object.assign(line, { className: "kept", title: say("viewer.edit.kept") });
+  return withOff(line, () => drawEdited(withoutEdit(listOf(data), i)));
+}
+
+// A phrase that the picture was drawn with in its place. It can be let go as long as no edit stands on it.
+function placedTag(one, placed, list) {
+  const line = item(say("viewer.tag.paint", { word: one.phrase }));
+  if (list.length) return Object.assign(line, { className: "kept" });
+  return withOff(line, () => askPlaced(placed.filter((other) => other !== one)));
+}
+
+function withOff(line, act) {
   const off = Object.assign(document.createElement("button"), { type: "button", textContent: "✕" });
   off.setAttribute("aria-label", say("viewer.edit.off", { edit: line.textContent }));
-  off.addEventListener("click", () => drawEdited(withoutEdit(listOf(data), i)));
+  off.addEventListener("click", act);
   line.append(off);
   return line;
 }

@@ -181,7 +181,11 @@ function addByKey() {
 function drawPlaced() {
   const empty = [...places.querySelectorAll(".phrase")].find((name) => !name.value.trim());
   if (empty) return empty.focus();
-  trigger("place", { regions: boxes.map(({ label, sides }) => `${label.trim()}=${sides}`).join("; ") });
+  askPlaced(boxes.map(({ label, sides }) => ({ phrase: label.trim(), sides })));
+}
+
+function askPlaced(placed) {
+  trigger("place", { regions: placed.map(({ phrase, sides }) => `${phrase}=${sides}`).join("; ") });
 }
 
 find("place").addEventListener("click", openPlaces);
