@@ -110,8 +110,8 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     # What the page shows of the chosen run. Not a gr.State, because a page with one never becomes idle.
     seen = gr.JSON({}, visible=False)
     # Which samples the albums show. They change with it, because Gradio forgets the settings of one of our components
-    # that is skipped while its tab is closed.
-    sheet = gr.Textbox("", visible=False)
+    # that is skipped while its tab is closed. The slider is no help: its value comes late if it was hidden.
+    sheet = gr.JSON({}, visible=False)
     watched = [state, stop, resume, open_model, training, losses, saved, shares, place, sheet, timer, seen]
 
     def check(name: str) -> tuple[Any, ...]:
@@ -151,7 +151,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             chosen = find_run(RUNS, name or "")
         except ValueError as error:
             line: list[Message] = [("training.error", {"line": line_of(error)})] if name else NO_RUNS
-            return (line, *[gr.skip()] * (len(watched) - 4), "", gr.Timer(active=False), {})
+            return (line, *[gr.skip()] * (len(watched) - 4), {}, gr.Timer(active=False), {})
         count, known = len(chosen.samples), seen.get("count", 0) if seen.get("name") == name else 0
         now: dict[str, Any] = as_row(chosen) | {"rows": len(chosen.log), "count": count}
         if now == seen:
@@ -164,7 +164,7 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             gr.Button(interactive=str(chosen.folder) in models.names()),
             *(gr.update(value=rows, visible=rows is not None) for rows in plots(chosen)),
             gr.Slider(1, max(count, 2), value=max(index, 1), visible=count > 1),
-            gr.skip() if count == known and known else f"{name} {index} of {count}",
+            gr.skip() if count == known and known else {"run": name, "index": index, "count": count},
             gr.Timer(active=chosen.active),
             now,
         )
@@ -174,6 +174,9 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             return None, None, None
         step, drawn, words = samples_at(chosen, index)
         return album_page(strip(chosen)), album_page(words, step), album_page(drawn, step)
+
+    def show_sheet(sheet: dict[str, Any]) -> tuple[Any, ...]:
+        return show_samples(sheet.get("run"), sheet.get("index", 1))
 
     def find() -> tuple[Any, ...]:
         names = _names()
@@ -201,8 +204,9 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     resume.click(partial(act, resume_run), run, **changes).then(**shown)
     run.change(**shown)
     timer.tick(**shown)
-    shown_samples = {"inputs": [run, place], "outputs": [through_time, maps, pictures], "trigger_mode": "always_last"}
-    gr.on([place.input, sheet.change], show_samples, **shown_samples, **private)
+    albums = {"outputs": [through_time, maps, pictures], "trigger_mode": "always_last", **private}
+    place.input(show_samples, [run, place], **albums)
+    sheet.change(show_sheet, sheet, **albums)
     _add_endpoints()
     return TrainTab(open_model, run)
 

@@ -83,6 +83,8 @@ def test_picture_and_words_are_above_the_fold_and_nothing_collides(open_page: Op
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     title, model = page.locator(".head h1").bounding_box(), page.get_by_label("Model").bounding_box()
     assert model["y"] < title["y"] + title["height"] and model["x"] >= title["x"] + title["width"]  # one line
+    size = page.locator(".head h1").evaluate("title => parseFloat(getComputedStyle(title).fontSize)")
+    assert title["height"] < 1.9 * size
     if width == 1920:
         assert frame["width"] > 600  # the picture grows with the screen
 

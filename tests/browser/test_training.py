@@ -59,26 +59,26 @@ def wait_for_state(page: "Page", state: str) -> None:
     )
 
 
-def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[..., "Page"], address: str) -> None:
+def test_four_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[..., "Page"], address: str) -> None:
     page = open_tab()
     page.get_by_role("button", name="More settings").click()
-    for label, number in {"Steps": "3", "Steps between validations": "3", "Batch size": "2"}.items():
+    for label, number in {"Steps": "4", "Steps between validations": "2", "Batch size": "2"}.items():
         page.get_by_label(label, exact=True).fill(number)
     page.get_by_label("Picture size").click()
     page.get_by_role("option", name="32").click()
-    page.get_by_label("Run name").fill("three")
+    page.get_by_label("Run name").fill("four")
     page.get_by_role("button", name="Start training").click()
-    wait_for_state(page, "three is starting")
+    wait_for_state(page, "four is starting")
     assert page.get_by_role("button", name="Stop").is_enabled()
     assert page.get_by_text(" on two cores of a CPU.").is_visible()
     page.reload()  # closing the page does not stop the run
     page.get_by_role("tab", name="Train").click()
-    wait_for_state(page, "three is ")
-    wait_for_state(page, "three is finished after 3 steps, on shapes")
-    page.get_by_role("heading", name="Samples, after step 3").wait_for()
+    wait_for_state(page, "four is ")
+    wait_for_state(page, "four is finished after 4 steps, on shapes")
+    page.get_by_role("heading", name="Samples, after step 4").wait_for()
     assert page.locator("section:has(h2:text('Samples')) img").count() == 16
     assert page.locator("section:has(h2:text('Where the words')) img").count() == 1
-    assert page.locator(".vega-embed svg").count() == 1  # losses of two steps; figures of one step are no curve
+    assert page.locator(".vega-embed svg").count() == 4
     assert page.get_by_role("button", name="Open in Generate").is_enabled()
     assert page.get_by_role("button", name="Stop").is_disabled()
     assert page.get_by_role("button", name="Resume").is_disabled()
@@ -88,11 +88,15 @@ def test_three_steps_are_trained_and_the_run_is_found_again(open_tab: Callable[.
     steps.fill("5")  # of the model before
     page.get_by_role("tab", name="Train").click()
     page.get_by_role("button", name="Open in Generate").click()
-    page.wait_for_function("[...document.querySelectorAll('input')].some((input) => input.value === 'runs/three')")
+    page.wait_for_function("[...document.querySelectorAll('input')].some((input) => input.value === 'runs/four')")
     drawn = "The picture drawn for: " + first
     page.wait_for_function("alt => document.querySelector('.picture').alt === alt", arg=drawn)
     assert page.locator(".frame:visible").count() == 1
     assert steps.input_value() == "20"  # the settings of this run's model
+    page.reload()
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_role("heading", name="Samples, after step 4").wait_for()  # the latest
+    assert page.get_by_label("number input for Saved samples").input_value() == "2"
 
 
 def test_captions_are_shown_as_they_are_and_run_nothing(open_tab: Callable[..., "Page"]) -> None:
