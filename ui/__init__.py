@@ -1,1 +1,4 @@
 """What a person touches: the command and the page."""
+
+DEFAULT_MODEL = "shapes"
+"""The bundled model that the page opens with, and that commands use."""

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from pipelines.any_pipeline import is_ours
 from pipelines.training.config import RUNS
+from ui import DEFAULT_MODEL
 from ui.any_model import OneModel
 from ui.any_page import any_page
 from ui.endpoint import offer
@@ -53,7 +54,7 @@ MOST_UPLOAD_BYTES = 2**30
 """The limit for an uploaded file, for example a zip of pictures to train on."""
 
 
-def build(model: str | DiffusionPipeline = "shapes", device: str | None = None) -> gr.Blocks:
+def build(model: str | DiffusionPipeline = DEFAULT_MODEL, device: str | None = None) -> gr.Blocks:
     """The page for a model: a bundled name, a folder, a hub id or a pipeline; see `Models` and `OneModel`."""
     if not is_ours(model):
         return any_page(OneModel(model, device))
@@ -134,7 +135,7 @@ def build(model: str | DiffusionPipeline = "shapes", device: str | None = None) 
 
 
 def launch(
-    model: str | DiffusionPipeline = "shapes",
+    model: str | DiffusionPipeline = DEFAULT_MODEL,
     host: str = "127.0.0.1",
     port: int = 7860,
     auth: str | None = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipelines.runs.signals import StoppedError
+from ui import DEFAULT_MODEL
 from ui.commands import data, draw, edit, measure, train
 from ui.commands.common import AnyModel, Device
 
@@ -39,7 +40,7 @@ def options(
 
 @app.command(epilog="Example: unet-xattn ui --port 7861")
 def ui(
-    model: AnyModel = "shapes",
+    model: AnyModel = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
     auth: Annotated[str | None, typer.Option(help="Require this login, user:password.")] = None,

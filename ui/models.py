@@ -39,7 +39,7 @@ class Models:
 
     events = MODEL
 
-    def __init__(self, first: str | TextToImagePipeline = "shapes", device: str | None = None):
+    def __init__(self, first: str | TextToImagePipeline, device: str | None = None):
         self.first = first if isinstance(first, str) else "this pipeline"
         self.device = find_device(device)
         self._loaded: LRUCache[str, tuple[float, TextToImagePipeline]] = LRUCache(MOST_LOADED)

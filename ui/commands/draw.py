@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ui import DEFAULT_MODEL
 from ui.commands.common import (
     AnyModel,
     Device,
@@ -33,7 +34,7 @@ def generate(
     prompts: Annotated[
         Path | None, typer.Option(help="Draw all prompts of this file instead, a .txt or .jsonl.")
     ] = None,
-    model: AnyModel = "shapes",
+    model: AnyModel = DEFAULT_MODEL,
     seed: Annotated[str, typer.Option(help="Random seed of the picture, 0 to 2^64 - 1.")] = "0",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -103,7 +104,7 @@ def _generate_all(
 def attribute_words(
     picture: Annotated[Path, typer.Argument(help="A picture file.")],
     caption: Annotated[str, typer.Argument(help="What it shows.")],
-    model: AnyModel = "shapes",
+    model: AnyModel = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder for the sheet of heat maps and the trace.")] = Path("out"),
     keep: Annotated[str, typer.Option(help=KEEP_HELP)] = "mean",
     concepts: Annotated[
@@ -178,7 +179,7 @@ def export_trace(
 @app.command(epilog='Example: unet-xattn translate "a red circle" --model runs/first --attention alignment.png')
 def translate(
     text: Annotated[str, typer.Argument(help="What to translate.")],
-    model: Model = "shapes",
+    model: Model = DEFAULT_MODEL,
     attention: Annotated[
         Path | None, typer.Option(help="Draw what each translated token attends to, as a .png.")
     ] = None,

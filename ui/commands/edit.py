@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ui import DEFAULT_MODEL
 from ui.commands.common import (
     Device,
     Guidance,
@@ -39,7 +40,7 @@ def edit(
     image: Annotated[
         Path | None, typer.Option(help="A picture file that the prompt describes: it is edited, and none drawn before.")
     ] = None,
-    model: Model = "shapes",
+    model: Model = DEFAULT_MODEL,
     seed: Annotated[str, typer.Option(help="Random seed of both pictures, 0 to 2^64 - 1.")] = "0",
     steps: Steps = None,
     guidance: Guidance = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ui import DEFAULT_MODEL
 from ui.commands.common import Device, Guidance, Json, Model, Steps, load, load_any, refuse_existing, write_json
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def calibrate_model(
 @app.command(epilog="Example: unet-xattn bench train --json bench.json")
 def bench(
     what: Annotated[str, typer.Argument(help="sample, train, capture, attention, text or device.")] = "sample",
-    model: Model = "shapes",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     json_file: Json = None,
 ) -> None:
