@@ -9,7 +9,7 @@ window.addEventListener("keydown", (event) => {
 
 // Gradio writes its toasts in English, whatever language it writes elsewhere.
 function sayToasts() {
-  for (const part of document.querySelectorAll(".toast-title:not([data-said]), [data-testid=toast-text]:not([data-said])")) {
+  for (const part of document.querySelectorAll(":is(.toast-title, [data-testid=toast-text]):not([data-said])")) {
     part.dataset.said = "";
     const text = part.matches(".toast-title") ? part.firstChild : part; // behind the title Gradio counts the toasts
     text.textContent = sayError(text.textContent.trim());
