@@ -336,7 +336,7 @@ def test_every_error_is_printed_and_the_first_of_other_kinds() -> None:
     findings = [Finding(s, "kind", f"{i}.png", "table:1", "what") for i in range(50) for s in (NOTE, ERROR)]
     printed = lines(findings)
     assert [line.split(":")[0] for line in printed] == ["error"] * 50 + ["note"] * (SHOWN + 1)
-    assert printed[-1] == "note: kind: 30 more"
+    assert printed[-1] == "note: kind: 30 more findings of this kind"
 
 
 def test_findings_cannot_control_a_terminal() -> None:

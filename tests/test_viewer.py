@@ -242,5 +242,7 @@ def test_every_text_that_is_asked_for_exists_and_is_used() -> None:
         "verdict.",
         "training.",
         "error.",
+        "finding.",
+        "toast.",
     )
     assert [key for key in TEXTS if f'"{key}"' not in code and not key.startswith(built)] == []

@@ -25,6 +25,7 @@ from ui.language import CHANGE, Language
 from ui.models import AT_ONCE, Models
 from ui.picture_tab import picture_tab, taken_over
 from ui.runs import find_run
+from ui.template import page_script
 from ui.train_tab import train_tab
 from ui.training import model_of
 from ui.translate_tab import translate_tab
@@ -183,6 +184,7 @@ def launch(
         mcp_server=mcp,
         max_file_size=MOST_UPLOAD_BYTES,
         quiet=True,
+        show_error=True,  # also what is no error of ours: a library ran out of memory, a disk is full
         prevent_thread_lock=True,
         run_history=False,
         footer_links=["api", "settings"],
@@ -190,7 +192,7 @@ def launch(
         app_kwargs={"middleware": [Middleware(Language)]},
         theme=THEME,
         css=files("ui").joinpath("page.css").read_text("utf-8"),
-        js=files("ui").joinpath("page.js").read_text("utf-8"),
+        js=page_script(),
     )
     if share:
         print(f"Anyone with this address can use the page: {page.share_url}", flush=True)

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ui.texts import TEXTS
 
-ERRORS = [texts for key, texts in TEXTS.items() if key.startswith("error.")]
-"""The errors that are known, in both languages."""
+ERRORS = [texts for key, texts in TEXTS.items() if key.startswith(("error.", "finding.", "toast."))]
+"""The errors, findings and toasts that are known, in both languages."""
 
 _KNOWN = json.dumps(ERRORS, ensure_ascii=False).replace("<", "\\u003c")
 _CHOSEN = files("ui").joinpath("language.js").read_text("utf-8")

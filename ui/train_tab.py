@@ -61,7 +61,9 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
             upload = gr.UploadButton(I18N("train.upload"), file_types=[".zip"], size="sm")
             upload_problem = message("problem.")
             examples = album("album.examples", 88)
-            findings = gr.Textbox(label=I18N("train.check"), lines=1, max_lines=6, interactive=False)
+            findings = message(
+                "train.finding", label=I18N("train.check"), show_label=True, container=True, elem_classes="findings"
+            )
             preset = gr.Radio(
                 [(I18N(key), key) for key in PRESETS], value=next(iter(PRESETS)), label=I18N("train.length")
             )
@@ -117,7 +119,8 @@ def train_tab(page: gr.Blocks, models: Models) -> TrainTab:
     def check(name: str) -> tuple[Any, ...]:
         found = preview(name, 64)
         shown = album_page((Image.fromarray(e.picture), e.caption) for e in found.examples)
-        return shown, "\n".join(found.findings), gr.Button(interactive=found.usable)
+        said: list[Message] = [("train.finding", {"line": line}) for line in found.findings]
+        return shown, said, gr.Button(interactive=found.usable)
 
     def add(file: str) -> tuple[Any, ...]:
         try:

@@ -182,7 +182,7 @@ def describe(run: Run) -> list[Message]:
         last = run.validation[-1]
         correct = round(last["agreement"] * last["judged"])
         said.append(("training.correct", {"correct": correct, "judged": last["judged"]}))
-    return [*said, ("training.end", {"note": run.note})]
+    return [*said, ("training.end", {"line": run.note.removeprefix("error: ")})]
 
 
 def _duration(seconds: float) -> dict[str, str]:

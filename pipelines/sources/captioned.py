@@ -275,8 +275,8 @@ class _Gathering:
         shown = ", ".join(sorted(folders)[:5]) + (", …" if len(folders) > 5 else "")
         if len(set(map(words_of, folders))) < 2 or {folder.lower() for folder in folders} <= NO_CAPTIONS:
             if folders or unread:
-                names = f", and the names of folders do not tell pictures apart: {shown}" if folders else ""
-                what = f"not found{names}; add a metadata.jsonl with one line per picture, {EXAMPLE}"
+                names = f", and the names of folders do not tell pictures apart ({shown})" if folders else ""
+                what = f"not found{names}: add a metadata.jsonl with one line per picture, {EXAMPLE}"
                 self.find(ERROR, "no captions", "captions", "", what)
             return
         self.find(NOTE, "folder names", "captions", "", f"not found, so the names of folders are used: {shown}")

@@ -117,7 +117,7 @@ class Report:
         if self.rows and (on_bad == "skip" or not self.errors):
             return
         first = [str(finding).removeprefix("error: ") for finding in self.errors[:5]]
-        more = f"; and {len(self.errors) - 5:,} more" if len(self.errors) > 5 else ""
+        more = f"; and {len(self.errors) - 5:,} more errors" if len(self.errors) > 5 else ""
         if not self.rows:
             raise DataError(f"{self.source} has no picture that can be used: {'; '.join(first)}{more}")
         advice = "correct them, or skip these pictures with --on-bad skip"

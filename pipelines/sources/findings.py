@@ -51,7 +51,7 @@ def lines(findings: Iterable[Finding]) -> list[str]:
             shown = alike if severity == ERROR else alike[:SHOWN]
             printed += map(str, shown)
             if len(alike) > len(shown):
-                printed.append(f"{severity}: {kind}: {len(alike) - len(shown):,} more")
+                printed.append(f"{severity}: {kind}: {len(alike) - len(shown):,} more findings of this kind")
     return printed
 
 

@@ -1,18 +1,22 @@
-"""Every error that the page's inputs can cause, in Chinese: none is left in English."""
+"""Every error that the page's inputs can cause, and every finding in data, in Chinese: none is left in English."""
 
+import ast
 import io
+import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 from pipelines import TextToImagePipeline
-from ui.data import add_upload, check_data
+from ui.data import add_upload, check_data, preview
 from ui.drawing import linked, viewer_updates
 from ui.generate_tab import Request
 from ui.inspect_tab import look_at_picture, look_at_text, record_inputs
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 HALF = "a \ud800 circle"
 LONG, LONGER = "circle " * 300, "a" * 20_000
+ENGLISH = re.compile(r"[A-Za-z]{3,} [a-z]{2,} [a-z]{2,}")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -155,29 +160,140 @@ def bilingual_lines(tiny_bilingual_pipe: TextToImagePipeline) -> list[str]:
 
 def in_chinese(browser: "Browser", lines: list[str]) -> list[str]:
     """The lines as a component of the page writes them."""
-    script = files("ui.texts").joinpath("texts.js").read_text("utf-8")
+    script = files("ui.texts").joinpath("errors.js").read_text("utf-8")
     page = browser.new_context(locale="zh-CN").new_page()
-    asked = {"texts": {}, "lines": lines, "errors": ERRORS}
+    asked = {"lines": lines, "errors": ERRORS}
     written = "return props.lines.map(sayError);"
-    script = f"window.knownErrors = props.errors; const element = document.body; {script}\n{written}"
+    script = f"window.knownErrors = props.errors; {script}\n{written}"
     shown = page.evaluate(f"props => {{ {script} }}", asked)
     page.context.close()
     return shown
 
 
+def left_in_english(browser: "Browser", lines: list[str]) -> list[tuple[str, str]]:
+    """The lines, as they are and as they are shown, that have no Chinese, have English, or are called a library's."""
+    return [
+        (line, text)
+        for line, text in zip(lines, in_chinese(browser, lines), strict=True)
+        if not re.search(r"[\u4e00-\u9fff]", text)
+        or ENGLISH.search(QUOTED.sub("", text))
+        or text.startswith("程序库报错")
+    ]
+
+
 def test_every_error_of_the_inputs_is_written_in_chinese(
     browser: "Browser", lines: list[str], bilingual_lines: list[str]
 ) -> None:
-    asked = list(dict.fromkeys([*lines, *bilingual_lines]))
+    asked = [line.encode("utf-8", "replace").decode() for line in dict.fromkeys([*lines, *bilingual_lines])]
     assert len(asked) > 40
-    shown_lines = in_chinese(browser, [line.encode("utf-8", "replace").decode() for line in asked])
-    left = [
-        (line, text)
-        for line, text in zip(asked, shown_lines, strict=True)
-        if not re.search(r"[\u4e00-\u9fff]", text)
-        or re.search(r"[A-Za-z]{3,} [a-z]{2,} [a-z]{2,}", QUOTED.sub("", text))
-    ]
-    assert left == []
+    assert left_in_english(browser, asked) == []
+
+
+@pytest.fixture
+def preview_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the preview says of a world, of good pictures and of bad ones."""
+    monkeypatch.chdir(tmp_path)
+    small, clear = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 32)).save(small, "PNG")
+    Image.new("RGBA", (40, 400)).save(clear, "PNG")
+    good = {"0.png": small.getvalue(), "1 (1).png": clear.getvalue()}
+    same = {f"{i}.png": small.getvalue() for i in range(40)}
+    sets = {"good": good, "same": same, "bad": good | {"2.png": b"", "3.png": b"text", "4.png": small.getvalue()[:60]}}
+    found = preview("shapes", 32).findings
+    for name, pictures in sets.items():
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for file, data in pictures.items():
+            (folder / file).write_bytes(data)
+        rows = [{"file_name": file, "text": f"圆 number {i}"} for i, file in enumerate(pictures)]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found += preview(str(folder.relative_to(tmp_path)), 64).findings
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        for file in (tmp_path / "data" / "bad").iterdir():
+            if file.name != "2.png":
+                archive.write(file, file.name)
+        archive.writestr("9.png", small.getvalue()[:60])
+    with pytest.raises(ValueError) as error:
+        add_upload(tmp_path / "bad.zip")
+    return list(dict.fromkeys([*found, str(error.value)]))
+
+
+def test_every_line_of_a_preview_is_written_in_chinese(browser: "Browser", preview_lines: list[str]) -> None:
+    assert len(preview_lines) > 20
+    assert left_in_english(browser, preview_lines) == []
+
+
+SAY_FINDINGS = [
+    *("sources.look", "sources.rows", "sources.captioned", "sources.tables", "sources.check", "sources.files"),
+    *("pixels", "profiles", "picture_files"),
+]
+"""The modules of `pipelines` that find something in data."""
+
+FINDERS = ("Finding", "Handling", "PictureError", "find", "refuse")
+ALONE = {
+    "OSError": "unreadable: {}",
+    "ValueError": "colour profile: its colour profile {}: its colours are taken as sRGB",
+    "wrong.append": "bad mask: {}",
+}
+"""Calls that have the details of a finding alone, and what they become."""
+
+SEVERITIES = {"error", "warning", "note"}
+
+
+def written(node: ast.expr, before: dict[str, ast.expr], module: ModuleType) -> list[str]:
+    """The texts that an expression may have; "7" is anything that is not known."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.IfExp():
+            return written(node.body, before, module) + written(node.orelse, before, module)
+        case ast.Name() if node.id in before:
+            return written(before[node.id], before, module)
+        case ast.Name() if isinstance(text := getattr(module, node.id, None), str):
+            return [text]
+        case ast.JoinedStr():
+            texts = [""]
+            for part in node.values:
+                value = part.value if isinstance(part, ast.FormattedValue) else part
+                texts = [text + end for text in texts for end in written(value, before, module)]
+            return texts
+    return ["7"]
+
+
+def findings_of(name: str) -> Iterator[str]:
+    """The findings that the code of a module makes: "kind: details"."""
+    module = import_module(f"pipelines.{name}")
+    tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        before: dict[str, ast.expr] = {}
+        for node in sorted(ast.walk(function), key=lambda node: getattr(node, "lineno", 0)):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                before[node.targets[0].id] = node.value
+            elif isinstance(node, ast.Call | ast.Tuple):
+                parts = node.args if isinstance(node, ast.Call) else node.elts
+                texts = [written(part, before, module) for part in parts if ast.unparse(part) != "True"]
+                texts = [text for text in texts if not SEVERITIES.issuperset(text)]
+                call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                known = [text[0] for text in texts[:-1] if text[0] not in ("", "7")]
+                details = [text for text in (texts or [[]])[-1] if " " in text]
+                if call in ALONE:
+                    yield from map(ALONE[call].format, details)
+                elif name == "sources.tables" and not call:
+                    yield from map("bad line: {}".format, details)
+                elif known and call.rpartition(".")[2] in ("", *FINDERS):
+                    mask = "the mask of 7 " if function.name == "_wrong_mask" else ""
+                    yield from (f"{known[0]}: {mask}{text}" for text in details)
+
+
+def test_every_finding_of_the_code_is_written_in_chinese(browser: "Browser") -> None:
+    lines = (line for name in SAY_FINDINGS for line in findings_of(name))
+    found = list(dict.fromkeys(re.sub(r"^(no|long) 7:", r"\1 caption:", line) for line in lines))
+    assert len(found) > 80
+    assert left_in_english(browser, found) == []
+
+
+def test_an_error_of_a_library_is_kept_in_a_chinese_sentence(browser: "Browser") -> None:
+    assert in_chinese(browser, ["CUDA out of memory: 2 GiB", ""]) == ["程序库报错：CUDA out of memory: 2 GiB", ""]
 
 
 def test_no_known_error_has_a_place_in_chinese_alone() -> None:

@@ -1,13 +1,19 @@
 """The page in a real browser, in Chinese where the browser's language is Chinese."""
 
+import io
+import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gradio as gr
 import pytest
 from of_page import FIRST, Open
+from PIL import Image
 
+import ui.train_tab
 from pipelines import TextToImagePipeline
 
 if TYPE_CHECKING:
@@ -67,6 +73,57 @@ def test_the_train_tab_too(open_page: Open) -> None:
     found = texts(page, parts)
     assert "还没有运行：请选择数据并开始训练。" in found and "在 CPU 的两个核上约 3 分 3 秒。" in found
     assert len(found) > 12 and [text for text in found if ENGLISH.search(text)] == []
+
+
+def test_what_is_wrong_with_an_upload_too(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 32)).save(picture, "PNG")
+    for name, captions in {"bad": ["", "a red circle"], "good": ["a blue square", "a red circle"]}.items():
+        rows = [{"file_name": f"{i} (1).png", "text": text} for i, text in enumerate(captions)]
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("metadata.jsonl", "\n".join(map(json.dumps, rows)))
+            for row in rows:
+                archive.writestr(row["file_name"], picture.getvalue())
+    page = open_page(locale="zh-CN")
+    page.get_by_role("tab", name="训练").click()
+    findings = page.locator(".findings .message")
+    findings.get_by_text("无穷的场景").wait_for()
+    upload = page.locator("input[type=file][accept*=zip]")
+    upload.set_input_files(tmp_path / "bad.zip")
+    problem = page.locator(".message.problem:visible")
+    problem.get_by_text("上传的文件有 1 处错误").wait_for()
+    assert problem.inner_text().endswith("错误：0 (1).png (metadata.jsonl:1)：没有说明：说明为空")
+    upload.set_input_files(tmp_path / "good.zip")
+    findings.get_by_text("2 张图片").wait_for()
+    lines = findings.inner_text().strip().split("\n")
+    assert lines[-1] == "警告：1 (1).png (metadata.jsonl:2)：重复：与 0 (1).png 是同一个文件，但说明不同"
+    assert len(lines) > 6 and [line for line in lines if ENGLISH.search(line)] == []
+
+
+def test_toasts_too(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = open_page(locale="zh-CN")
+    page.get_by_role("tab", name="训练").click()
+    page.get_by_text("无穷的场景").wait_for()
+    toast = page.get_by_test_id("toast-body")
+    said = {
+        "emoji": (RuntimeError("CUDA out of memory"), "程序库报错：CUDA out of memory"),
+        "shapes": (gr.Error("choose a run first", print_exception=False), "请先选择一个运行"),
+    }
+    for data, (error, text) in said.items():
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ui.train_tab, "preview", fail)
+        page.get_by_label("训练数据").click()
+        page.get_by_role("option", name=data).click()
+        toast.get_by_text(text, exact=True).wait_for()
+    (tmp_path / "a.txt").write_text("no zip")
+    page.locator("input[type=file][accept*=zip]").set_input_files(tmp_path / "a.txt")
+    toast.get_by_text("文件类型不对：a.txt。只接受 .zip。", exact=True).wait_for()
+    assert toast.locator(".toast-title").inner_text().startswith("错误")
+    assert page.get_by_test_id("toast-close").get_attribute("aria-label") == "关闭"
 
 
 def test_another_language_is_chosen_on_the_page_and_kept_by_the_browser(open_page: Open) -> None:
