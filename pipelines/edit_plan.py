@@ -4,7 +4,8 @@ Where the words of a prompt act at high noise decides the layout. So an edited p
 while each word that has a place in the first picture, its mask, is held there by a bias on its scores. A word that
 replaces another is held in the other's place, a painted one in its region. A thing that becomes another one has another
 outline: it is held in the box of its place, if the old outline leaves it no room. Things that no edit is about also
-follow the first picture's path (blended latents, arXiv 2206.02779).
+follow the first picture's path (blended latents, arXiv 2206.02779). A thing that is painted elsewhere, and does not
+change, follows that path in its new place, as far down as it is held there.
 
 Shapes: h×w pixels of the picture.
 """
@@ -54,7 +55,8 @@ class Layout:
 
     after: the words of the edited prompt. before: each word of the first prompt, with those that it is or becomes.
     places: word of the edited prompt -> (h, w) bool. gone: the places of words that are replaced or left out.
-    renewed: the words of things whose last word, their name, is replaced. Those have other outlines.
+    replaced: words that replace others. renewed: the words of things whose last word, their name, is replaced; those
+    have other outlines.
     """
 
     prompts: tuple[str, str]
@@ -62,6 +64,7 @@ class Layout:
     before: dict[Word, list[Word]]
     places: dict[Word, Tensor]
     gone: list[Tensor]
+    replaced: set[Word]
     renewed: set[Word]
 
     @property
@@ -100,12 +103,15 @@ def lay_out(
     known = {} if first is None else _places(old, first, image)
     things = [[i for i in known if _iou(known[i], place) >= SAME_THING] for place in known.values()]
     become = align([as_read(word.text) for word in old], [as_read(word.text) for word in new], things)
-    layout = Layout((prompt, edited), new, {}, {}, [], set())
-    for i, word in enumerate(old):
-        layout.before[word] = [new[j] for j in become[i]]
+    layout = Layout((prompt, edited), new, {}, {}, [], set(), set())
 
     def is_replaced(i: int) -> bool:
         return bool(become[i]) and [as_read(new[j].text) for j in become[i]] != [as_read(old[i].text)]
+
+    for i, word in enumerate(old):
+        layout.before[word] = [new[j] for j in become[i]]
+        if is_replaced(i):
+            layout.replaced.update(layout.before[word])
 
     for (i, place), thing in zip(known.items(), things, strict=True):
         is_left_out = sum(not become[other] for other in thing) > len(thing) / 2  # also the "red" of a square left out
@@ -203,16 +209,27 @@ def _slides(
 
 
 @dataclass(frozen=True)
+class Moved:
+    """A thing of the first picture that is drawn in another region: both (h, w) bool; at which noise levels."""
+
+    place: Tensor
+    region: Tensor
+    noise: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Plan:
     """How an edited picture is drawn.
 
-    prompt: its own. biases: on its tokens. kept: (h, w) bool, where it follows the path of the first picture.
+    prompt: its own. biases: on its tokens. kept: (h, w) bool, where it follows the path of the first picture. moved:
+    things that it takes from there to another place.
     """
 
     prompt: str
     biases: list[Bias]
     excited: list[Excited]
     kept: Tensor
+    moved: list[Moved]
 
 
 def plan(
@@ -236,7 +253,8 @@ def plan(
     layout = lay_out(prompt, after, tokenizer, first, image)
     biases: list[Bias] = []
     excited: list[Excited] = []
-    changed, opened, named = list(layout.gone), list(layout.gone), set()
+    changed, opened, named, moved = list(layout.gone), list(layout.gone), set(), list[Moved]()
+    changes = layout.replaced.union(layout.new)
     for edit in edits:
         if edit.kind in ("replace", "refine"):
             continue
@@ -260,8 +278,10 @@ def plan(
             biases.append(_bias(about, STRENGTH, -STRENGTH, region, edit))
             changed += [region, *own]
             named.update(about)
+            if edit.kind == "paint" and own and not changes.intersection(about) and _is_one(own[-1], region):
+                moved.append(Moved(own[-1], region, edit.noise))  # of its words, the last one names it
     if first is None or all(edit.kind == "reweight" for edit in edits):  # what a word does alone
-        return Plan(after, biases, excited, torch.zeros(size, dtype=torch.bool))
+        return Plan(after, biases, excited, torch.zeros(size, dtype=torch.bool), [])
     held = {word: place for word, place in layout.places.items() if word not in named}
     touched = _union(changed, size)
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
@@ -269,8 +289,8 @@ def plan(
         biases.append(_bias([word], STRENGTH, -STRENGTH, _with_room(place) if word in layout.renewed else place))
     biases += [_bias([word], -STRENGTH, 0.0, staying) for word in layout.new if word not in named and staying.any()]
     if any(edit.kind == "within" for edit in edits):
-        return Plan(after, biases, excited, ~_grown(_union(opened, size)))
-    return Plan(after, biases, excited, staying | _grown(staying) & ~_grown(touched))
+        return Plan(after, biases, excited, ~grown(_union(opened, size)), moved)
+    return Plan(after, biases, excited, staying | grown(staying) & ~grown(touched), moved)
 
 
 def _bias(
@@ -299,10 +319,15 @@ def _with_room(place: Tensor) -> Tensor:
     return roomy
 
 
+def _is_one(*places: Tensor) -> bool:
+    """Whether each place is in one piece: not that of "circles"."""
+    return all(ndimage.label(place.numpy())[1] == 1 for place in places)
+
+
 def _iou(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def _grown(place: Tensor) -> Tensor:
+def grown(place: Tensor) -> Tensor:
     """A place (h, w) with a margin around it."""
     return F.max_pool2d(place[None].float(), 2 * MARGIN + 1, 1, MARGIN)[0] > 0

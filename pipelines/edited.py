@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipelines.draw_request import AfterStep, BeforeStep, Change, Read
 from pipelines.drawing import colour_map
-from pipelines.edit_plan import Plan, plan
+from pipelines.edit_plan import Moved, Plan, grown, plan
 from pipelines.edits import Edit, check_known
 from pipelines.request import Request
 from unet_xattn import AttentionTrace, flow
@@ -121,7 +121,7 @@ def draw_edited(
         with_changes(again, prompts=prompts),
         change=changed_by(plans),
         before_step=excited_by(plans),
-        after_step=following(path, kept),
+        after_step=in_places(following(path, kept), plans, path[-1], noise[0]),
     )
     return EditedPictures(images, before, prompts, first, None if asked.pictures is None else _inexact(asked, first))
 
@@ -158,6 +158,55 @@ def following(path: Sequence[Tensor], kept: Tensor) -> AfterStep:
         return torch.where(share >= 0.5, path[step], latents)
 
     return follow
+
+
+def in_places(then: AfterStep, plans: Sequence[Plan], clean: Tensor, noise: Tensor) -> AfterStep:
+    """After each step, behind `then`: the things that move, noised to its level, in their new places.
+
+    clean: the latents of the first picture (B, C, h, w), of the pictures' size or a VAE's.
+    """
+    placed = [
+        [(own.noise, *_placed(picture, own)) for own in one.moved] for one, picture in zip(plans, clean, strict=True)
+    ]
+
+    def put(step: int, sigma: float, latents: Tensor) -> Tensor:
+        latents = then(step, sigma, latents)
+        for image, things in enumerate(placed):
+            for (low, high), picture, there in things:
+                if low <= sigma <= high:
+                    noisy = flow.interpolate(picture[None], noise[image : image + 1], latents.new_tensor([sigma]))[0]
+                    latents[image] = torch.where(there, noisy, latents[image])
+        return latents
+
+    return put
+
+
+def _placed(picture: Tensor, moved: Moved) -> tuple[Tensor, Tensor]:
+    """A thing of a picture (C, h, w) at its new place: that picture, and (h, w) bool, where the thing is in it.
+
+    It keeps its proportions, and is as large as the box of the region allows.
+    """
+    height, width = picture.shape[-2:]
+    place, region = (
+        F.adaptive_avg_pool2d(mask[None].float(), (height, width))[0].to(picture.device) >= 0.5
+        for mask in (grown(moved.place), grown(moved.region))
+    )
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = _box(place), _box(region)
+    scale = min((u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0))
+    h, w = max(round(scale * (y1 - y0)), 1), max(round(scale * (x1 - x0)), 1)
+    top, left = (v0 + v1 - h) // 2, (u0 + u1 - w) // 2
+    cut = torch.cat([picture, place[None].to(picture)])[:, y0:y1, x0:x1]
+    if cut.shape[-2:] != (h, w):
+        cut = F.interpolate(cut[None], (h, w), mode="bilinear", antialias=True)[0]
+    there, at = torch.zeros_like(place), torch.zeros_like(picture)
+    there[top : top + h, left : left + w] = cut[-1] >= 0.5
+    at[:, top : top + h, left : left + w] = cut[:-1]
+    return at, there
+
+
+def _box(mask: Tensor) -> tuple[int, int, int, int]:
+    rows, columns = (mask.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _copied(generator: Any) -> Any:
