@@ -97,7 +97,7 @@ def draw_edited(
         check_known(text, own, tokenizer)
     if asked.generator is None and asked.latents is None:
         asked = with_changes(asked, generator=torch.Generator().manual_seed(torch.seed()))
-    again = with_changes(asked, generator=_copied(asked.generator))
+    again = with_changes(asked, generator=copied(asked.generator))
     first, path, noise = AttentionTrace("head"), list[Tensor](), list[Tensor]()
 
     def begin(sigma: float, latents: Tensor, read: Read) -> Tensor:
@@ -166,7 +166,8 @@ def in_places(then: AfterStep, plans: Sequence[Plan], clean: Tensor, noise: Tens
     clean: the latents of the first picture (B, C, h, w), of the pictures' size or a VAE's.
     """
     placed = [
-        [(own.noise, *_placed(picture, own)) for own in one.moved] for one, picture in zip(plans, clean, strict=True)
+        [(own.noise, *put_elsewhere(picture, own)) for own in one.moved]
+        for one, picture in zip(plans, clean, strict=True)
     ]
 
     def put(step: int, sigma: float, latents: Tensor) -> Tensor:
@@ -181,16 +182,15 @@ def in_places(then: AfterStep, plans: Sequence[Plan], clean: Tensor, noise: Tens
     return put
 
 
-def _placed(picture: Tensor, moved: Moved) -> tuple[Tensor, Tensor]:
+def put_elsewhere(picture: Tensor, moved: Moved) -> tuple[Tensor, Tensor]:
     """A thing of a picture (C, h, w) at its new place: that picture, and (h, w) bool, where the thing is in it.
 
     It keeps its proportions, and is as large as the box of the region allows.
     """
     height, width = picture.shape[-2:]
-    place, region = (
-        F.adaptive_avg_pool2d(mask[None].float(), (height, width))[0].to(picture.device) >= 0.5
-        for mask in (grown(moved.place), grown(moved.region))
-    )
+    masks = torch.stack([grown(moved.place), grown(moved.region)]).to(picture)
+    shares = F.adaptive_avg_pool2d(masks, (height, width))
+    place, region = shares >= shares.amax(dim=(1, 2), keepdim=True) / 2  # some positions even of a coarse latent
     (x0, y0, x1, y1), (u0, v0, u1, v1) = _box(place), _box(region)
     scale = min((u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0))
     h, w = max(round(scale * (y1 - y0)), 1), max(round(scale * (x1 - x0)), 1)
@@ -209,10 +209,10 @@ def _box(mask: Tensor) -> tuple[int, int, int, int]:
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
-def _copied(generator: Any) -> Any:
+def copied(generator: Any) -> Any:
     """Generators that give the same numbers as these from here on."""
     if isinstance(generator, list):
-        return [_copied(one) for one in generator]
+        return [copied(one) for one in generator]
     if generator is None:
         return None
     copy = torch.Generator(generator.device)

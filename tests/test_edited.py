@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from pipelines import TextToImagePipeline, excite, paint, pin, refine, replace, reweight, trace, withhold, within
-from pipelines.edited import EditedPictures, picture_of_change
+from pipelines.edit_plan import Moved
+from pipelines.edited import EditedPictures, copied, picture_of_change, put_elsewhere
 from pipelines.edits import Edit
+from pipelines.evaluation.edit_tasks import make_task, scenes_to_edit
+from pipelines.evaluation.editing import judge_edit
 from pipelines.scenes.judge import judge
 from pipelines.scenes.worlds import WORLDS, parse
 from ui.cli import main
@@ -61,6 +64,36 @@ def test_the_edited_picture_shows_what_was_asked_and_the_rest_stays(
     sights = [WORLDS["shapes"].see(picture) for picture in (before, after)]
     square, kept = (next(m for o, m in zip(s.objects, s.masks, strict=True) if o.shape == "square") for s in sights)
     assert np.minimum(square, kept).sum() / np.maximum(square, kept).sum() > 0.95
+
+
+def test_a_moved_thing_is_the_first_picture_s_one_in_its_new_place() -> None:
+    """Without its pixels, the toucan and the mushroom of this scene do not change places."""
+    pipe = TextToImagePipeline.from_pretrained("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    (scene,) = scenes_to_edit("swap", [9], "emoji")
+    noise = torch.Generator().manual_seed(9)
+    before = pipe(scene.caption, generator=copied(noise), output_type="np").images[0]
+    before = (before * 255).round().astype(np.uint8)
+    task = make_task("swap", scene, WORLDS["emoji"].see(before), 9)
+    assert task is not None
+    edited = pipe(scene.caption, edits=list(task.edits), generator=noise, output_type="np")
+    assert judge_edit(task, before, as_bytes(edited.images))["both"]
+
+
+@pytest.mark.parametrize("side", [16, 8])
+def test_a_thing_is_cut_out_and_put_into_its_region(side: int) -> None:
+    place, region = torch.zeros(2, 32, 32, dtype=torch.bool)
+    place[8:16, 4:8], region[16:24, 20:28] = True, True
+    touched = torch.zeros(1, 32, 32)
+    touched[:, 6:18, 2:10] = 1  # with its margin
+    picture = torch.nn.functional.adaptive_max_pool2d(touched, side).expand(3, -1, -1)
+    at, there = put_elsewhere(picture, Moved(place, region, (0.0, 1.0)))
+    cell = 32 / side
+    found = there.nonzero() * cell
+    assert (at[:, there] > 0.99).all() and there.any()
+    assert (found > torch.tensor([14, 18]) - cell).all() and (found < torch.tensor([26, 30])).all()
+    height, width = (found.amax(dim=0) - found.amin(dim=0) + cell).tolist()
+    assert height >= 1.5 * (width - cell)  # upright, as it was
 
 
 def test_an_excited_thing_that_was_missing_is_drawn_and_the_others_stay(shapes: TextToImagePipeline) -> None:

@@ -132,6 +132,26 @@ def test_a_painted_word_takes_the_words_of_its_thing_along(shapes: TextToImagePi
     assert not planned.kept[first.mask("circle")].any() and not planned.kept[40:60, 40:60].any()
 
 
+@pytest.mark.parametrize(
+    ("edits", "word", "moves"),
+    [
+        ([], "circle", True),
+        ([replace("square", "star")], "circle", True),  # the other thing
+        ([replace("red", "green")], "circle", False),
+        ([replace("circle", "star")], "star", False),
+        ([refine("a big red circle left of a blue square")], "a big red circle", False),
+    ],
+)
+def test_a_painted_thing_moves_if_it_stays_as_it_is(
+    shapes: TextToImagePipeline, first, edits: list[Edit], word: str, moves: bool
+) -> None:
+    planned = plan([*edits, paint(word, (40, 40, 60, 60))], PROMPT, (64, 64), shapes.tokenizer, first)
+    assert len(planned.moved) == moves
+    for moved in planned.moved:
+        assert (moved.place & first.mask("circle")).sum() > 0.9 * moved.place.sum()
+        assert moved.region[40:60, 40:60].all() and moved.region.sum() == 400
+
+
 def test_within_a_word_everything_else_stays(shapes: TextToImagePipeline, first) -> None:
     planned = plan([replace("red", "green"), within("circle")], PROMPT, (64, 64), shapes.tokenizer, first)
     circle = first.mask("circle")
