@@ -320,8 +320,8 @@ def _with_room(place: Tensor) -> Tensor:
 
 
 def _is_one(*places: Tensor) -> bool:
-    """Whether each place is in one piece: not that of "circles"."""
-    return all(ndimage.label(place.numpy())[1] == 1 for place in places)
+    """Whether each place is one piece, and more than a point: not that of "circles"."""
+    return all(ndimage.label(place.numpy())[1] == 1 and place.sum() > 1 for place in places)
 
 
 def _iou(a: Tensor, b: Tensor) -> float:

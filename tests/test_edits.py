@@ -147,6 +147,9 @@ def test_a_painted_thing_moves_if_it_stays_as_it_is(
 ) -> None:
     planned = plan([*edits, paint(word, (40, 40, 60, 60))], PROMPT, (64, 64), shapes.tokenizer, first)
     assert len(planned.moved) == moves
+    assert not plan(
+        [*edits, paint(word, (40, 40))], PROMPT, (64, 64), shapes.tokenizer, first
+    ).moved  # as large as what?
     for moved in planned.moved:
         assert (moved.place & first.mask("circle")).sum() > 0.9 * moved.place.sum()
         assert moved.region[40:60, 40:60].all() and moved.region.sum() == 400

@@ -244,8 +244,8 @@ def begin_choices() -> gr.Dropdown:
     return gr.Dropdown(_beginnings())
 
 
-def _beginnings() -> list[tuple[str, str]]:
-    return [("nothing", FRESH), *((name, name) for name in Models.saved())]
+def _beginnings() -> list[tuple[str | I18nData, str]]:
+    return [(I18N("train.begin.fresh"), FRESH), *((name, name) for name in Models.saved())]
 
 
 def _names() -> list[str]:
