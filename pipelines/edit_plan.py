@@ -153,14 +153,15 @@ def _surrounds(place: Tensor, other: Tensor) -> bool:
 def align(old: Sequence[str], new: Sequence[str], things: Sequence[Sequence[int]]) -> list[list[int]]:
     """What each old word is or becomes: the numbers of new words, by difflib.
 
-    Of two alignments that differ in which of two equal words is left out, or is new, the one is taken that keeps the
-    words of a thing together: of "a red cross and a blue cross", "a red cross" leaves out "and a blue cross", and not
-    "cross and a blue".
+    Words of things are aligned first, then the others between them: of "a cactus and a melon" and "a cactus, a melon
+    and a robot" else "and a" would be the first common part, and the melon become a robot. Of two alignments that
+    differ in which of two equal words is left out, or is new, the one is taken that keeps the words of a thing
+    together: of "a red cross and a blue cross", "a red cross" leaves out "and a blue cross", and not "cross and a blue".
 
     things: for each, the numbers of its old words.
     """
     become: list[list[int]] = [[] for _ in old]
-    changes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    changes = list(_changes(old, new, {old[i] for thing in things for i in thing}))
     for change, i, i_end, j, j_end in changes:
         for n in range(i, i_end):
             become[n] = [j + n - i] if change == "equal" else list(range(j, j_end))
@@ -179,6 +180,16 @@ def align(old: Sequence[str], new: Sequence[str], things: Sequence[Sequence[int]
                 options += [(split(*gap), moved) for gap, moved in slides]
             become = min(options, key=lambda option: option[0])[1]
     return become
+
+
+def _changes(old: Sequence[str], new: Sequence[str], names: set[str]) -> Iterator[tuple[str, int, int, int, int]]:
+    """The opcodes of difflib, for common parts that have a word of `names`, and then for those between them."""
+    for change, i, i_end, j, j_end in SequenceMatcher(lambda word: word not in names, old, new, False).get_opcodes():
+        if change != "replace":
+            yield change, i, i_end, j, j_end
+            continue
+        for inner, a, b, c, d in SequenceMatcher(None, old[i:i_end], new[j:j_end], False).get_opcodes():
+            yield inner, i + a, i + b, j + c, j + d
 
 
 def _slides(

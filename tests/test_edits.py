@@ -56,6 +56,12 @@ def test_a_phrase_put_in_does_not_cut_a_thing_in_two() -> None:
     assert aligned("a green circle", "a green circle and a green star", [1, 2]) == ["a0", "green1", "circle2"]
 
 
+def test_words_of_things_are_aligned_before_those_between_them() -> None:
+    """The longest common part is "and a", which would make the melon a robot."""
+    kept = aligned("a cactus and a melon on blue", "a cactus a melon and a robot on blue", [1], [4])
+    assert kept == ["a0", "cactus1", "", "a2", "melon3", "on7", "blue8"]
+
+
 def test_replaced_words_become_all_that_replace_them() -> None:
     assert aligned("a cat", "a very big dog") == ["a0", "very1 big2 dog3"]
 
