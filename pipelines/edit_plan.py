@@ -156,7 +156,7 @@ def align(old: Sequence[str], new: Sequence[str], things: Sequence[Sequence[int]
     Words of things are aligned first, then the others between them: of "a cactus and a melon" and "a cactus, a melon
     and a robot" else "and a" would be the first common part, and the melon become a robot. Of two alignments that
     differ in which of two equal words is left out, or is new, the one is taken that keeps the words of a thing
-    together: of "a red cross and a blue cross", "a red cross" leaves out "and a blue cross", and not "cross and a blue".
+    together: of "a red cross and a blue cross", "a red cross" leaves out "and a blue cross", not "cross and a blue".
 
     things: for each, the numbers of its old words.
     """
