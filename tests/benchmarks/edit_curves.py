@@ -172,7 +172,8 @@ def picture(model: str, out: Path) -> None:
     for i, (method, colour) in enumerate(COLOURS.items()):
         shares, low, high = (100 * np.array([own[method]["both"][key] for own in kinds.values()]) for key in BOUNDS)
         at = np.arange(len(kinds)) + 0.27 * (i - 1)
-        bars.bar(at, shares, 0.25, color=colour, label=method, yerr=(shares - low, high - shares), ecolor="#444444")
+        errors = np.maximum((shares - low, high - shares), 0)  # a share of 1 may be above its bound by rounding
+        bars.bar(at, shares, 0.25, color=colour, label=method, yerr=errors, ecolor="#444444")
     bars.set_xticks(range(len(kinds)), list(kinds))
     bars.set(title="right, and the rest as it was, %", ylim=(0, 101))
     bars.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, -0.1), ncols=3)
