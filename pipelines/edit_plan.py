@@ -184,11 +184,12 @@ def align(old: Sequence[str], new: Sequence[str], things: Sequence[Sequence[int]
 
 def _changes(old: Sequence[str], new: Sequence[str], names: set[str]) -> Iterator[tuple[str, int, int, int, int]]:
     """The opcodes of difflib, for common parts that have a word of `names`, and then for those between them."""
-    for change, i, i_end, j, j_end in SequenceMatcher(lambda word: word not in names, old, new, False).get_opcodes():
+    outer = SequenceMatcher(lambda word: word not in names, old, new, autojunk=False)
+    for change, i, i_end, j, j_end in outer.get_opcodes():
         if change != "replace":
             yield change, i, i_end, j, j_end
             continue
-        for inner, a, b, c, d in SequenceMatcher(None, old[i:i_end], new[j:j_end], False).get_opcodes():
+        for inner, a, b, c, d in SequenceMatcher(None, old[i:i_end], new[j:j_end], autojunk=False).get_opcodes():
             yield inner, i + a, i + b, j + c, j + d
 
 
@@ -221,11 +222,10 @@ def _slides(
 
 @dataclass(frozen=True)
 class Moved:
-    """A thing of the first picture that is drawn in another region: both (h, w) bool; at which noise levels."""
+    """A thing of the first picture that is drawn in another region: both (h, w) bool."""
 
     place: Tensor
     region: Tensor
-    noise: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,6 @@ def plan(
     biases: list[Bias] = []
     excited: list[Excited] = []
     changed, opened, named, moved = list(layout.gone), list(layout.gone), set(), list[Moved]()
-    changes = layout.replaced.union(layout.new)
     for edit in edits:
         if edit.kind in ("replace", "refine"):
             continue
@@ -289,8 +288,9 @@ def plan(
             biases.append(_bias(about, STRENGTH, -STRENGTH, region, edit))
             changed += [region, *own]
             named.update(about)
-            if edit.kind == "paint" and own and not changes.intersection(about) and _is_one(own[-1], region):
-                moved.append(Moved(own[-1], region, edit.noise))  # of its words, the last one names it
+            is_same = not any(word in layout.replaced or word in layout.new for word in about)
+            if _paints_all(edit) and own and is_same and _is_one(own[-1], region):
+                moved.append(Moved(own[-1], region))  # of its words, the last one names it
     if first is None or all(edit.kind == "reweight" for edit in edits):  # what a word does alone
         return Plan(after, biases, excited, torch.zeros(size, dtype=torch.bool), [])
     held = {word: place for word, place in layout.places.items() if word not in named}
@@ -328,6 +328,11 @@ def _with_room(place: Tensor) -> Tensor:
         if place[rows, columns].float().mean() < SPARSE:
             roomy[rows, columns] = True
     return roomy
+
+
+def _paints_all(edit: Edit) -> bool:
+    """Whether a thing is painted, and not what some layers, heads or other noise levels do with its words."""
+    return edit.kind == "paint" and (edit.layers, edit.heads, edit.noise) == (None, None, LAYOUT)
 
 
 def _is_one(*places: Tensor) -> bool:

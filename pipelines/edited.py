@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pipelines.draw_request import AfterStep, BeforeStep, Change, Read
 from pipelines.drawing import colour_map
 from pipelines.edit_plan import Moved, Plan, grown, plan
-from pipelines.edits import Edit, check_known
+from pipelines.edits import LAYOUT, Edit, check_known
 from pipelines.request import Request
 from unet_xattn import AttentionTrace, flow
 from unet_xattn.bias import bias_hook
@@ -165,18 +165,14 @@ def in_places(then: AfterStep, plans: Sequence[Plan], clean: Tensor, noise: Tens
 
     clean: the latents of the first picture (B, C, h, w), of the pictures' size or a VAE's.
     """
-    placed = [
-        [(own.noise, *put_elsewhere(picture, own)) for own in one.moved]
-        for one, picture in zip(plans, clean, strict=True)
-    ]
+    placed = [[put_elsewhere(picture, own) for own in one.moved] for one, picture in zip(plans, clean, strict=True)]
 
     def put(step: int, sigma: float, latents: Tensor) -> Tensor:
         latents = then(step, sigma, latents)
-        for image, things in enumerate(placed):
-            for (low, high), picture, there in things:
-                if low <= sigma <= high:
-                    noisy = flow.interpolate(picture[None], noise[image : image + 1], latents.new_tensor([sigma]))[0]
-                    latents[image] = torch.where(there, noisy, latents[image])
+        for image, things in enumerate(placed if sigma >= LAYOUT[0] else ()):
+            for picture, there in things:
+                noisy = flow.interpolate(picture[None], noise[image : image + 1], latents.new_tensor([sigma]))[0]
+                latents[image] = torch.where(there, noisy, latents[image])
         return latents
 
     return put

@@ -71,7 +71,7 @@ def paint(word: str, region: Region, **where: Any) -> Edit:
     """A word or phrase drawn in a region: a box (x0, y0, x1, y1), a point, or a mask (h, w).
 
     A thing of the first picture that no edit changes is moved there: it stays the same thing, as large as a box around
-    the region allows.
+    the region allows. With layers=, heads= or noise= the edit is about the attention alone.
     """
     return Edit("paint", _word(word), region, **_where({"noise": LAYOUT} | where))
 

@@ -87,7 +87,7 @@ def test_a_thing_is_cut_out_and_put_into_its_region(side: int) -> None:
     touched = torch.zeros(1, 32, 32)
     touched[:, 6:18, 2:10] = 1  # with its margin
     picture = torch.nn.functional.adaptive_max_pool2d(touched, side).expand(3, -1, -1)
-    at, there = put_elsewhere(picture, Moved(place, region, (0.0, 1.0)))
+    at, there = put_elsewhere(picture, Moved(place, region))
     cell = 32 / side
     found = there.nonzero() * cell
     assert (at[:, there] > 0.99).all() and there.any()

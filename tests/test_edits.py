@@ -161,6 +161,11 @@ def test_a_painted_thing_moves_if_it_stays_as_it_is(
         assert moved.region[40:60, 40:60].all() and moved.region.sum() == 400
 
 
+@pytest.mark.parametrize("where", [{"layers": ["up.*"]}, {"heads": [0]}, {"noise": (0.0, 0.5)}])
+def test_to_paint_in_some_layers_or_at_other_noise_moves_nothing(shapes: TextToImagePipeline, first, where) -> None:
+    assert not plan([paint("circle", (40, 40, 60, 60), **where)], PROMPT, (64, 64), shapes.tokenizer, first).moved
+
+
 def test_within_a_word_everything_else_stays(shapes: TextToImagePipeline, first) -> None:
     planned = plan([replace("red", "green"), within("circle")], PROMPT, (64, 64), shapes.tokenizer, first)
     circle = first.mask("circle")

@@ -289,7 +289,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
     viewer.select(revisit, **taken)
     drawing_again = drawing | {"fn": again, "inputs": [*asked, regions]}
     gr.on([button.click, prompt.submit, seed.submit], **drawing_again)
-    viewer.go(show, **drawing)
+    viewer.go(**drawing_again)
     for fields, check, problem in (
         ([seed], seed_problems, seed_problem),
         ([negative], negative_problems, negative_problem),
