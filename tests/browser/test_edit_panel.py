@@ -207,7 +207,7 @@ def test_placed_words_stay_until_they_are_let_go_or_leave_the_prompt(open_page: 
     page.wait_for_function("one => document.querySelector('.picture').src !== one", arg=first)
     wait_for_edits(page, "a yellow heart placed", "a green cross placed")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("a yellow heart and a red star")
-    page.keyboard.press("Enter")
+    page.keyboard.press("Control+Enter")
     wait_for_edits(page, "a yellow heart placed")
     page.get_by_role("button", name="Take back: a yellow heart placed").click()
     wait_for_edits(page)
