@@ -14,14 +14,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.edits import LAYOUT, Edit, edited_prompt
+from pipelines.edits import Edit, edited_prompt
 from unet_xattn import AttentionTrace
 from unet_xattn.bias import NEVER, Bias
 from unet_xattn.excite import Excited
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 STRENGTH = 8.0
 """Bias on the scores of a word that is held in a region: + inside, − outside."""
+
+LAYOUT = (0.3, 1.0)
+"""Noise levels at which words are held in regions. Below, places hardly change any more."""
+
+NEW = (0.5, 1.0)
+"""Likewise for words of a thing that the first picture has not: below, it finds an outline of its own."""
+
+EXCITED = (0.5, 1.0)
+"""Noise levels at which latents are moved for a neglected word: those where things find their places."""
 
 LARGEST, DOMINANT = 0.35, 0.25
 """A word has a place if its mask covers at most this share of the picture, and its share of the attention there is at
@@ -270,11 +279,12 @@ def plan(
             continue
         about = layout.find(edit.word)
         if edit.kind == "excite":
-            excited.append(Excited(_tokens(about), edit.layers, edit.heads, edit.noise))
+            excited.append(Excited(_tokens(about), edit.layers, edit.heads, edit.noise or EXCITED))
             named.update(about)
             continue
         if edit.kind == "reweight":
-            biases.append(_bias(about, math.log(edit.value) if edit.value else NEVER, 0.0, None, edit))
+            weight = math.log(edit.value) if edit.value else NEVER
+            biases.append(Bias(_tokens(about), weight, 0.0, None, edit.layers, edit.heads, edit.noise or (0.0, 1.0)))
             continue
         own = [layout.places[word] for word in about if word in layout.places]
         if edit.value is None and not own:
@@ -285,7 +295,7 @@ def plan(
         opened += [region, *own]
         if edit.kind != "within":
             about = [*about, *(word for word in layout.about_same(own) if word not in about)]
-            biases.append(_bias(about, STRENGTH, -STRENGTH, region, edit))
+            biases.append(_held(about, region, layout, edit))
             changed += [region, *own]
             named.update(about)
             is_same = not any(word in layout.replaced or word in layout.new for word in about)
@@ -297,20 +307,22 @@ def plan(
     touched = _union(changed, size)
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     for word, place in held.items():
-        biases.append(_bias([word], STRENGTH, -STRENGTH, _with_room(place) if word in layout.renewed else place))
-    biases += [_bias([word], -STRENGTH, 0.0, staying) for word in layout.new if word not in named and staying.any()]
+        biases.append(_held([word], _with_room(place) if word in layout.renewed else place, layout))
+    for word in layout.new if staying.any() else ():
+        if word not in named:
+            biases.append(Bias(word.tokens, -STRENGTH, 0.0, staying, noise=LAYOUT))
     if any(edit.kind == "within" for edit in edits):
         return Plan(after, biases, excited, ~grown(_union(opened, size)), moved)
     return Plan(after, biases, excited, staying | grown(staying) & ~grown(touched), moved)
 
 
-def _bias(
-    words: Sequence[Word], inside: float, outside: float, region: Tensor | None, edit: Edit | None = None
-) -> Bias:
-    where: dict[str, Any] = {"noise": LAYOUT}
-    if edit is not None:
-        where = {"layers": edit.layers, "heads": edit.heads, "noise": edit.noise}
-    return Bias(_tokens(words), inside, outside, region, **where)
+def _held(words: Sequence[Word], region: Tensor, layout: Layout, edit: Edit | None = None) -> Bias:
+    """The bias that holds words in a region (h, w), where an edit acts, if one is about them."""
+    is_new = any(word in layout.renewed or word in layout.new for word in words)
+    noise = NEW if is_new else LAYOUT
+    if edit is None:
+        return Bias(_tokens(words), STRENGTH, -STRENGTH, region, noise=noise)
+    return Bias(_tokens(words), STRENGTH, -STRENGTH, region, edit.layers, edit.heads, edit.noise or noise)
 
 
 def _tokens(words: Sequence[Word]) -> tuple[int, ...]:
@@ -332,7 +344,7 @@ def _with_room(place: Tensor) -> Tensor:
 
 def _paints_all(edit: Edit) -> bool:
     """Whether a thing is painted, and not what some layers, heads or other noise levels do with its words."""
-    return edit.kind == "paint" and (edit.layers, edit.heads, edit.noise) == (None, None, LAYOUT)
+    return edit.kind == "paint" and (edit.layers, edit.heads, edit.noise) == (None, None, None)
 
 
 def _is_one(*places: Tensor) -> bool:

@@ -166,6 +166,23 @@ def test_to_paint_in_some_layers_or_at_other_noise_moves_nothing(shapes: TextToI
     assert not plan([paint("circle", (40, 40, 60, 60), **where)], PROMPT, (64, 64), shapes.tokenizer, first).moved
 
 
+def test_a_new_thing_is_let_go_earlier_unless_the_edit_says_when(shapes: TextToImagePipeline, first) -> None:
+    """The outline that the first picture has not is the model's own."""
+
+    def lowest(word: str, *edits: Edit) -> float:
+        planned = plan(edits, PROMPT, (64, 64), shapes.tokenizer, first)
+        (token,) = next(w.tokens for w in lay_out(PROMPT, planned.prompt, shapes.tokenizer).after if w.text == word)
+        return min(bias.noise[0] for bias in planned.biases if token in bias.tokens and bias.inside > 0)
+
+    box = (40, 40, 60, 60)
+    assert lowest("square", replace("circle", "star")) == lowest("green", replace("red", "green")) == 0.3
+    assert lowest("circle", paint("circle", box)) == 0.3
+    assert lowest("star", replace("circle", "star")) == lowest("red", replace("circle", "star")) == 0.5
+    added = refine("a red circle left of a blue square and a cross")
+    assert lowest("cross", added, paint("cross", box)) == 0.5
+    assert lowest("cross", added, paint("cross", box, noise=(0.3, 1.0))) == 0.3
+
+
 def test_within_a_word_everything_else_stays(shapes: TextToImagePipeline, first) -> None:
     planned = plan([replace("red", "green"), within("circle")], PROMPT, (64, 64), shapes.tokenizer, first)
     circle = first.mask("circle")
