@@ -294,8 +294,9 @@ def plan(
         region = _union(own, size) if edit.value is None else region_mask(edit.value, size) >= 0.5
         opened += [region, *own]
         if edit.kind != "within":
+            name = about[-1]
             about = [*about, *(word for word in layout.about_same(own) if word not in about)]
-            biases.append(_held(about, region, layout, edit))
+            biases.append(_held(about, region, name in layout.new or name in layout.renewed, edit))
             changed += [region, *own]
             named.update(about)
             is_same = not any(word in layout.replaced or word in layout.new for word in about)
@@ -307,7 +308,8 @@ def plan(
     touched = _union(changed, size)
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     for word, place in held.items():
-        biases.append(_held([word], _with_room(place) if word in layout.renewed else place, layout))
+        is_new = word in layout.renewed
+        biases.append(_held([word], _with_room(place) if is_new else place, is_new))
     for word in layout.new if staying.any() else ():
         if word not in named:
             biases.append(Bias(word.tokens, -STRENGTH, 0.0, staying, noise=LAYOUT))
@@ -316,9 +318,8 @@ def plan(
     return Plan(after, biases, excited, staying | grown(staying) & ~grown(touched), moved)
 
 
-def _held(words: Sequence[Word], region: Tensor, layout: Layout, edit: Edit | None = None) -> Bias:
-    """The bias that holds words in a region (h, w), where an edit acts, if one is about them."""
-    is_new = any(word in layout.renewed or word in layout.new for word in words)
+def _held(words: Sequence[Word], region: Tensor, is_new: bool, edit: Edit | None = None) -> Bias:
+    """The bias that holds the words of a thing in a region (h, w); an edit may say where it acts."""
     noise = NEW if is_new else LAYOUT
     if edit is None:
         return Bias(_tokens(words), STRENGTH, -STRENGTH, region, noise=noise)

@@ -178,6 +178,7 @@ def test_a_new_thing_is_let_go_earlier_unless_the_edit_says_when(shapes: TextToI
     assert lowest("square", replace("circle", "star")) == lowest("green", replace("red", "green")) == 0.3
     assert lowest("circle", paint("circle", box)) == 0.3
     assert lowest("star", replace("circle", "star")) == lowest("red", replace("circle", "star")) == 0.5
+    assert lowest("circle", replace("red circle", "big red circle"), paint("big red circle", box)) == 0.3
     added = refine("a red circle left of a blue square and a cross")
     assert lowest("cross", added, paint("cross", box)) == 0.5
     assert lowest("cross", added, paint("cross", box, noise=(0.3, 1.0))) == 0.3
