@@ -26,7 +26,7 @@ from unet_xattn import AttentionTrace
 from unet_xattn.bias import NEVER, Bias
 from unet_xattn.excite import Excited
 from unet_xattn.grounding import region_mask
-from unet_xattn.words import Word, as_read, find_phrase, phrase_spans, split_words
+from unet_xattn.words import Word, as_read, find_phrase, phrase_spans, shown, split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,14 +86,17 @@ class Layout:
         """The words of the edited prompt that a phrase of it, or else of the first prompt, is about.
 
         Raises:
-            ValueError: neither has it.
+            ValueError: neither has it, or nothing is left of it.
         """
         first, edited = self.prompts
         if phrase_spans(phrase, edited):
             tokens = find_phrase(phrase, edited, self.after)
             return [word for word in self.after if word.tokens[0] in tokens]
         tokens = find_phrase(phrase, first, list(self.before))
-        return [new for word, words in self.before.items() if word.tokens[0] in tokens for new in words]
+        left = [new for word, words in self.before.items() if word.tokens[0] in tokens for new in words]
+        if not left:
+            raise ValueError(f"nothing of {shown(phrase)!r} is left in the edited prompt, {shown(edited)!r}")
+        return left
 
     def about_same(self, places: Sequence[Tensor]) -> list[Word]:
         """The words that are about a thing at one of these places, as "red" is where "circle" is."""

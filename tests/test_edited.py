@@ -274,6 +274,7 @@ def test_without_a_generator_both_pictures_have_the_same_noise(shapes: TextToIma
     [
         ({"edits": [replace("cat", "dog")]}, "'cat' is not in the prompt; its words are: a, red, circle"),
         ({"edits": [reweight("cat", 2)]}, "'cat' is not in the prompt; its words are: a, red, circle"),
+        ({"edits": [refine("a square"), paint("red", (0, 0, 9, 9))]}, "nothing of 'red' is left in the edited prompt"),
         ({"edits": [replace("circle", "zebra")]}, "'zebra' is unknown to this model"),
         ({"edits": [paint("red", (0, 0, 99, 9))]}, "region .* is not a box .* inside the picture, 64×64"),
         ({"edits": ["red"]}, "an edit is made by replace, reweight, paint and the like, not 'red'"),

@@ -220,6 +220,12 @@ def test_a_word_is_found_in_the_first_prompt_too(shapes: TextToImagePipeline, fi
     )
 
 
+def test_a_thing_that_an_edit_leaves_out_cannot_be_painted(shapes: TextToImagePipeline, first) -> None:
+    edits = [refine("a blue square"), paint("circle", (0, 0, 20, 20))]
+    with pytest.raises(ValueError, match="^nothing of 'circle' is left in the edited prompt, 'a blue square'$"):
+        plan(edits, PROMPT, (64, 64), shapes.tokenizer, first)
+
+
 def test_chinese_words_are_aligned_too(shapes: TextToImagePipeline) -> None:
     layout = lay_out("一个红色圆形", "一个绿色圆形", shapes.tokenizer)
     assert [(word.text, [new.text for new in words]) for word, words in layout.before.items()] == [
