@@ -222,7 +222,7 @@ def test_a_word_is_found_in_the_first_prompt_too(shapes: TextToImagePipeline, fi
 
 def test_a_thing_that_an_edit_leaves_out_cannot_be_painted(shapes: TextToImagePipeline, first) -> None:
     edits = [refine("a blue square"), paint("circle", (0, 0, 20, 20))]
-    with pytest.raises(ValueError, match="^nothing of 'circle' is left in the edited prompt, 'a blue square'$"):
+    with pytest.raises(ValueError, match=r"^nothing of 'circle' is left in the edited prompt, 'a blue square'$"):
         plan(edits, PROMPT, (64, 64), shapes.tokenizer, first)
 
 
