@@ -38,7 +38,7 @@ LAYOUT = (0.3, 1.0)
 """Noise levels at which words are held in regions. Below, places hardly change any more."""
 
 NEW = (0.5, 1.0)
-"""Likewise for words of a thing that the first picture has not: below, it finds an outline of its own."""
+"""Likewise for the words of a thing in the place of another one: below, it finds an outline of its own."""
 
 EXCITED = (0.5, 1.0)
 """Noise levels at which latents are moved for a neglected word: those where things find their places."""
@@ -297,9 +297,8 @@ def plan(
         region = _union(own, size) if edit.value is None else region_mask(edit.value, size) >= 0.5
         opened += [region, *own]
         if edit.kind != "within":
-            name = about[-1]
             about = [*about, *(word for word in layout.about_same(own) if word not in about)]
-            biases.append(_held(about, region, name in layout.new or name in layout.renewed, edit))
+            biases.append(_held(about, region, edit.noise or LAYOUT, edit))
             changed += [region, *own]
             named.update(about)
             is_same = not any(word in layout.replaced or word in layout.new for word in about)
@@ -312,7 +311,7 @@ def plan(
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     for word, place in held.items():
         is_new = word in layout.renewed
-        biases.append(_held([word], _with_room(place) if is_new else place, is_new))
+        biases.append(_held([word], *(_with_room(place), NEW) if is_new else (place, LAYOUT)))
     for word in layout.new if staying.any() else ():
         if word not in named:
             biases.append(Bias(word.tokens, -STRENGTH, 0.0, staying, noise=LAYOUT))
@@ -321,12 +320,10 @@ def plan(
     return Plan(after, biases, excited, staying | grown(staying) & ~grown(touched), moved)
 
 
-def _held(words: Sequence[Word], region: Tensor, is_new: bool, edit: Edit | None = None) -> Bias:
-    """The bias that holds the words of a thing in a region (h, w); an edit may say where it acts."""
-    noise = NEW if is_new else LAYOUT
-    if edit is None:
-        return Bias(_tokens(words), STRENGTH, -STRENGTH, region, noise=noise)
-    return Bias(_tokens(words), STRENGTH, -STRENGTH, region, edit.layers, edit.heads, edit.noise or noise)
+def _held(words: Sequence[Word], region: Tensor, noise: tuple[float, float], edit: Edit | None = None) -> Bias:
+    """The bias that holds words in a region (h, w), in the layers and heads of an edit, if one is about them."""
+    layers, heads = (None, None) if edit is None else (edit.layers, edit.heads)
+    return Bias(_tokens(words), STRENGTH, -STRENGTH, region, layers, heads, noise)
 
 
 def _tokens(words: Sequence[Word]) -> tuple[int, ...]:
