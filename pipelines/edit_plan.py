@@ -3,9 +3,9 @@
 Where the words of a prompt act at high noise decides the layout. So an edited picture is drawn from the same noise
 while each word that has a place in the first picture, its mask, is held there by a bias on its scores. A word that
 replaces another is held in the other's place, a painted one in its region. A thing that becomes another one has another
-outline: it is held in the box of its place, if the old outline leaves it no room. Things that no edit is about also
-follow the first picture's path (blended latents, arXiv 2206.02779). A thing that is painted elsewhere, and does not
-change, follows that path in its new place, as far down as it is held there.
+outline: it is let go earlier, and held in the box of its place, if the old outline leaves it no room. Things that no
+edit is about also follow the first picture's path (blended latents, arXiv 2206.02779). A thing that is painted
+elsewhere, and does not change, follows that path in its new place, as far down as it is held there.
 
 Shapes: h×w pixels of the picture.
 """
@@ -37,7 +37,7 @@ STRENGTH = 8.0
 LAYOUT = (0.3, 1.0)
 """Noise levels at which words are held in regions. Below, places hardly change any more."""
 
-NEW = (0.5, 1.0)
+RENEWED = (0.5, 1.0)
 """Likewise for the words of a thing in the place of another one: below, it finds an outline of its own."""
 
 EXCITED = (0.5, 1.0)
@@ -311,7 +311,7 @@ def plan(
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     for word, place in held.items():
         is_new = word in layout.renewed
-        biases.append(_held([word], *(_with_room(place), NEW) if is_new else (place, LAYOUT)))
+        biases.append(_held([word], _with_room(place) if is_new else place, RENEWED if is_new else LAYOUT))
     for word in layout.new if staying.any() else ():
         if word not in named:
             biases.append(Bias(word.tokens, -STRENGTH, 0.0, staying, noise=LAYOUT))
