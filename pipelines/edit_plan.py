@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.edits import Edit, edited_prompt
+from pipelines.edits import LAYOUT, Edit, edited_prompt
 from unet_xattn import AttentionTrace
 from unet_xattn.bias import NEVER, Bias
 from unet_xattn.excite import Excited
@@ -34,14 +34,8 @@ if TYPE_CHECKING:
 STRENGTH = 8.0
 """Bias on the scores of a word that is held in a region: + inside, − outside."""
 
-LAYOUT = (0.3, 1.0)
-"""Noise levels at which words are held in regions. Below, places hardly change any more."""
-
 RENEWED = (0.5, 1.0)
-"""Likewise for the words of a thing in the place of another one: below, it finds an outline of its own."""
-
-EXCITED = (0.5, 1.0)
-"""Noise levels at which latents are moved for a neglected word: those where things find their places."""
+"""`LAYOUT` for the words of a thing in the place of another one: below, it finds an outline of its own."""
 
 LARGEST, DOMINANT = 0.35, 0.25
 """A word has a place if its mask covers at most this share of the picture, and its share of the attention there is at
@@ -282,12 +276,12 @@ def plan(
             continue
         about = layout.find(edit.word)
         if edit.kind == "excite":
-            excited.append(Excited(_tokens(about), edit.layers, edit.heads, edit.noise or EXCITED))
+            excited.append(Excited(_tokens(about), edit.layers, edit.heads, edit.noise))
             named.update(about)
             continue
         if edit.kind == "reweight":
             weight = math.log(edit.value) if edit.value else NEVER
-            biases.append(Bias(_tokens(about), weight, 0.0, None, edit.layers, edit.heads, edit.noise or (0.0, 1.0)))
+            biases.append(Bias(_tokens(about), weight, 0.0, None, edit.layers, edit.heads, edit.noise))
             continue
         own = [layout.places[word] for word in about if word in layout.places]
         if edit.value is None and not own:
@@ -298,7 +292,7 @@ def plan(
         opened += [region, *own]
         if edit.kind != "within":
             about = [*about, *(word for word in layout.about_same(own) if word not in about)]
-            biases.append(_held(about, region, edit.noise or LAYOUT, edit))
+            biases.append(Bias(_tokens(about), STRENGTH, -STRENGTH, region, edit.layers, edit.heads, edit.noise))
             changed += [region, *own]
             named.update(about)
             is_same = not any(word in layout.replaced or word in layout.new for word in about)
@@ -311,19 +305,14 @@ def plan(
     staying = _union([own for own in held.values() if (own & touched).sum() < SAME_THING * own.sum()], size) & ~touched
     for word, place in held.items():
         is_new = word in layout.renewed
-        biases.append(_held([word], _with_room(place) if is_new else place, RENEWED if is_new else LAYOUT))
+        region, noise = (_with_room(place), RENEWED) if is_new else (place, LAYOUT)
+        biases.append(Bias(word.tokens, STRENGTH, -STRENGTH, region, noise=noise))
     for word in layout.new if staying.any() else ():
         if word not in named:
             biases.append(Bias(word.tokens, -STRENGTH, 0.0, staying, noise=LAYOUT))
     if any(edit.kind == "within" for edit in edits):
         return Plan(after, biases, excited, ~grown(_union(opened, size)), moved)
     return Plan(after, biases, excited, staying | grown(staying) & ~grown(touched), moved)
-
-
-def _held(words: Sequence[Word], region: Tensor, noise: tuple[float, float], edit: Edit | None = None) -> Bias:
-    """The bias that holds words in a region (h, w), in the layers and heads of an edit, if one is about them."""
-    layers, heads = (None, None) if edit is None else (edit.layers, edit.heads)
-    return Bias(_tokens(words), STRENGTH, -STRENGTH, region, layers, heads, noise)
 
 
 def _tokens(words: Sequence[Word]) -> tuple[int, ...]:
@@ -345,7 +334,7 @@ def _with_room(place: Tensor) -> Tensor:
 
 def _paints_all(edit: Edit) -> bool:
     """Whether a thing is painted, and not what some layers, heads or other noise levels do with its words."""
-    return edit.kind == "paint" and (edit.layers, edit.heads, edit.noise) == (None, None, None)
+    return edit.kind == "paint" and (edit.layers, edit.heads, edit.noise) == (None, None, LAYOUT)
 
 
 def _is_one(*places: Tensor) -> bool:

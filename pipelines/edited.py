@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from pipelines.draw_request import AfterStep, BeforeStep, Change, Read
 from pipelines.drawing import colour_map
-from pipelines.edit_plan import LAYOUT, Moved, Plan, grown, plan
-from pipelines.edits import Edit, check_known
+from pipelines.edit_plan import Moved, Plan, grown, plan
+from pipelines.edits import LAYOUT, Edit, check_known
 from pipelines.request import Request
 from unet_xattn import AttentionTrace, flow
 from unet_xattn.bias import bias_hook

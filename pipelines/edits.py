@@ -17,6 +17,12 @@ from unet_xattn.words import WORD, as_read, is_index, items, phrase_spans, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LAYOUT = (0.3, 1.0)
+"""Noise levels at which words are held in regions. Below, places hardly change any more."""
+
+EXCITED = (0.5, 1.0)
+"""Noise levels at which latents are moved for a neglected word: those where things find their places."""
+
 LOUDEST = 100.0
 
 
@@ -25,7 +31,7 @@ class Edit:
     """An edit. The functions below make one.
 
     word: the word or phrase that it is about. value: what else it needs: a text, a weight, a region.
-    layers, heads, noise: where it acts, as in `bias.Bias`; None: wherever its kind does.
+    layers, heads, noise: where it acts, as in `bias.Bias`.
     """
 
     kind: str
@@ -33,7 +39,7 @@ class Edit:
     value: Any = None
     layers: tuple[str, ...] | None = None
     heads: tuple[int, ...] | None = None
-    noise: tuple[float, float] | None = None
+    noise: tuple[float, float] = (0.0, 1.0)
 
 
 def replace(word: str, other: str) -> Edit:
@@ -67,12 +73,12 @@ def paint(word: str, region: Region, **where: Any) -> Edit:
     A thing of the first picture that no edit changes is moved there: it stays the same thing, as large as a box around
     the region allows. With layers=, heads= or noise= the edit is about the attention alone.
     """
-    return Edit("paint", _word(word), region, **_where(where))
+    return Edit("paint", _word(word), region, **_where({"noise": LAYOUT} | where))
 
 
 def pin(word: str, region: Region | None = None, **where: Any) -> Edit:
     """A word or phrase that is held in a region, by default where it was, and may change in every other way."""
-    return Edit("pin", _word(word), region, **_where(where))
+    return Edit("pin", _word(word), region, **_where({"noise": LAYOUT} | where))
 
 
 def within(word: str) -> Edit:
@@ -82,7 +88,7 @@ def within(word: str) -> Edit:
 
 def excite(word: str, **where: Any) -> Edit:
     """A word or phrase that the first picture neglects: the latents are moved until a place reads it."""
-    return Edit("excite", _word(word), **_where(where))
+    return Edit("excite", _word(word), **_where({"noise": EXCITED} | where))
 
 
 def _word(word: Any) -> str:
@@ -95,8 +101,8 @@ def _where(given: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := given.keys() - {"layers", "heads", "noise"}:
         raise ValueError(f"an edit can be limited by layers=, heads= and noise=, not by {', '.join(sorted(unknown))}")
     where = {name: tuple(items(value)) for name, value in given.items() if value is not None}
-    noise = where.get("noise", ())
-    if "noise" in where and len(noise) != 2:
+    noise = where.setdefault("noise", (0.0, 1.0))
+    if len(noise) != 2:
         raise ValueError(f"noise= is two levels, (low, high), not {shown(noise)}")
     for level in noise:
         check_number(level, "noise level of an edit", 0, 1)
