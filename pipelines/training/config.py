@@ -100,6 +100,7 @@ class TrainConfig(Saving):
     weight_decay: float = 0.01
     text_weight: float = 0.1  # of the loss on the translation, if the data has translations
     ema_sigma: float = 0.1  # width of the averaging window, relative to the length of the run
+    time_shift: float | None = None  # of the sampled times; None: that of the pictures' size, `flow.time_shift`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,8 +130,9 @@ class TrainConfig(Saving):
             ("mask_weight", 0.0, 100.0),
             ("text_weight", 0.0, 100.0),
             ("ema_sigma", 0.001, 0.28),
+            ("time_shift", 0.01, 100.0),
         ):
-            if not low <= getattr(self, name) <= high:
+            if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise ValueError(f"{self._flag(name)} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
     def _usual_rate(self) -> float:

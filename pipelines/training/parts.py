@@ -90,7 +90,7 @@ def make_collator(
     """The collator of a run, with masks on the finest grid of the UNet that attends to the text."""
     factor = scale_factor(vae)
     cell = factor * unet.config.patch_size * 2 ** unet.config.cross_attention.index(True)  # pixels
-    shift = flow.time_shift(config.size // factor)
+    shift = flow.time_shift(config.size // factor) if config.time_shift is None else config.time_shift
     return Collator(tokenizer, config.seed, config.caption_dropout, cell, shift)
 
 

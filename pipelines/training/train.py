@@ -47,7 +47,7 @@ from pipelines.training.validate import draw_samples, validate
 FIXED = ("begin_from", "distill", "few_steps", "seed", "size", "text_encoder", "vae")
 """Settings that cannot change on resume."""
 
-BATCH_SETTINGS = ("batch_size", "buckets", "caption_dropout", "fit", "flip")
+BATCH_SETTINGS = ("batch_size", "buckets", "caption_dropout", "fit", "flip", "time_shift")
 """Settings that the examples of a batch, and their order, depend on, and that may change on resume."""
 
 LESS_MEMORY = "lower --batch-size or --size, or work on batches in parts with --accumulate"
