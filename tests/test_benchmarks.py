@@ -12,7 +12,9 @@ from torch import Tensor
 from pipelines import TextToImagePipeline
 from pipelines.scenes.judge import judge
 from pipelines.scenes.scene import parse_caption
-from pipelines.scenes.worlds import world_of
+from pipelines.scenes.worlds import WORLDS, world_of
+from pipelines.tokenizer import train_tokenizer
+from unet_xattn import Transformer
 from unet_xattn.words import unknown_words
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
@@ -20,6 +22,7 @@ sys.path.append(str(BENCHMARKS))
 import gpu  # noqa: E402
 from recipe_variants import VARIANTS  # noqa: E402
 from told_apart import share, told_apart  # noqa: E402
+from train_everyday import COMPONENTS, enlarged, lessons, looks, teach  # noqa: E402
 
 BASE = "as it is"
 QUICK = "masks below noise 0.5"
@@ -76,3 +79,34 @@ def test_the_parts_for_a_gpu_know_a_prompt_for_every_bundled_model(monkeypatch: 
     monkeypatch.setattr(gpu, "bundled_models", lambda: ["shapes-fast"])
     report = gpu.draw()["shapes-fast"]
     assert report["largest difference of a map"] == 0 and report["translation"]
+
+
+def test_things_that_look_alike_have_looks_that_are_near() -> None:
+    known = looks()
+    assert torch.stack(list(known.values())).square().sum(dim=1).mean() == pytest.approx(COMPONENTS, rel=1e-3)
+    distance = {
+        other: (known["circle", "red"] - known[other]).norm() for other in [("circle", "orange"), ("cross", "blue")]
+    }
+    assert distance["circle", "orange"] < distance["cross", "blue"]
+
+
+def test_a_taught_text_encoder_knows_looks_in_captions_that_it_has_not_read() -> None:
+    torch.manual_seed(0)
+    captions = [WORLDS["everyday"].scene(0, i, language=lang).caption for i in range(2000) for lang in ("en", "zh")]
+    tokenizer = train_tokenizer(captions)
+    encoder = Transformer(len(tokenizer), width=128, encoder_layers=1, decoder_layers=0)
+    lesson = next(lessons(tokenizer, "everyday", 9, looks(), 64))
+    read_off = teach(encoder, tokenizer, 80)
+    with torch.no_grad():
+        seen = read_off(encoder.encode(lesson.ids, lesson.mask)[lesson.row, lesson.token])
+    assert (seen - lesson.looks).square().mean() < 0.9 * lesson.looks.square().mean()
+
+
+def test_an_enlarged_unet_draws_enlarged_what_it_drew() -> None:
+    torch.manual_seed(0)
+    unet = TextToImagePipeline.from_pretrained("emoji").unet
+    small, memory = torch.randn(1, 3, 64, 64), torch.randn(1, 5, 128)
+    with torch.no_grad():
+        velocity = unet(small, 500.0, memory).sample
+        large = enlarged(unet)(small.repeat_interleave(2, 2).repeat_interleave(2, 3), 500.0, memory).sample
+    torch.testing.assert_close(large, velocity.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=1e-4, rtol=1e-4)

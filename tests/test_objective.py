@@ -87,6 +87,8 @@ def test_the_shift_grows_with_the_side_of_what_the_unet_draws(
             shifts[size, network] = make_collator(config, tokenizer, make_unet(), network).shift
     assert shifts[128, None] == 2 * shifts[64, None] == shifts[256, vae]
     assert shifts[256, None] == 4 * shifts[64, None] == 2 * shifts[256, vae] and shifts[64, None] == flow.TIME_SHIFT
+    asked = TrainConfig(data="shapes", size=128, time_shift=1.5)
+    assert make_collator(asked, tokenizer, make_unet(), None).shift == 1.5
 
 
 # The sum of the losses.

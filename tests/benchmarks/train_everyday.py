@@ -125,8 +125,8 @@ def lessons(
         )
 
 
-def teach(encoder: Transformer, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
-    """Train a text encoder so that what a word looks like can be read off its vector, by one linear map.
+def teach(encoder: Transformer, tokenizer: PreTrainedTokenizerFast, steps: int) -> nn.Linear:
+    """Train a text encoder so that what a word looks like can be read off its vector by one linear map, the answer.
 
     What it says of the captions that the UNet was trained with stays, so that the UNet can read it.
     """
@@ -152,6 +152,7 @@ def teach(encoder: Transformer, tokenizer: PreTrainedTokenizerFast, steps: int) 
             print(
                 f"lesson {step + 1}: {wrong:.3f} of the looks' variance unknown, {forgotten:.3f} forgotten", flush=True
             )
+    return read_off
 
 
 def begin(size: int, out: Path) -> None:
