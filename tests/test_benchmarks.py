@@ -22,7 +22,7 @@ sys.path.append(str(BENCHMARKS))
 import gpu  # noqa: E402
 from recipe_variants import VARIANTS  # noqa: E402
 from told_apart import share, told_apart  # noqa: E402
-from train_everyday import COMPONENTS, enlarged, lessons, looks, teach  # noqa: E402
+from train_everyday import COMPONENTS, enlarged, lessons, looks, teach, with_vocabulary  # noqa: E402
 
 BASE = "as it is"
 QUICK = "masks below noise 0.5"
@@ -88,6 +88,19 @@ def test_things_that_look_alike_have_looks_that_are_near() -> None:
         other: (known["circle", "red"] - known[other]).norm() for other in [("circle", "orange"), ("cross", "blue")]
     }
     assert distance["circle", "orange"] < distance["cross", "blue"]
+
+
+def test_a_text_encoder_for_another_vocabulary_reads_words_of_both_as_before() -> None:
+    pipe = TextToImagePipeline.from_pretrained("emoji")
+    tokenizer = train_tokenizer(["a cat and a skateboard", "a dog"])
+    encoder = with_vocabulary(pipe, tokenizer)
+    with torch.no_grad():
+        old, new = (
+            reader.encode(torch.tensor([words("a cat and a dog")["input_ids"]]))
+            for reader, words in ((pipe.text_encoder, pipe.tokenizer), (encoder, tokenizer))
+        )
+    torch.testing.assert_close(new, old)
+    assert len(tokenizer) == encoder.config.vocab_size != len(pipe.tokenizer)
 
 
 def test_a_taught_text_encoder_knows_looks_in_captions_that_it_has_not_read() -> None:

@@ -1,9 +1,9 @@
 """The training of a model of the everyday things, from `emoji`.
 
 What `emoji` knows of layout, number, size and of its 66 things is kept. A token that both vocabularies have keeps its
-vector; a new one starts at random. Then the text encoder alone is taught what each word's thing looks like, in minutes:
-until the UNet is trained with it, what it learns of one thing helps it with all that look alike, instead of having to
-find each word's picture behind a random vector. Results: README.md, "Everyday things"; LOG.md, 2026-11-30.
+vector; a new one starts at random. Then the text encoder alone is taught, in minutes, what each word's thing looks
+like. So what the UNet learns of one thing helps it with all that look alike, and it need not find the picture behind
+each word's random vector. Results: README.md, "Everyday things"; LOG.md, 2026-11-30.
 
 For 128×128 pixels each value of a patch of `emoji` becomes 2×2 equal ones, so that the new UNet draws what the old one
 draws, enlarged.
@@ -172,25 +172,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, choices=(64, 128), default=64, help="side of its pictures in pixels")
-    parser.add_argument("--steps", type=int, default=12_000, help="training steps")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures per step")
+    parser.add_argument("--steps", type=int, help="training steps (default 12,000, or those of the resumed run)")
+    parser.add_argument("--batch-size", type=int, help="pictures per step (default 32, likewise)")
     parser.add_argument("--resume", action="store_true", help="resume the training")
     arguments = parser.parse_args()
+    given = {name: value for name in ("steps", "batch_size") if (value := getattr(arguments, name)) is not None}
     start = arguments.out.with_name(f"{arguments.out.name}-start")
     if not start.exists():
         begin(arguments.size, start)
+    settings = {"steps": 12_000, "batch_size": 32} | given
     config = TrainConfig(
         data="everyday",
         out=str(arguments.out),
         begin_from=str(start),
         size=arguments.size,
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
         learning_rate=3e-3,
         time_shift=1.5 * arguments.size / 64,
         save_minutes=8,
+        **settings,
     )
-    train(config, resume=arguments.resume, changes={"steps": arguments.steps} if arguments.resume else None)
+    train(config, resume=arguments.resume, changes=given if arguments.resume else None)
 
 
 if __name__ == "__main__":
