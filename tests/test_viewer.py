@@ -209,7 +209,7 @@ def test_an_unusable_prompt_gets_an_error_while_it_is_typed(tiny_pipe: TextToIma
 # What a model can draw
 
 
-@pytest.mark.parametrize("name", ["shapes", "emoji"])
+@pytest.mark.parametrize("name", ["shapes", "emoji", "everyday"])
 def test_a_model_is_described_and_surprised_by_the_words_it_knows(name: str) -> None:
     tokenizer = TextToImagePipeline.from_pretrained(name).tokenizer
     known = vocabulary.describe(tokenizer)

@@ -71,7 +71,7 @@ def test_the_installed_wheel_draws_without_the_checkout(wheel: Path, tmp_path: P
         assert picture.size == (64, 64)
 
 
-@pytest.mark.parametrize("name", ["shapes", "emoji"])
+@pytest.mark.parametrize("name", ["shapes", "emoji", "everyday"])
 def test_a_copy_of_a_bundled_model_opens_from_its_folder_and_draws_the_same(name: str, tmp_path: Path) -> None:
     copy = shutil.copytree(BUNDLED / name, tmp_path / "copy")
     index = (copy / "model_index.json").read_text()
