@@ -200,6 +200,13 @@ def test_unknown_words_are_named_once_with_the_nearest_known_ones(tiny_pipe: Tex
     assert reading.read(PROMPT, tiny_pipe.tokenizer)["unknown"] == []
 
 
+def test_one_model_is_offered_for_all_unknown_words_where_one_knows_them_all(tiny_pipe: TextToImagePipeline) -> None:
+    others = {name: TextToImagePipeline.from_pretrained(name).tokenizer for name in ("emoji", "everyday")}
+    for prompt, model in (("a giraffe and two bananas", "everyday"), ("two bananas", "emoji")):
+        unknown = reading.read(prompt, tiny_pipe.tokenizer, others)["unknown"]
+        assert unknown and {one["model"] for one in unknown} == {model}, prompt
+
+
 @pytest.mark.parametrize("prompt", ["a " * 1500, "circle " * 200, "half \ud83d a smile"])
 def test_an_unusable_prompt_gets_an_error_while_it_is_typed(tiny_pipe: TextToImagePipeline, prompt: str) -> None:
     result = reading.read(prompt, tiny_pipe.tokenizer)

@@ -34,7 +34,8 @@ def read(
     Returns:
         prompt: the text. error: why it cannot be used, or "".
         unknown: for each word that the model does not know, once: its text; "instead", the word to take for it; "start"
-            and "end", its characters; and "model", the name of another model that knows it. The last two may be None.
+            and "end", its characters; and "model", the name of another model that knows it and,
+            of those, most of the prompt. The last two may be None.
     """
     try:
         check_text(prompt, "prompt")
@@ -42,10 +43,12 @@ def read(
     except ValueError as error:
         return {"prompt": "", "unknown": [], "error": str(error)}
     missing, found = set(unknown_words(prompt, tokenizer)), {}
+    # One model for all words where there is one: a prompt is drawn by one model.
+    fewest = dict(sorted((others or {}).items(), key=lambda item: len(unknown_words(prompt, item[1]))))
     for word in split_words(prompt, tokenizer):
         if word.text not in missing or as_read(word.text) in found:
             continue
-        knows = (name for name, other in (others or {}).items() if not unknown_words(word.text, other))
+        knows = (name for name, other in fewest.items() if not unknown_words(word.text, other))
         instead, model = nearest(word.text, tokenizer), next(knows, None)
         about = {"text": word.text, "start": word.start, "end": word.end, "instead": instead, "model": model}
         found[as_read(word.text)] = about
