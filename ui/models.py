@@ -13,7 +13,6 @@ from pipelines import TextToImagePipeline
 from pipelines.runs.processes import find_device
 from pipelines.text_to_image import bundled_models, find_model
 from pipelines.training.config import RUNS
-from ui import DEFAULT_MODEL
 from ui.runs import list_runs
 
 AT_ONCE = 1 if torch.accelerator.is_available() else torch.get_num_threads()
@@ -76,9 +75,8 @@ class Models:
             return self._loaded[name][1]
 
     def tokenizers(self, but: str = "") -> dict[str, PreTrainedTokenizerFast]:
-        """The tokenizers of the bundled models, except of one; that of the page's usual model first."""
-        names = dict.fromkeys([DEFAULT_MODEL, *bundled_models()])
-        return {name: _bundled_tokenizer(name) for name in names if name != but}
+        """The tokenizers of the bundled models, except of one."""
+        return {name: _bundled_tokenizer(name) for name in bundled_models() if name != but}
 
     def prompts(self, name: str) -> list[str]:
         """The prompts of the samples of a run; none for other models."""
