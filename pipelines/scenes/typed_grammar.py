@@ -76,6 +76,8 @@ def _read(text: str, grammar: Grammar) -> Meaning | None:
     stated = {key.rstrip("0123456789"): value for key, value in match.groupdict().items() if value}
     relation = grammar.names[stated["relation"]] if "relation" in stated else None
     places = _places(match, grammar, len(groups))
+    if "there" in stated:  # "猫的左边有狗" is "狗在猫的左边"
+        groups = groups[::-1]
     if relation in OPPOSITE:
         relation, groups = OPPOSITE[relation], groups[::-1]
     elif relation == "beside":
@@ -165,14 +167,14 @@ def _chinese() -> Grammar:
         rf"(?:(?P<count>{_any(list(numbers))})(?:{measure}))?(?:(?P<size>{_words(CHINESE_SIZES)})的?)?"
         rf"(?:(?P<colour>{_words(TYPED_CHINESE_COLOURS)})的?(?={shapes}))?(?P<noun>{_any(list(nouns))})"
     )
-    sided = {k: v for k, v in TYPED_CHINESE_RELATIONS.items() if k not in ("between", "beside")}
-    relation = rf"的(?P<relation>{_words(sided)})|的?(?P<relation>{_words({'': TYPED_CHINESE_RELATIONS['beside']})})"
-    between = rf"的?(?P<relation>{_words({'': TYPED_CHINESE_RELATIONS['between']})})"
+    relations = {k: v for k, v in TYPED_CHINESE_RELATIONS.items() if k != "between"}
+    relation = rf"的?(?P<relation>{_words(relations)})"
+    between = rf"的?(?P<relation>{_words({'between': TYPED_CHINESE_RELATIONS['between']})})"
     ground, place = rf"(?P<ground>{_words(grounds)})", f"(?:{_words(CHINESE_PLACES)})"
     sentence = (
         rf"(?:在?{ground}背景上(?:有|,)|{_any(CHINESE_OPENINGS)})?"
-        rf"(?:§在§(?:{relation})|§在§和§{between}"
-        rf"|(?P<placed>§在{place}(?:(?:,|和)§在{place})*|在?{place}有§)|§(?:[、,和]§)*)"
+        rf"(?:§在§{relation}|§{relation}(?P<there>有)§|§在§和§{between}"
+        rf"|(?P<placed>§在{place}(?:(?:,|和)§在{place})*|在?{place}有?§(?:,在?{place}有?§)*)|§(?:[、,和]§)*)"
         rf"(?:,在{ground}背景上|,背景是{ground}的|,{ground}背景)?[。!.]?"
     )
     return Grammar(re.compile(group), _pattern(sentence), names, _names_of(CHINESE_PLACES), frozenset())
