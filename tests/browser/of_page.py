@@ -18,12 +18,12 @@ FIRST = "a red circle left of a blue square"
 
 
 @contextmanager
-def slowly(seconds: float = 0.1) -> Iterator[list[int]]:
-    """Each pass of a UNet takes this much longer; yields a list that gets an entry for each pass."""
+def slowly(seconds: float = 0.1, of: type[torch.nn.Module] = CrossAttentionUNet) -> Iterator[list[int]]:
+    """Each pass of a UNet, or `of` another module, takes this much longer; yields a list with an entry for each."""
     passes: list[int] = []
 
     def wait(module: torch.nn.Module, *_: object) -> None:
-        if isinstance(module, CrossAttentionUNet):
+        if isinstance(module, of):
             passes.append(1)
             time.sleep(seconds)
 

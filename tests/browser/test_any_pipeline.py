@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 import pytest
+from diffusers import UNet2DConditionModel
 from large_trace import large_trace
-from of_page import FIRST, Open, chip, draw, lit, look_closer, pixels, wait_for_prompt
+from of_page import FIRST, Open, chip, draw, lit, look_closer, pixels, slowly, wait_for_prompt
 from small_pictures import small
 
 from ui.app import launch
@@ -122,9 +123,10 @@ def test_its_link_draws_the_picture_again(opened: Open, sd_address: str) -> None
 def test_stop_keeps_the_steps_so_far(opened: Open, sd_address: str) -> None:
     page = opened(sd_address)
     steps_of(page, 100)
-    draw(page, FIRST)
-    page.get_by_role("button", name="Stop").click()
-    wait_for_prompt(page, FIRST)
+    with slowly(of=UNet2DConditionModel):
+        draw(page, FIRST)
+        page.get_by_role("button", name="Stop").click()
+        wait_for_prompt(page, FIRST)
     found = re.match(r"Stopped at step (\d+) of 100", page.locator(".note").inner_text())
     assert found and page.locator(".step").get_attribute("max") == found[1]
     assert page.locator(".link").is_hidden()

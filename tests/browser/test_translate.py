@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from of_page import slowly
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines import TextToImagePipeline, TranslationPipeline
 from ui.translate_tab import EXAMPLES
 from unet_xattn import Transformer
+from unet_xattn.transformer import DecoderLayer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -183,8 +185,9 @@ def test_the_translation_appears_token_by_token(open_tab: Open) -> None:
       const line = document.querySelector(".alignment .written .line");
       new MutationObserver(() => window.seen.push(line.children.length)).observe(line, { childList: true });
     }""")
-    translate(page, TEXT)
-    finished(page, TEXT)
+    with slowly(of=DecoderLayer):
+        translate(page, TEXT)
+        finished(page, TEXT)
     seen = page.evaluate("window.seen")
     assert seen == sorted(seen) and len(set(seen)) > 3
 
