@@ -164,34 +164,42 @@ def _write_chinese(writer: TypedWriter, groups: Sequence[Group], relation: str |
         write(writer.pick("背景上有", "背景上，"))
     elif writer.chance(0.25):
         write(writer.pick(*CHINESE_OPENINGS))
-    place_first = bool(groups[0].place) and writer.text in ("", "图中有") and writer.chance(0.5)
-    if place_first:
-        writer.text = ""
-    # "猫的左边有狗" is "狗在猫的左边".
-    there = relation is not None and relation != "between" and not writer.text and writer.chance(0.2)
-    for i, group in enumerate(groups[::-1] if there else groups):
-        if i and relation and there:
-            _write_chinese_relation(writer, relation, groups)
-            write("有")
-        elif i:
-            last = i == len(groups) - 1
-            joined = "在" if i == 1 else "和"
-            write(joined if relation else ("，" if group.place else "和" if last else "、"))
-        if place_first:
-            _write_place(writer, group)
-            write(writer.pick("有", "有", "") if counts else "有")
-        _write_chinese_group(writer, group, counts and not (relation and bool(i) != there and writer.chance(0.5)))
-        if group.place and not place_first:
-            write("在")
-            _write_place(writer, group)
-    if relation and not there:
+    if relation and relation != "between" and not writer.text and writer.chance(0.2):
+        # "猫的左边有狗" is "狗在猫的左边".
+        _write_chinese_group(writer, groups[1], counts and not writer.chance(0.5))
         _write_chinese_relation(writer, relation, groups)
+        write("有")
+        _write_chinese_group(writer, groups[0], counts)
+    else:
+        _write_chinese_row(writer, groups, relation, counts)
     if ground is not None and not ground_first:
         opening = writer.pick("，在", "，背景是", "，")
         write(opening)
         write(ground_words[ground], "ground")
         write({"在": "背景上", "是": "的"}.get(opening[-1], "背景"))
     write(writer.pick("", "", "", "", "。", "！"))
+
+
+def _write_chinese_row(writer: TypedWriter, groups: Sequence[Group], relation: str | None, counts: bool) -> None:
+    """The groups one after another, each with its place, and what relates the first to the others."""
+    write = writer.write
+    place_first = bool(groups[0].place) and writer.text in ("", "图中有") and writer.chance(0.5)
+    if place_first:
+        writer.text = ""
+    for i, group in enumerate(groups):
+        if i:
+            last = i == len(groups) - 1
+            joined = "在" if i == 1 else "和"
+            write(joined if relation else ("，" if group.place else "和" if last else "、"))
+        if place_first:
+            _write_place(writer, group)
+            write(writer.pick("有", "有", "") if counts else "有")
+        _write_chinese_group(writer, group, counts and not (relation and i and writer.chance(0.5)))
+        if group.place and not place_first:
+            write("在")
+            _write_place(writer, group)
+    if relation:
+        _write_chinese_relation(writer, relation, groups)
 
 
 def _write_chinese_relation(writer: TypedWriter, relation: str, groups: Sequence[Group]) -> None:
