@@ -146,12 +146,12 @@ def test_a_damaged_picture_is_one_line(fails, tiny_model: Path, tmp_path: Path) 
 
 
 def test_the_bundled_model_draws_in_a_process_of_its_own_with_no_network(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ui.cli", "generate", "a red circle and an elephant", "--steps", "2"]
+    command = [sys.executable, "-m", "ui.cli", "generate", "a red circle and an astronaut", "--steps", "2"]
     command += ["--seed", str(2**64 - 1), "--out", str(tmp_path)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "elephant" in done.stderr  # unknown to the model
+    assert "astronaut" in done.stderr  # unknown to the model
     assert "circle" not in done.stderr
     assert len(list(tmp_path.iterdir())) == 2
 

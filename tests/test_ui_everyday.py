@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from pipelines import TextToImagePipeline
 from pipelines.data.scenes import SceneExamples
 from pipelines.scenes.everyday import EVERYDAY_KINDS, render, scene
 from pipelines.scenes.everyday_words import THINGS
 from pipelines.scenes.typed_grammar import parse_typed
 from pipelines.scenes.worlds import world_of
 from pipelines.tokenizer import train_tokenizer
+from ui import DEFAULT_MODEL
 from ui.data import preview
 from ui.reading import read as read_line
 from ui.texts import text
@@ -120,3 +123,13 @@ def test_the_train_tab_shows_its_scenes(tmp_path: Path, monkeypatch: pytest.Monk
     found = preview("everyday", 64)
     assert found.usable and len({example.caption for example in found.examples}) == 8
     assert usual_size("everyday") == 128 and usual_size("shapes") == 64
+
+
+def test_what_a_person_sees_first_is_right() -> None:
+    pipe = TextToImagePipeline.from_pretrained(DEFAULT_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    world = world_of(pipe.tokenizer)
+    for example in EXAMPLES[world]:
+        picture = pipe(example, generator=torch.Generator().manual_seed(0)).images[0]
+        found = verdict(example, np.asarray(picture), world)
+        assert found and all(one.ok for one in found), example

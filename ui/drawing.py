@@ -32,9 +32,9 @@ from ui.verdict import verdict
 from ui.viewer import data_url, payload
 from unet_xattn import AttentionTrace
 
-LIVE: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 1.0, "sampler": "DPM-Solver++"}
-"""The live mode's settings for models that were not distilled: the fewest passes through the UNet whose agreement with
-prompts is within three points of 20 guided steps, by `tests/benchmarks/samplers.py`."""
+LIVE: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 1.0}
+"""The live mode's settings for models that were not distilled, with their own sampler: tests/benchmarks/README.md,
+"Samplers"."""
 
 PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
 """The threads that generate pictures."""
@@ -224,7 +224,7 @@ def viewer_updates(models: Models, kept: Kept, request: Request) -> Iterator[dic
 def _made(request: Request, seconds: float, live: bool = False) -> Message:
     about = {"seed": request.seed, "steps": request.num_inference_steps, "guidance": f"{request.guidance_scale:g}"}
     how = "viewer.live.made" if live else "viewer.made"
-    return how, about | {"seconds": f"{seconds:.1f}", "sampler": request.sampler, "model": request.model}
+    return how, about | {"seconds": f"{seconds:.1f}", "model": request.model}
 
 
 def live_request(models: Models, prompt: str, seed: str, model: str) -> Request:

@@ -269,7 +269,7 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
         except ValueError:  # unknown model; "Generate" shows the error
             return (gr.skip(),) * 3 + ([],)
         about: dict[str, Any] = {"steps": request.num_inference_steps, "guidance": f"{request.guidance_scale:g}"}
-        line = [("generate.live.settings", about | {"sampler": request.sampler})]
+        line = [("generate.live.settings", about)]
         return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Group(visible=on), line
 
     def if_ready(ready: bool, *values: Any) -> Iterator[Any]:

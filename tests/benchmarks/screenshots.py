@@ -1,4 +1,4 @@
-"""Screenshots of the tabs of the page with the bundled model, for ui/README.md.
+"""Screenshots of the tabs of the page with the default model, for ui/README.md.
 
 python tests/benchmarks/screenshots.py --out .github
 """
@@ -12,22 +12,22 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines.scenes.shapes import render, scene
+from pipelines.scenes.everyday import render, scene
 from ui.app import launch
 
 
 def generate(page: Page) -> None:
-    for word in ("circle", "square"):
+    for word in ("heart", "cat"):
         page.locator(".chip", has_text=word).first.click()
     page.locator(".word-panel .close").click()
 
 
 def edit(page: Page) -> None:
-    page.locator(".chip", has_text="circle").first.click()
-    page.get_by_label("Replace with").fill("star")
+    page.locator(".chip", has_text="cat").first.click()
+    page.get_by_label("Replace with").fill("dog")
     page.keyboard.press("Enter")
     page.wait_for_selector(".edit-checks li")
-    page.locator(".chip", has_text="blue").first.click()
+    page.locator(".chip", has_text="heart").first.click()
     page.get_by_role("checkbox", name="Outline").check()
     page.wait_for_function("document.querySelector('.caption').textContent.includes('mask')")
 
@@ -35,7 +35,7 @@ def edit(page: Page) -> None:
 def picture(page: Page) -> None:
     shown = scene(5, 0, "three")
     file = io.BytesIO()
-    Image.fromarray(render(shown)[0]).save(file, "PNG")
+    Image.fromarray(render(shown, 64)[0]).save(file, "PNG")
     page.locator("input[type=file]").first.set_input_files(
         {"name": "scene.png", "mimeType": "image/png", "buffer": file.getvalue()}
     )

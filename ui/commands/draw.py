@@ -28,7 +28,7 @@ OutputMaps = Annotated[
 KEEP_HELP = "Save the attention too, separately by: mean (neither), step, head or full (both)."
 
 
-@app.command(epilog='Example: unet-xattn generate "a red circle left of a blue square" --seed 7 --out pictures')
+@app.command(epilog='Example: unet-xattn generate "a big red heart above a cat" --seed 7 --out pictures')
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
     prompts: Annotated[

@@ -26,7 +26,7 @@ app = typer.Typer()
 Edits = list[str]
 
 
-@app.command(epilog='Example: unet-xattn edit "a red circle left of a blue square" --replace circle=star --out edited')
+@app.command(epilog='Example: unet-xattn edit "a big red heart above a cat" --replace cat=dog --out edited')
 def edit(
     prompt: Annotated[str, typer.Argument(help="What the first picture shows.")],
     replace: Annotated[Edits, typer.Option(help="WORD=OTHER: another word in the place of one.")] = [],  # noqa: B006

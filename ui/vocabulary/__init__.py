@@ -34,10 +34,10 @@ EXAMPLES = {
         "一个红色的圆形在蓝色方块的左边",
     ],
     "everyday": [
-        "a cat left of two bananas",
+        "a big red heart above a cat",
+        "two cats and a moon",
         "a rocket in the top left",
-        "three green hearts and a dog",
-        "猫在两根香蕉的左边",
+        "狗在房子旁边",
     ],
     "emoji": [
         "a duck left of a big frog",
