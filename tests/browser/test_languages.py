@@ -4,7 +4,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,10 @@ ENGLISH = re.compile(r"[A-Za-z]{3,} [A-Za-z]{2,}")
 
 
 @pytest.fixture(scope="module")
-def address(serve: Callable[[TextToImagePipeline], str]) -> str:
-    return serve(TextToImagePipeline.from_pretrained("shapes"))
+def address(serve: Callable[[TextToImagePipeline], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))  # where there are no runs
+        yield serve(TextToImagePipeline.from_pretrained("shapes"))
 
 
 def texts(page: "Page", parts: str) -> list[str]:
