@@ -35,7 +35,7 @@ def edit(page: Page) -> None:
 def picture(page: Page) -> None:
     shown = scene(5, 0, "three")
     file = io.BytesIO()
-    Image.fromarray(render(shown, 64)[0]).save(file, "PNG")
+    Image.fromarray(render(shown)[0]).save(file, "PNG")
     page.locator("input[type=file]").first.set_input_files(
         {"name": "scene.png", "mimeType": "image/png", "buffer": file.getvalue()}
     )
