@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from itertools import combinations
 
 import numpy as np
@@ -34,7 +34,7 @@ from pipelines.scenes.everyday_words import (
     plural_of,
 )
 from pipelines.scenes.judge import judge, locate
-from pipelines.scenes.scene import Object, Scene, place_holds, relation_holds, word_mask
+from pipelines.scenes.scene import Object, Scene, place_holds, related, relation_holds, word_mask
 from pipelines.scenes.see_emoji import EVERYDAY_GLYPHS
 from pipelines.scenes.see_glyphs import _templates
 from pipelines.scenes.typed_grammar import parse_typed, typed_meaning
@@ -117,7 +117,7 @@ def test_the_scenes_and_their_captions_never_change() -> None:
                 repr((list(map(astuple, s.objects)), s.ground, s.caption, list(map(astuple, s.words)))).encode()
             )
     # Models are trained on these: other scenes are other training data.
-    assert digest.hexdigest() == "b0abdd2e44fb3107f9f2e362b40be419e506dddc3bc41f357a4568b01a443db2"
+    assert digest.hexdigest() == "e8e966b8df6d9dab5a5b4a472ee9a8d6c850868465555a4954cf81d2b370f174"
 
 
 def test_a_scene_is_a_pure_function_of_seed_and_index() -> None:
@@ -170,7 +170,9 @@ def test_relations_and_places_hold() -> None:
     for s in SCENES + HELD_OUT_SCENES:
         if s.relation:
             subject, relation, *others = s.relation
-            assert relation_holds(relation, s.objects[subject], [s.objects[i] for i in others])
+            assert (subject, *others) in related(s)
+            for a, *b in related(s):
+                assert relation_holds(relation, s.objects[a], [s.objects[i] for i in b])
         assert all(place_holds(place, s.objects[i]) for i, place in s.places)
 
 
@@ -216,6 +218,8 @@ def test_a_caption_means_its_scene(language: str) -> None:
         ("the cat is next to the dog", ["cat", "dog"]),
         ("a bee between a rose and a tulip", ["bee", "rose", "tulip"]),
         ("two birds above a tree", ["bird", "bird", "tree"]),
+        ("The cats are left of a dog.", ["cat", "cat", "dog"]),
+        ("a cat between two trees", ["cat", "tree", "tree"]),
         ("一只猫", ["cat"]),
         ("猫和月亮", ["cat", "moon"]),
         ("三只小猫", ["cat"] * 3),
@@ -225,6 +229,7 @@ def test_a_caption_means_its_scene(language: str) -> None:
         ("左上角有太阳", ["sun"]),
         ("猫在狗旁边", ["cat", "dog"]),
         ("猫在树和房子之间", ["cat", "tree", "house"]),
+        ("猫在两棵树之间", ["cat", "tree", "tree"]),
     ],
 )
 def test_prompts_as_people_type_them_are_understood(text: str, things: list[str]) -> None:
@@ -235,7 +240,19 @@ def test_prompts_as_people_type_them_are_understood(text: str, things: list[str]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hello", "five cats", "a cats", "a red cat", "cat dog", "a cat on a chair", "猫狗"]
+    "text",
+    [
+        "",
+        "hello",
+        "five cats",
+        "a cats",
+        "a red cat",
+        "cat dog",
+        "a cat on a chair",
+        "a cat between a tree",
+        "a cat between three trees",
+        "猫狗",
+    ],
 )
 def test_other_texts_describe_no_scene(text: str) -> None:
     assert parse_typed(text) is None
@@ -278,6 +295,15 @@ def test_there_is_something_beside_what_a_chinese_caption_names_first() -> None:
         parsed = parse_typed(text)
         assert parsed is not None and parsed.relation == (0, "left of", 1)
         assert [thing.shape for thing in parsed.objects] == ["dog", "cat"]
+
+
+def test_captions_in_two_languages_state_the_same() -> None:
+    for index in range(600):
+        stated = [
+            sorted((word.kind, sorted(word.objects)) for word in s.words if word.kind != "count")  # "cats" are two
+            for s in tellings(13, index, ("en", "zh"))
+        ]
+        assert stated[0] == stated[1]
 
 
 def test_articles_are_right() -> None:
@@ -343,6 +369,21 @@ def test_exact_renders_are_all_correct(size: int) -> None:
     verdicts = [judge(s, render(s, size)[0]) for s in shown]
     assert [s.caption for s, v in zip(shown, verdicts, strict=True) if not v.all_correct] == []
     assert all(atom.ok for v in verdicts for atom in v.atoms)
+
+
+def test_a_relation_to_several_things_is_one_to_each() -> None:
+    described = parse_typed("a cat left of two bananas")
+    assert described is not None and described.relation is not None
+    assert related(described) == [(0, 1), (0, 2)]
+    for places, right in ((((0.2, 0.5), (0.6, 0.3), (0.8, 0.6)), True), (((0.5, 0.5), (0.2, 0.4), (0.8, 0.6)), False)):
+        objects = [
+            replace(o, x=x, y=y, radius=TOGETHER[o.size] / 2)
+            for o, (x, y) in zip(described.objects, places, strict=True)
+        ]
+        picture, _ = render(replace(described, objects=tuple(objects)))
+        assert judge(described, picture).all_correct == right
+    between = parse_typed("a cat between two trees")
+    assert between is not None and related(between) == [(0, 1, 2)]
 
 
 def test_objects_are_located() -> None:

@@ -13,24 +13,26 @@ import numpy as np
 
 from pipelines.scenes.everyday_words import EMOJI_THINGS, GROUNDS, SHAPE_COLOURS, THINGS, clear_grounds, default_ground
 from pipelines.scenes.glyphs import Glyph, emoji_glyph, paste, shared
-from pipelines.scenes.scene import COLOURS, Object, Scene, relation_holds
+from pipelines.scenes.scene import COLOURS, Object, Scene, related, relation_holds
 from pipelines.scenes.shapes import HELD_OUT, SHAPES, coverage
 from pipelines.scenes.typed import Group, write_typed
 from pipelines.scenes.typed_words import PLACES
 
 EVERYDAY_KINDS = {
-    "one": 0.12,
+    "one": 0.1,
     "count": 0.1,
     "place": 0.12,
     "two": 0.08,
     "groups": 0.12,
-    "relation": 0.15,
-    "between": 0.1,
+    "relation": 0.13,
+    "between": 0.08,
+    "several": 0.06,
     "three": 0.09,
     "four": 0.12,
 }
 """Kind of scene -> its share of the training scenes. "place": one or two objects, and where in the picture each is;
-"groups": two kinds of things, one of them several times; "between": one object between two others."""
+"groups": two kinds of things, one of them several times; "between": one object between two others; "several": a
+relation as in these two, of which one side is several alike objects."""
 
 ALONE = {"small": 0.30, "medium": 0.42, "big": 0.58}
 TOGETHER = {"small": 0.22, "medium": 0.30, "big": 0.42}
@@ -107,7 +109,7 @@ def tellings(
         if found is not None:
             break
     groups, made = found
-    things = [(g.thing, g.colour) for g in groups]
+    things = [(o.shape, o.colour) for o in made.objects]
     named = made.ground if made.ground != default_ground(things) or rng.random() < 0.1 else None
     told, state = [], rng.bit_generator.state
     for language in languages:
@@ -122,7 +124,7 @@ def _fact_to_show(rng: np.random.Generator, kind: str) -> str:
     facts = ["ground", "colour"]
     if kind not in ("one", "count", "place"):
         facts.append("things")
-    if kind in ("relation", "between"):
+    if kind in ("relation", "between", "several"):
         facts.append("relation")
     return str(rng.choice(facts))
 
@@ -148,11 +150,11 @@ def _try(rng: np.random.Generator, kind: str, wanted: str) -> tuple[list[Group],
     sides = np.array([2 * o.radius for o in objects])
     if (sides**2).sum() > CROWDED:
         return None
-    relation, places = _statement(rng, kind, len(counts))
+    relation, places = _statement(rng, kind, counts)
     made = Scene(kind, tuple(objects), ground, relation, data="everyday", places=places)
     if (wanted not in {fact[0] for fact in held_out(made)}) if wanted else held_out(made):
         return None
-    centres = _layout(rng, kind, sides, relation, places)
+    centres = _layout(rng, made, sides)
     if centres is None:
         return None
     placed = [replace(o, x=float(x), y=float(y)) for o, (x, y) in zip(objects, centres, strict=True)]
@@ -161,9 +163,13 @@ def _try(rng: np.random.Generator, kind: str, wanted: str) -> tuple[list[Group],
     if not relation and not places:
         placed, spans = _in_reading_order(placed, spans)
     stated = dict(places)
-    groups = [
-        Group(o.shape, o.colour, o.size, span, stated.get(span[0], "")) for span in spans for o in [placed[span[0]]]
-    ]
+    groups = []
+    for span in spans:
+        o = placed[span[0]]
+        # What goes without saying is decided once: captions in two languages that state the same are translations.
+        size = o.size if o.size != "medium" or rng.random() < 0.1 else ""
+        colour = o.colour if o.colour != SHAPE_COLOURS.get(o.shape) or rng.random() < 0.5 else ""
+        groups.append(Group(o.shape, colour, size, span, stated.get(span[0], "")))
     return groups, replace(made, objects=tuple(placed))
 
 
@@ -173,6 +179,9 @@ def _counts(rng: np.random.Generator, kind: str) -> list[int]:
         return [int(rng.integers(2, 5))]
     if kind == "groups":
         counts = [(2, 1), (1, 2), (2, 2), (3, 1), (1, 3)]
+        return list(counts[int(rng.integers(len(counts)))])
+    if kind == "several":
+        counts = [(1, 2), (1, 2), (2, 1), (2, 1), (2, 2), (1, 3), (3, 1)]
         return list(counts[int(rng.integers(len(counts)))])
     different = {"one": 1, "two": 2, "relation": 2, "between": 3, "three": 3, "four": 4}
     return [1] * (different[kind] if kind in different else 1 + int(rng.random() < 0.3))
@@ -210,15 +219,15 @@ def _ground(rng: np.random.Generator, things: list[tuple[str, str]]) -> str | No
 Relation = tuple[int, str, int] | tuple[int, str, int, int] | None
 
 
-def _statement(rng: np.random.Generator, kind: str, groups: int) -> tuple[Relation, tuple[tuple[int, str], ...]]:
+def _statement(rng: np.random.Generator, kind: str, counts: list[int]) -> tuple[Relation, tuple[tuple[int, str], ...]]:
     """The relation or the places in the picture that a caption of this kind states."""
-    if kind == "relation":
-        return (0, str(rng.choice(["left of", "right of", "above", "below", "beside"])), 1), ()
-    if kind == "between":
+    if kind == "between" or (kind == "several" and counts == [1, 2] and rng.random() < 0.3):
         return (0, "between", 1, 2), ()
+    if kind in ("relation", "several"):
+        return (0, str(rng.choice(["left of", "right of", "above", "below", "beside"])), counts[0]), ()
     if kind == "place":
-        names = list(PLACES) if groups == 1 else list(PLACES)[:-1]
-        return None, tuple(enumerate(rng.choice(names, groups, replace=False).tolist()))
+        names = list(PLACES) if len(counts) == 1 else list(PLACES)[:-1]
+        return None, tuple(enumerate(rng.choice(names, len(counts), replace=False).tolist()))
     return None, ()
 
 
@@ -227,24 +236,18 @@ ROWS = {"top": (0.0, 0.36), "bottom": (0.64, 1.0)}
 MIDDLE = (0.42, 0.58)
 
 
-def _layout(
-    rng: np.random.Generator,
-    kind: str,
-    sides: np.ndarray,
-    relation: Relation,
-    places: tuple[tuple[int, str], ...],
-) -> np.ndarray | None:
-    """Random centres (objects, 2) of objects with these sides (objects,) for which the statements hold, without
-    overlap; None if a few hundred layouts did not fit.
+def _layout(rng: np.random.Generator, made: Scene, sides: np.ndarray) -> np.ndarray | None:
+    """Random centres (objects, 2) of a scene's objects with these sides (objects,) for which its statements hold,
+    without overlap; None if a few hundred layouts did not fit.
     """
     count, reach = len(sides), sides / 2
     low = np.repeat(reach[:, None] + 0.01, 2, axis=1)  # (objects, 2)
     high = 1 - low
-    for i, place in places:
+    for i, place in made.places:
         for axis, bands in enumerate((COLUMNS, ROWS)):
             start, end = next((band for word, band in bands.items() if word in place), MIDDLE)
             low[i, axis], high[i, axis] = max(low[i, axis], start), min(high[i, axis], end)
-    if kind == "one":
+    if made.kind == "one":
         return np.clip(rng.normal(0.5, 0.1, (1, 2)), low, high)
     if count == 1:
         return rng.uniform(low, high)[None, 0]
@@ -254,15 +257,17 @@ def _layout(
         distance = np.abs(centres[:, :, None] - centres[:, None]).max(axis=-1)  # (64, objects, objects)
         fits = (distance > apart).all(axis=(1, 2))
         for layout in centres[fits]:
-            if relation is None or _holds(relation[1], layout):
+            if made.relation is None or _holds(made, layout):
                 return layout
     return None
 
 
-def _holds(relation: str, centres: np.ndarray) -> bool:
-    """Whether a relation of the first object to the others clearly holds."""
+def _holds(made: Scene, centres: np.ndarray) -> bool:
+    """Whether a scene's relation clearly holds for objects with these centres."""
+    assert made.relation
     points = [Object("", "", "", float(x), float(y)) for x, y in centres]
-    return relation_holds(relation, points[0], points[1:], margin=1.25)
+    found = [[points[i] for i in objects] for objects in related(made)]
+    return all(relation_holds(made.relation[1], a, others, margin=1.25) for a, *others in found)
 
 
 def _in_reading_order(

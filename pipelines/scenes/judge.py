@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pipelines.scenes.captions import CaptionWord
-from pipelines.scenes.scene import Object, Scene, place_holds, relation_holds
+from pipelines.scenes.scene import Object, Scene, place_holds, related, relation_holds
 from pipelines.scenes.sight import Sight
 from pipelines.scenes.worlds import WORLDS
 
@@ -18,7 +18,7 @@ GENEVAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "two_objects": (("two", "relation"), ("shape",)),
     "counting": (("count",), ("count", "shape")),
     "colours": (("one",), ("shape", "colour")),
-    "position": (("relation", "between", "place"), ("shape", "relation")),
+    "position": (("relation", "between", "several", "place"), ("shape", "relation")),
     "colour_attribution": (("two", "relation"), ("shape", "colour")),
 }
 """GenEval's tag -> the kinds of prompt it is measured on, and the facts that must all be correct.
@@ -116,10 +116,12 @@ def _checks(scene: Scene, sight: Sight, matched: Matched) -> tuple[Check, ...]:
 
 def _relation_holds(scene: Scene, matched: Matched) -> bool:
     assert scene.relation
-    subject, relation, *others = scene.relation
-    a, *found = (matched[i] for i in (subject, *others))
-    # No margin here: a person accepts any "left of" that is more left than above or below.
-    return a is not None and None not in found and relation_holds(relation, a, [o for o in found if o is not None])
+    for objects in related(scene):
+        found = [o for i in objects if (o := matched[i]) is not None]
+        # No margin here: a person accepts any "left of" that is more left than above or below.
+        if len(found) < len(objects) or not relation_holds(scene.relation[1], found[0], found[1:]):
+            return False
+    return True
 
 
 def _atom(word: CaptionWord, scene: Scene, sight: Sight, matched: Matched) -> Check:

@@ -5,6 +5,7 @@ Lengths and positions are in units of the picture's shorter side, x to the right
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -56,9 +57,9 @@ class Object:
 class Scene:
     """The content of a picture and its caption.
 
-    `kind` is one of the world's kinds; `relation` is (subject, relation, other objects) if the caption states one;
-    `places` are the places in the picture that it states, (object, place); `data` is the name of its world, one of
-    `worlds.WORLDS`.
+    `kind` is one of the world's kinds; `relation` is (subject, relation, other objects) if the caption states one, by
+    the first of several alike objects (see `related`); `places` are the places in the picture that it states, (object,
+    place); `data` is the name of its world, one of `worlds.WORLDS`.
     """
 
     kind: str
@@ -167,6 +168,24 @@ def relation_holds(relation: str, a: Object, others: Sequence[Object], margin: f
     share = float(point @ along) / length**2
     away = abs(float(along[0] * point[1] - along[1] * point[0])) / length
     return 0.2 * margin <= share <= 1 - 0.2 * margin and away <= length / 3 / margin
+
+
+def related(scene: Scene) -> list[tuple[int, ...]]:
+    """The objects that are in a scene's relation, (subject, others), once for each of several alike ones.
+
+    If a cat is left of two bananas, it is left of each.
+    """
+    assert scene.relation
+    subject, _, *others = scene.relation
+    subjects, *rest = (
+        [i for i, o in enumerate(scene.objects) if _alike(o, scene.objects[j])] for j in (subject, *others)
+    )
+    both = len(others) == 2 and rest[0] == rest[1]  # between two alike
+    return [(a, *b) for a in subjects for b in ([tuple(others)] if both else product(*rest))]
+
+
+def _alike(a: Object, b: Object) -> bool:
+    return (a.shape, a.colour, a.size) == (b.shape, b.colour, b.size)
 
 
 def place_holds(place: str, o: Object) -> bool:

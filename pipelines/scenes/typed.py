@@ -5,13 +5,13 @@ A caption names the things of a scene. It may omit a medium size, the usual colo
 `typed_grammar`) reads it back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines.scenes.captions import CHINESE_SIZES, SIZE_WORDS, CaptionWord, Lexicon, _Writer
-from pipelines.scenes.everyday_words import EVERYDAY_LEXICON, SHAPE_COLOURS, THINGS
+from pipelines.scenes.everyday_words import EVERYDAY_LEXICON, THINGS
 from pipelines.scenes.typed_words import (
     CHINESE_COUNTS,
     CHINESE_OPENINGS,
@@ -28,7 +28,10 @@ from pipelines.scenes.typed_words import (
 
 @dataclass(frozen=True)
 class Group:
-    """Alike objects that are named together, by their indices, and the place in the picture that is stated for them."""
+    """Alike objects that are named together, by their indices, and what a caption says of them.
+
+    colour, size, place: "" if it says nothing of it.
+    """
 
     thing: str
     colour: str
@@ -53,13 +56,6 @@ class TypedWriter(_Writer):
     def usual(self, wordings: Sequence[str], share: float = 0.7) -> str:
         """The first wording in this share of the captions, else one of the others."""
         return wordings[0] if len(wordings) == 1 or self.chance(share) else self.pick(*wordings[1:])
-
-    def size_word(self, wordings: Mapping[str, tuple[str, ...]], size: str) -> str:
-        return self.usual(wordings[size]) if size != "medium" or self.chance(0.1) else ""
-
-    def colour_word(self, group: Group) -> bool:
-        """Whether to name the colour: a shape's usual one is omitted in half of the captions."""
-        return bool(group.colour) and (group.colour != SHAPE_COLOURS[group.thing] or self.chance(0.5))
 
 
 def write_typed(
@@ -98,7 +94,8 @@ def _write_english(writer: TypedWriter, groups: Sequence[Group], relation: str |
     for i, group in enumerate(groups):
         last = i == len(groups) - 1
         if i == 1 and relation:
-            write(writer.pick(" ", " ", " is ") if subject_first else " ")
+            verb = " are " if len(groups[0].objects) > 1 else " is "
+            write(writer.pick(" ", " ", verb) if subject_first else " ")
             write(writer.usual(TYPED_RELATIONS[relation], 0.5), "relation", _all(groups))
             write(" ")
         elif i:
@@ -139,15 +136,14 @@ def _write_english_group(writer: TypedWriter, group: Group, articles: bool) -> N
     write, objects = writer.write, group.objects
     names = [n for n in THINGS[group.thing].english if n.plural or len(objects) == 1]
     name = names[0] if len(names) == 1 or writer.chance(0.7) else names[1 + int(next(writer.draws) * (len(names) - 1))]
-    size = writer.size_word(SIZE_WORDS, group.size)
-    colour = group.colour if writer.colour_word(group) else ""
+    size = writer.usual(SIZE_WORDS[group.size]) if group.size else ""
     if len(objects) > 1:
         if len(objects) > 2 or name.plural == name.text or writer.chance(0.85):  # "cats" are two
             write(writer.usual(COUNTS[len(objects)], 0.85), "count", objects)
             write(" ")
     elif articles and name.plural:
-        write(writer.usual((f"{article(size or colour or name.text)} ", "the ", "one "), 0.95))
-    for text, kind in ((size, "size"), (colour, "colour")):
+        write(writer.usual((f"{article(size or group.colour or name.text)} ", "the ", "one "), 0.95))
+    for text, kind in ((size, "size"), (group.colour, "colour")):
         if text:
             write(text, kind, objects)
             write(" ")
@@ -217,11 +213,12 @@ def _write_chinese_group(writer: TypedWriter, group: Group, counts: bool) -> Non
     if len(objects) > 1 or counts:
         number = writer.usual(CHINESE_COUNTS[len(objects)], 0.9) + writer.usual((thing.measure, "个"), 0.85)
         write(number, *(("count", objects) if len(objects) > 1 else ()))
-    if size := writer.size_word(CHINESE_SIZES, group.size):
+    if group.size:
+        size = writer.usual(CHINESE_SIZES[group.size])
         write(size, "size", objects)
         particle = group.colour or len(size) > 1 or name.startswith(size)  # 小猫, but 很小的猫 and 大的大象
         write("的" if particle else writer.pick("的", ""))
-    if writer.colour_word(group):
+    if group.colour:
         write(writer.usual(TYPED_CHINESE_COLOURS[group.colour], 0.8), "colour", objects)
         write(writer.pick("的", ""))
     write(name, "shape", objects)

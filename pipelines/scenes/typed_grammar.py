@@ -83,6 +83,8 @@ def _read(text: str, grammar: Grammar) -> Meaning | None:
     elif relation == "beside":
         groups = sorted(groups)
     elif relation == "between":
+        if len(groups) == 2 and groups[1][0] != 2:
+            return None  # nothing is between one thing, or between three
         groups = [groups[0], *sorted(groups[1:])]
     elif not relation:
         order = sorted(range(len(groups)), key=lambda i: (groups[i], places[i : i + 1]))
@@ -140,11 +142,11 @@ def _english() -> Grammar:
     )
     relation = rf"(?P<relation>{_words({k: v for k, v in TYPED_RELATIONS.items() if k != 'between'})})"
     between = rf"(?P<relation>{_words({'between': TYPED_RELATIONS['between']})})"
-    ground, place = rf"(?P<ground>{_words(grounds)})", f"(?:{_any(list(places))})"
+    ground, place, be = rf"(?P<ground>{_words(grounds)})", f"(?:{_any(list(places))})", "(?: is| are)?"
     sentence = (
         rf"(?:on (?:an? |the )?{ground} (?:back)?ground, |{_any([*OPENINGS, *THERE])})?"
-        rf"(?:§(?: is)? {relation} §|§(?: is)? {between} § and §"
-        rf"|(?P<placed>§(?: is)? {place}(?:(?:,| and|, and) §(?: is)? {place})*)|§(?:(?:,|,? and) §)*)"
+        rf"(?:§{be} {relation} §|§{be} {between} §(?: and §)?"
+        rf"|(?P<placed>§{be} {place}(?:(?:,| and|, and) §{be} {place})*)|§(?:(?:,|,? and) §)*)"
         rf"(?:,? (?:on|against)(?: an?| the)? {ground}(?: (?:back)?ground)?)?[.!]?"
     )
     # "fish" names one or several.
@@ -173,7 +175,7 @@ def _chinese() -> Grammar:
     ground, place = rf"(?P<ground>{_words(grounds)})", f"(?:{_words(CHINESE_PLACES)})"
     sentence = (
         rf"(?:在?{ground}背景上(?:有|,)|{_any(CHINESE_OPENINGS)})?"
-        rf"(?:§在§{relation}|§{relation}(?P<there>有)§|§在§和§{between}"
+        rf"(?:§在§{relation}|§{relation}(?P<there>有)§|§在§(?:和§)?{between}"
         rf"|(?P<placed>§在{place}(?:(?:,|和)§在{place})*|在?{place}有?§(?:,在?{place}有?§)*)|§(?:[、,和]§)*)"
         rf"(?:,在{ground}背景上|,背景是{ground}的|,{ground}背景)?[。!.]?"
     )
@@ -190,7 +192,8 @@ def parse_typed(text: str) -> Scene | None:
     for count, size, colour, thing in parsed.groups:
         spans.append(len(objects))
         objects += [Object(thing, colour, size)] * count
-    relation = None if parsed.relation is None else (0, parsed.relation, *spans[1:])
+    others = spans[1:] if len(spans) != 2 or parsed.relation != "between" else [spans[1], spans[1] + 1]
+    relation = None if parsed.relation is None else (0, parsed.relation, *others)
     places = tuple(zip(spans, parsed.places, strict=True)) if parsed.places else ()
     kind = _kind_of(len(spans), len(objects), parsed.relation, bool(places))
     return Scene(kind, tuple(objects), parsed.ground, relation, text, data="everyday", places=places)  # type: ignore[arg-type]
@@ -199,7 +202,7 @@ def parse_typed(text: str) -> Scene | None:
 def _kind_of(groups: int, objects: int, relation: str | None, placed: bool) -> str:
     """The kind of scene (`everyday.EVERYDAY_KINDS`)."""
     if relation:
-        return "between" if relation == "between" else "relation"
+        return "several" if groups < objects else "between" if relation == "between" else "relation"
     if placed:
         return "place"
     if groups < objects:
