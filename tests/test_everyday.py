@@ -382,8 +382,20 @@ def test_a_relation_to_several_things_is_one_to_each() -> None:
         ]
         picture, _ = render(replace(described, objects=tuple(objects)))
         assert judge(described, picture).all_correct == right
-    between = parse_typed("a cat between two trees")
-    assert between is not None and related(between) == [(0, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "objects"),
+    [
+        ("a cat between two trees", [(0, 1, 2)]),
+        ("two birds above a tree", [(0, 2), (1, 2)]),
+        ("a cat next to a cat", [(0, 1)]),
+        ("猫在猫旁边", [(0, 1)]),
+    ],
+)
+def test_what_is_related_to_what(text: str, objects: list[tuple[int, ...]]) -> None:
+    described = parse_typed(text)
+    assert described is not None and related(described) == objects
 
 
 def test_objects_are_located() -> None:

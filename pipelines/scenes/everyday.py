@@ -32,7 +32,7 @@ EVERYDAY_KINDS = {
 }
 """Kind of scene -> its share of the training scenes. "place": one or two objects, and where in the picture each is;
 "groups": two kinds of things, one of them several times; "between": one object between two others; "several": a
-relation as in these two, of which one side is several alike objects."""
+relation of several alike objects, such as "two birds above a tree" or "a bee between two roses"."""
 
 ALONE = {"small": 0.30, "medium": 0.42, "big": 0.58}
 TOGETHER = {"small": 0.22, "medium": 0.30, "big": 0.42}
@@ -177,14 +177,17 @@ def _counts(rng: np.random.Generator, kind: str) -> list[int]:
     """How many alike objects each group of a scene has."""
     if kind == "count":
         return [int(rng.integers(2, 5))]
-    if kind == "groups":
-        counts = [(2, 1), (1, 2), (2, 2), (3, 1), (1, 3)]
-        return list(counts[int(rng.integers(len(counts)))])
-    if kind == "several":
-        counts = [(1, 2), (1, 2), (2, 1), (2, 1), (2, 2), (1, 3), (3, 1)]
+    if counts := GROUPED.get(kind):
         return list(counts[int(rng.integers(len(counts)))])
     different = {"one": 1, "two": 2, "relation": 2, "between": 3, "three": 3, "four": 4}
     return [1] * (different[kind] if kind in different else 1 + int(rng.random() < 0.3))
+
+
+GROUPED = {
+    "groups": [(2, 1), (1, 2), (2, 2), (3, 1), (1, 3)],
+    "several": [(1, 2), (1, 2), (2, 1), (2, 1), (2, 2), (1, 3), (3, 1)],
+}
+"""Kind of scene -> numbers of objects in its two groups, all as likely."""
 
 
 def _things(rng: np.random.Generator, different: int, held_out_colour: bool) -> list[tuple[str, str]]:

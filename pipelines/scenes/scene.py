@@ -3,7 +3,7 @@
 Lengths and positions are in units of the picture's shorter side, x to the right and y down.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -57,9 +57,9 @@ class Object:
 class Scene:
     """The content of a picture and its caption.
 
-    `kind` is one of the world's kinds; `relation` is (subject, relation, other objects) if the caption states one, by
-    the first of several alike objects (see `related`); `places` are the places in the picture that it states, (object,
-    place); `data` is the name of its world, one of `worlds.WORLDS`.
+    `kind` is one of the world's kinds; `relation` is (subject, relation, others) if the caption states one, where each
+    number is that of the first object of a group, such as "two bananas" (see `related`); `places` are the places in
+    the picture that it states, (object, place); `data` is the name of its world, one of `worlds.WORLDS`.
     """
 
     kind: str
@@ -171,21 +171,25 @@ def relation_holds(relation: str, a: Object, others: Sequence[Object], margin: f
 
 
 def related(scene: Scene) -> list[tuple[int, ...]]:
-    """The objects that are in a scene's relation, (subject, others), once for each of several alike ones.
+    """The objects that are in a scene's relation, (subject, others), once for each object of a group.
 
     If a cat is left of two bananas, it is left of each.
     """
     assert scene.relation
-    subject, _, *others = scene.relation
-    subjects, *rest = (
-        [i for i, o in enumerate(scene.objects) if _alike(o, scene.objects[j])] for j in (subject, *others)
-    )
-    both = len(others) == 2 and rest[0] == rest[1]  # between two alike
-    return [(a, *b) for a in subjects for b in ([tuple(others)] if both else product(*rest))]
+    starts = (scene.relation[0], *scene.relation[2:])
+
+    def group(first: int) -> Iterator[int]:
+        """The objects from the first one on that are like it, up to the next group."""
+        for i in range(first, len(scene.objects)):
+            if i != first and (i in starts or _look(scene.objects[i]) != _look(scene.objects[first])):
+                return
+            yield i
+
+    return list(product(*map(group, starts)))
 
 
-def _alike(a: Object, b: Object) -> bool:
-    return (a.shape, a.colour, a.size) == (b.shape, b.colour, b.size)
+def _look(o: Object) -> tuple[str, str, str]:
+    return o.shape, o.colour, o.size
 
 
 def place_holds(place: str, o: Object) -> bool:
