@@ -254,23 +254,22 @@ def _layout(rng: np.random.Generator, made: Scene, sides: np.ndarray) -> np.ndar
         return np.clip(rng.normal(0.5, 0.1, (1, 2)), low, high)
     if count == 1:
         return rng.uniform(low, high)[None, 0]
+    together = related(made) if made.relation else []
     apart = reach[:, None] + reach + GAP - 2 * np.eye(count)  # an object may touch itself
     for _ in range(8):
         centres = rng.uniform(low, high, (64, count, 2))
         distance = np.abs(centres[:, :, None] - centres[:, None]).max(axis=-1)  # (64, objects, objects)
         fits = (distance > apart).all(axis=(1, 2))
         for layout in centres[fits]:
-            if made.relation is None or _holds(made, layout):
+            if made.relation is None or _hold(made.relation[1], together, layout):
                 return layout
     return None
 
 
-def _holds(made: Scene, centres: np.ndarray) -> bool:
-    """Whether a scene's relation clearly holds for objects with these centres."""
-    assert made.relation
+def _hold(relation: str, together: list[tuple[int, ...]], centres: np.ndarray) -> bool:
+    """Whether a relation clearly holds between all that are `related`, with these centres."""
     points = [Object("", "", "", float(x), float(y)) for x, y in centres]
-    found = [[points[i] for i in objects] for objects in related(made)]
-    return all(relation_holds(made.relation[1], a, others, margin=1.25) for a, *others in found)
+    return all(relation_holds(relation, points[a], [points[i] for i in b], margin=1.25) for a, *b in together)
 
 
 def _in_reading_order(
