@@ -62,6 +62,27 @@ def test_equally_many_pictures_are_before_each_of_the_steps(distillation: Distil
         assert abs(float((added * batch.noise[second]).mean())) < 0.05  # all of it new
 
 
+def test_every_step_but_the_first_is_left_out_by_half_of_the_pictures(
+    distillation: Distillation, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a student of four steps has also learnt to take two."""
+    predict, seen = distillation.unet.forward, []
+
+    def note(noisy: torch.Tensor, times: torch.Tensor, *rest: torch.Tensor) -> object:
+        seen.append((times.unique().item() / flow.TRAIN_TIMESTEPS, len(noisy)))
+        return predict(noisy, times, *rest)
+
+    monkeypatch.setattr(distillation.unet, "forward", note)
+    torch.manual_seed(0)
+    many = torch.randn(256, *batch.noise.shape[1:])
+    memory, mask = (each.repeat_interleave(32, 0) for each in (distillation.memory(batch), batch.token_mask))
+    with torch.no_grad():
+        x, _ = distillation.underway(many, memory, mask)
+    assert x.isfinite().all()
+    assert [level for level, _ in seen] == pytest.approx(distillation.levels[:-1].tolist())
+    assert [count for _, count in seen] == [3 * 64, 128 / 2, 64 / 2]
+
+
 def test_where_teacher_and_critic_agree_only_the_critic_learns(distillation: Distillation, batch: Batch) -> None:
     losses = distillation(batch)
     losses.flow.backward()
@@ -90,11 +111,11 @@ def test_the_two_losses_are_those_of_the_paper(distillation: Distillation, batch
 
     torch.manual_seed(4)
     made = distillation(batch)
-    torch.manual_seed(4)  # the same draws again: the way, then the noise of the critic's lesson, then that of the pull
+    torch.manual_seed(4)  # the same draws again: the way, then the noise that teacher and critic take away
     with torch.no_grad():
         memory = distillation.memory(batch)
         noisy, levels = distillation.underway(batch.noise, memory, mask)
-    lesson, noise = torch.randn_like(noisy), torch.randn_like(noisy)
+    noise = torch.randn_like(noisy)
     student, critic = torch.zeros(()), torch.zeros(())
     for i in range(students):
         drawn, t = clean(distillation.unet, noisy[i], levels[i], i), times[i]
@@ -103,7 +124,7 @@ def test_the_two_losses_are_those_of_the_paper(distillation: Distillation, batch
         real, fake = (clean(n, noised, t, i).detach() for n in (distillation.teacher, distillation.critic))
         wanted = fixed + (real - fake) / (fixed - real).abs().mean()
         student = student - (drawn * (wanted - fixed)).mean() / students
-        told = clean(distillation.critic, (1 - t) * fixed + t * lesson[i], t, i)
+        told = clean(distillation.critic, noised, t, i)
         error = ((told - fixed) / t).square().mean()  # of the velocity
         critic = critic + error * min(1, float(t) / flow.LEAST_TIME) ** 2 / students
     torch.testing.assert_close(made.flow, critic, rtol=1e-4, atol=1e-6)  # the student's value is 0

@@ -77,33 +77,35 @@ class Distillation(TextToImageModel):
             noisy, levels = self.underway(batch.noise, memory, mask)
         drawn = clean_picture(self.unet, noisy, levels, memory, mask)
         fixed, noise = drawn.detach(), torch.randn_like(batch.noise)
+        noised = flow.interpolate(fixed, noise, times)
+        velocity = self.critic(noised, times * flow.TRAIN_TIMESTEPS, memory, mask).sample
+        critic = flow.loss(velocity, flow.velocity(fixed, noise), times).mean()
         with torch.no_grad():
-            noised = flow.interpolate(fixed, torch.randn_like(noise), times)
-            real, fake = (clean_picture(unet, noised, times, memory, mask) for unet in (self.teacher, self.critic))
+            real = clean_picture(self.teacher, noised, times, memory, mask)
+            fake = noised - times.view(-1, 1, 1, 1) * velocity.float()
             distance = (fixed - real).abs().mean(dim=(1, 2, 3), keepdim=True)
             pull = (real - fake) / distance.clamp_min(1e-3)  # (B, 3, h, w), of one size at all times
         student = ((fixed - drawn) * pull).mean()
-        renoised = flow.interpolate(fixed, noise, times)
-        prediction = self.critic(renoised, times * flow.TRAIN_TIMESTEPS, memory, mask).sample
-        critic = flow.loss(prediction, flow.velocity(fixed, noise), times).mean()
         zero = critic.new_zeros(())
         return Losses(critic + student, zero, zero)
 
     def underway(self, noise: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures on the student's own way from noise (B, 3, h, w): equally many before each of its steps.
 
+        After the first step each one is left out for half of the pictures, so that fewer steps are learnt as well.
         memory (B, T, M), mask (B, T) -> (B, 3, h, w) and their noise levels (B,).
         """
         steps, count = len(self.levels), len(noise)
         assert count >= steps, "some step would have no picture"
-        taken = (torch.randperm(count) % steps).to(noise.device)  # number of steps taken by each picture
+        taken = (torch.randperm(count) % steps).to(noise.device)  # number of steps until where each picture is
         levels = self.levels.to(noise.device)
-        x = noise.clone()
+        x, clean = noise.clone(), torch.zeros_like(noise)
         for i in range(steps - 1):
-            rows = taken > i
-            now = levels[i].expand(int(rows.sum()))
-            clean = clean_picture(self.unet, x[rows], now, memory[rows], mask[rows])
-            x[rows] = flow.interpolate(clean, torch.randn_like(clean), levels[i + 1].expand_as(now))
+            further = (taken > i).nonzero().squeeze(1)
+            rows = further if i == 0 else further[torch.randperm(len(further))[::2].to(noise.device)]
+            clean[rows] = clean_picture(self.unet, x[rows], levels[i].expand(len(rows)), memory[rows], mask[rows])
+            there = levels[i + 1].expand(len(further))
+            x[further] = flow.interpolate(clean[further], torch.randn_like(clean[further]), there)
         return x, levels[taken]
 
 
