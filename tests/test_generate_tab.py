@@ -140,6 +140,13 @@ def test_a_distilled_model_keeps_its_own_settings_in_live_mode(tiny_pipe: TextTo
     assert (other.num_inference_steps, other.guidance_scale, other.sampler) == (6, 1.0, OWN)
 
 
+def test_the_student_of_a_bundled_model_draws_in_live_mode() -> None:
+    request = live_request(Models("shapes"), PROMPT, "5", "")
+    assert (request.model, request.num_inference_steps, request.guidance_scale) == ("shapes-fast", 4, 1.0)
+    assert live_request(Models("emoji"), PROMPT, "5", "shapes") == request
+    assert live_request(Models("shapes-fast"), PROMPT, "5", "").num_inference_steps == 4
+
+
 def test_stopping_leaves_the_steps_so_far(models: Models, tiny_pipe: TextToImagePipeline) -> None:
     kept = Kept()
     stop = {function.__name__: function for function in kept.functions()}["stop"]

@@ -120,7 +120,7 @@ def test_the_api_has_these_endpoints_and_parameters(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     seen = {"/generate", "/models", "/attribute", "/translate", "/follow", "/follow_translation"}
     assert set(endpoints) == seen | {"/runs", "/train", "/stop", "/resume"}
-    assert client.predict(api_name="/models")[:4] == ["this pipeline", "emoji", "everyday", "shapes"]
+    assert client.predict(api_name="/models")[:4] == ["this pipeline", "emoji", "everyday", "everyday-fast"]
     asked = {
         p["parameter_name"]: [either["type"] for either in p["type"].get("oneOf", [p["type"]])]
         for p in endpoints["/generate"]["parameters"]

@@ -19,7 +19,7 @@ from pipelines import TextToImagePipeline, trace
 from pipelines.edited import picture_of_change
 from pipelines.edits import Edit
 from pipelines.scenes.worlds import world_of
-from pipelines.text_to_image import with_sampler
+from pipelines.text_to_image import bundled_models, with_sampler
 from ui.any_model import OneModel, abilities_of
 from ui.edit_text import read_changes, read_regions
 from ui.edit_verdict import edit_verdict
@@ -35,6 +35,9 @@ from unet_xattn import AttentionTrace
 LIVE: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 1.0}
 """The live mode's settings for models that were not distilled, with their own sampler: tests/benchmarks/README.md,
 "Samplers"."""
+
+STUDENT = "-fast"
+"""What the name of a bundled model has at its end if it was distilled from the model before."""
 
 PAINTERS = ThreadPoolExecutor(AT_ONCE, "painter")
 """The threads that generate pictures."""
@@ -228,7 +231,12 @@ def _made(request: Request, seconds: float, live: bool = False) -> Message:
 
 
 def live_request(models: Models, prompt: str, seed: str, model: str) -> Request:
-    """The request of the live mode: the model's own settings if these take no more steps than `LIVE`, else `LIVE`."""
+    """The request of the live mode, which the model's student draws if one is bundled.
+
+    It has the model's own settings if these take no more steps than `LIVE`, else `LIVE`.
+    """
+    student = (model or models.first) + STUDENT
+    model = student if student in bundled_models() else model
     own = own_settings(models.get(model or models.first))
     few = own["num_inference_steps"] <= LIVE["num_inference_steps"]
     return Request(prompt, seed, **(own if few else LIVE), model=model)

@@ -268,7 +268,8 @@ def generate_tab(page: gr.Blocks, models: Models, kept: Kept, model: gr.Dropdown
             request = live_request(models, "", "0", name)
         except ValueError:  # unknown model; "Generate" shows the error
             return (gr.skip(),) * 3 + ([],)
-        about: dict[str, Any] = {"steps": request.num_inference_steps, "guidance": f"{request.guidance_scale:g}"}
+        about: dict[str, Any] = {"model": request.model or models.first, "steps": request.num_inference_steps}
+        about["guidance"] = f"{request.guidance_scale:g}"
         line = [("generate.live.settings", about)]
         return gr.Group(visible=not on), gr.Accordion(visible=not on), gr.Group(visible=on), line
 

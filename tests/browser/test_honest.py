@@ -91,7 +91,7 @@ def test_the_live_mode_shows_its_own_settings(open_page: Open) -> None:
     page = open_page()
     assert page.get_by_label("number input for Steps").is_visible()
     page.get_by_label("Live").check()
-    page.get_by_text("Live: 6 steps, guidance scale 1.").wait_for()
+    page.get_by_text("Live: model this pipeline, 6 steps, guidance scale 1.").wait_for()
     assert not page.get_by_label("number input for Steps").is_visible()
     page.get_by_role("textbox", name="Prompt", exact=True).fill("a purple cross")
     wait_for_prompt(page, "a purple cross")
