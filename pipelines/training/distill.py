@@ -97,7 +97,7 @@ class Distillation(TextToImageModel):
         """
         steps, count = len(self.levels), len(noise)
         assert count >= steps, "some step would have no picture"
-        taken = (torch.randperm(count) % steps).to(noise.device)  # number of steps until where each picture is
+        taken = (torch.randperm(count) % steps).to(noise.device)  # before which of the steps each picture is
         levels = self.levels.to(noise.device)
         x, clean = noise.clone(), torch.zeros_like(noise)
         for i in range(steps - 1):
