@@ -355,7 +355,8 @@ def test_a_run_begins_only_from_a_listed_model(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"model '../secret' not found: begin from one of emoji, everyday, .*, shapes-fast, or none",
+        match=r"model '../secret' not found: begin from one of "
+        r"emoji, everyday, everyday-fast, shapes, shapes-fast, or none",
     ):
         start_run("mine", "shapes", 10, 2, 0, 32, 10, "../secret")
     assert not Path("runs").exists()
