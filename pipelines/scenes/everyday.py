@@ -19,16 +19,16 @@ from pipelines.scenes.typed import Group, write_typed
 from pipelines.scenes.typed_words import PLACES
 
 EVERYDAY_KINDS = {
-    "one": 0.08,
-    "count": 0.12,
-    "place": 0.1,
-    "two": 0.05,
-    "groups": 0.15,
-    "relation": 0.11,
-    "between": 0.11,
-    "several": 0.1,
-    "three": 0.07,
-    "four": 0.11,
+    "one": 0.1,
+    "count": 0.1,
+    "place": 0.12,
+    "two": 0.08,
+    "groups": 0.12,
+    "relation": 0.13,
+    "between": 0.08,
+    "several": 0.06,
+    "three": 0.09,
+    "four": 0.12,
 }
 """Kind of scene -> its share of the training scenes. "place": one or two objects, and where in the picture each is;
 "groups": two kinds of things, one of them several times; "between": one object between two others; "several": a
