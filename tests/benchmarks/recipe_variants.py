@@ -279,6 +279,64 @@ def dispersed(weight: float) -> Callable[[], Settings]:
     return change
 
 
+def labels(weight: float) -> Callable[[], Settings]:
+    """Half of the features at 4×4, on the way down, represent the words whose objects cover a position.
+
+    Targets of REPA (arXiv 2410.06940) without its teacher: the sum of one random vector for each word, by exact masks.
+    """
+    vectors = torch.randn(10_000, UNET["block_out_channels"][1] // 2, generator=torch.Generator().manual_seed(0))
+
+    def change() -> Settings:
+        plain, forward, block_forward = flow.loss, TextToImageModel.forward, unet_module.UNetBlock.forward
+        latest: dict[str, Any] = {}
+
+        def noting_batch(self: TextToImageModel, batch: Any, *rest: Any) -> Any:
+            latest.clear()
+            latest["batch"] = batch
+            return forward(self, batch, *rest)
+
+        def noting_features(self: Any, x: Tensor, *rest: Any) -> Tensor:
+            out = block_forward(self, x, *rest)
+            if self.level == 1:
+                latest.setdefault("features", out)  # of the first such block of a step
+            return out
+
+        def loss(prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+            features, batch = latest["features"].float(), latest["batch"]
+            cover = F.adaptive_avg_pool2d(batch.masks, features.shape[2:])  # (B, T, h, w)
+            meant = torch.einsum("bthw,btd->bdhw", cover, vectors[batch.ids])
+            missed = 1 - F.cosine_similarity(features[:, : vectors.shape[1]], meant)  # (B, h, w)
+            covered = cover.sum(dim=1)
+            missed = (missed * covered).sum(dim=(1, 2)) / covered.sum(dim=(1, 2)).clamp_min(1e-6)
+            return plain(prediction, target, t) + weight * missed
+
+        flow.loss, TextToImageModel.forward = loss, noting_batch  # type: ignore[method-assign]
+        unet_module.UNetBlock.forward = noting_features  # type: ignore[method-assign]
+        return {}
+
+    return change
+
+
+def exhaustive_first() -> Settings:
+    """In the first half of training captions name the ground even where they may omit it."""
+    plain, write = scenes.tellings, scenes.write_captions
+    latest = {"exhaustive": False}
+
+    def write_captions(*scene: Any) -> list:
+        found = write(*scene)
+        while latest["exhaustive"] and not all(any(w.kind == "ground" for w in s.words) for s in found):
+            found = write(*scene)
+        return found
+
+    def tellings(seed: int, index: int, languages: Sequence[str], kind: str | None = None, *rest: Any) -> list:
+        latest["exhaustive"] = kind is None and index < 12_000  # test prompts have a kind
+        return plain(seed, index, languages, kind, *rest)
+
+    scenes.write_captions = write_captions
+    replace_tellings(tellings)
+    return {}
+
+
 three_that_pay = settings(mask_weight=0.3, learning_rate=4e-3, caption_dropout=0.0)
 
 
@@ -340,6 +398,9 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "today, cosine of the velocity": today(direction(0.05)),
     "today, features dispersed": today(dispersed(0.02)),
     "today, a wider finest level": today(networks(block_out_channels=(48, 64, 96))),
+    "today, words as targets of features": today(labels(0.1)),
+    "today, exhaustive captions first": today(exhaustive_first),
+    "today, 6 encoder layers": today(networks(encoder={"encoder_layers": 6})),
 }
 
 SAME_COST = {
