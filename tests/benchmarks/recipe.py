@@ -39,6 +39,7 @@ from recipe_variants import (
     SAME_COST,
     SIZE,
     TIME_SHIFT,
+    TODAY,
     VARIANTS,
     Settings,
     networks,
@@ -230,8 +231,8 @@ def _in_process(name: str, seed: int, steps: int, out: Path, draw: int) -> dict[
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows as Markdown, the best first: the figures of each seed in %, over both splits.
 
-    "CPU time" is the measured time of training relative to the unchanged recipe. It is not exactly 1, because the
-    number of steps was estimated beforehand.
+    "CPU time" is the measured time of training relative to the unchanged recipe, or to today's where there are no rows
+    of it. It is not exactly 1, because the number of steps was estimated beforehand.
     """
     by_variant: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
@@ -242,7 +243,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     def spent(row: dict[str, Any]) -> float:
         return row["seconds"]["start"] + row["steps"] * row["seconds"]["step"]
 
-    usual = float(np.mean([spent(row) for row in by_variant[BASE]])) if BASE in by_variant else math.nan
+    compared = next((by_variant[name] for name in (BASE, TODAY) if name in by_variant), [])
+    usual = float(np.mean([spent(row) for row in compared])) if compared else math.nan
 
     def figures(row: dict[str, Any]) -> list[float]:
         told = [share(row["told apart"], swap) for swap in SWAPS] if "told apart" in row else [math.nan] * len(SWAPS)
