@@ -279,7 +279,7 @@ def dispersed(weight: float) -> Callable[[], Settings]:
     return change
 
 
-def labels(weight: float) -> Callable[[], Settings]:
+def words_as_targets(weight: float) -> Callable[[], Settings]:
     """Half of the features at 4×4, on the way down, represent the words whose objects cover a position.
 
     Targets of REPA (arXiv 2410.06940) without its teacher: the sum of one random vector for each word, by exact masks.
@@ -353,6 +353,7 @@ def today(*changes: Callable[[], Settings]) -> Callable[[], Settings]:
 
 
 TODAY = "masks ×3, learning rate ×2, caption dropout 0, times shifted by 1.5"
+"""The variant with the recipe of `train`, which the variants named "today, …" change."""
 
 VARIANTS: dict[str, Callable[[], Settings]] = {
     "as it is": settings(),
@@ -400,7 +401,7 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "today, cosine of the velocity": today(direction(0.05)),
     "today, features dispersed": today(dispersed(0.02)),
     "today, a wider finest level": today(networks(block_out_channels=(48, 64, 96))),
-    "today, words as targets of features": today(labels(0.1)),
+    "today, words as targets of features": today(words_as_targets(0.1)),
     "today, exhaustive captions first": today(exhaustive_first),
     "today, 6 encoder layers": today(networks(encoder={"encoder_layers": 6})),
 }
